@@ -1,0 +1,112 @@
+#include "checkpoint/safetensors.h"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/core/error.h"
+
+namespace longhaul::checkpoint {
+namespace {
+
+static_assert(std::endian::native == std::endian::little, "the format is little-endian");
+
+constexpr size_t kChunk = size_t{4} << 20;
+
+struct TypeName {
+  DType dtype;
+  std::string_view name;
+};
+constexpr std::array<TypeName, 5> kTypeNames{{{DType::kF32, "F32"},
+                                              {DType::kF64, "F64"},
+                                              {DType::kBF16, "BF16"},
+                                              {DType::kI32, "I32"},
+                                              {DType::kI64, "I64"}}};
+
+}  // namespace
+
+std::string_view safetensors_name(DType dtype) {
+  for (const TypeName& type : kTypeNames) {
+    if (type.dtype == dtype) return type.name;
+  }
+  LONGHAUL_CHECK(false, "every dtype has a name");
+  return {};
+}
+
+std::optional<DType> dtype_from_safetensors(std::string_view name) {
+  for (const TypeName& type : kTypeNames) {
+    if (type.name == name) return type.dtype;
+  }
+  return std::nullopt;
+}
+
+void write_safetensors(OutputFile& file, std::vector<SafetensorsTensor> tensors,
+                       const std::map<std::string, std::string>& metadata,
+                       const std::function<void()>& progress) {
+  LONGHAUL_CHECK(file.bytes() == 0, file.path());
+  std::stable_sort(tensors.begin(), tensors.end(), [](const auto& a, const auto& b) {
+    return size_of(a.data.dtype()) > size_of(b.data.dtype());
+  });
+  nlohmann::json header = nlohmann::json::object();
+  if (!metadata.empty()) header["__metadata__"] = metadata;
+  int64_t end = 0;
+  for (const SafetensorsTensor& tensor : tensors) {
+    int64_t elements = 1;
+    for (const int64_t dim : tensor.shape) elements *= dim;
+    LONGHAUL_CHECK(elements == tensor.data.elements() && tensor.data.contiguous() &&
+                       tensor.data.device() == kCpu,
+                   tensor.name);
+    LONGHAUL_CHECK(!header.contains(tensor.name), tensor.name);
+    const int64_t begin = std::exchange(end, end + tensor.data.bytes());
+    header[tensor.name] = {{"dtype", std::string(safetensors_name(tensor.data.dtype()))},
+                           {"shape", tensor.shape},
+                           {"data_offsets", {begin, end}}};
+  }
+  std::string json = header.dump();
+  json.resize((json.size() + 7) / 8 * 8, ' ');
+  if (static_cast<int64_t>(json.size()) > kMaxSafetensorsHeader) {
+    fail(ErrorCode::kCheckpoint,
+         absl::StrCat("'", file.path(), "' would need a header of ", json.size(),
+                      " bytes, the format allows ", kMaxSafetensorsHeader,
+                      ": spread the state over more ranks"));
+  }
+  const uint64_t length = json.size();
+  file.write(std::as_bytes(std::span(&length, 1)));
+  file.write(json);
+  if (progress) progress();
+  for (const SafetensorsTensor& tensor : tensors) {
+    std::span data(tensor.data.raw(), static_cast<size_t>(tensor.data.bytes()));
+    while (!data.empty()) {
+      const size_t size = std::min(data.size(), kChunk);
+      file.write(data.first(size));
+      data = data.subspan(size);
+      if (progress) progress();
+    }
+  }
+}
+
+SafetensorsFile::SafetensorsFile(std::string path)
+    : file_(std::move(path)), header_(read_safetensors_header(file_)) {}
+
+void SafetensorsFile::read(const std::string& name, int64_t begin, const TensorView& out) const {
+  const auto found = header_.tensors.find(name);
+  if (found == header_.tensors.end()) {
+    fail(ErrorCode::kCheckpoint, absl::StrCat("'", path(), "' has no tensor '", name, "'"));
+  }
+  const SafetensorsEntry& entry = found->second;
+  if (entry.dtype != safetensors_name(out.dtype())) {
+    fail(ErrorCode::kCheckpoint,
+         absl::StrCat("tensor '", name, "' in '", path(), "' is ", entry.dtype, ", not ",
+                      std::string(safetensors_name(out.dtype()))));
+  }
+  const int64_t size = size_of(out.dtype());
+  LONGHAUL_CHECK(
+      out.contiguous() && begin >= 0 && begin + out.elements() <= (entry.end - entry.begin) / size,
+      name);
+  file_.read(entry.begin + begin * size, std::span(out.raw(), static_cast<size_t>(out.bytes())));
+}
+
+}  // namespace longhaul::checkpoint

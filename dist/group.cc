@@ -1,0 +1,142 @@
+#include "dist/group.h"
+
+#include <absl/strings/str_cat.h>
+
+#include "dist/collectives.h"
+#include "dist/patience.h"
+#include "dist/staged_operation.h"
+
+namespace longhaul::dist {
+namespace {
+
+Place place_of(const Group& group) { return {group.rank(), group.size()}; }
+
+template <class T>
+TensorView view_of(T& value) {
+  return {reinterpret_cast<std::byte*>(&value), dtype_of<T>, {1}};
+}
+
+// Text travels as 32-bit elements, the smallest unit a tensor of integers has.
+int64_t padded(int64_t bytes) { return (bytes + 3) / 4; }
+
+}  // namespace
+
+Group::Group(std::unique_ptr<Transport> transport, std::shared_ptr<Job> job)
+    : transport_(std::move(transport)), job_(std::move(job)) {}
+Group::~Group() = default;
+
+int Group::rank() const { return transport_->rank(); }
+int Group::size() const { return transport_->size(); }
+int Group::world_rank(int rank) const { return transport_->world_rank(rank); }
+
+Request Group::exchange(Stream& stream, std::span<const Send> sends, std::span<const Recv> recvs,
+                        std::string_view what) {
+  return Request(std::make_unique<StagedOperation>(*transport_, job_, stream,
+                                                   dist::exchange(sends, recvs), what, 0));
+}
+
+Request Group::collective(Stream& stream, std::unique_ptr<Stages> stages, std::string_view what) {
+  const int64_t channel = ++collectives_;
+  return Request(std::make_unique<StagedOperation>(*transport_, job_, stream, std::move(stages),
+                                                   what, channel));
+}
+
+Request Group::all_gather(Stream& stream, ConstTensorView send, TensorView recv,
+                          std::string_view what) {
+  return collective(stream, dist::all_gather(place_of(*this), send, recv), what);
+}
+
+Request Group::reduce_scatter(Stream& stream, ConstTensorView send, TensorView recv,
+                              std::string_view what) {
+  return collective(stream, dist::reduce_scatter(place_of(*this), send, recv), what);
+}
+
+Request Group::all_reduce(Stream& stream, TensorView data, ReduceOp op, std::string_view what) {
+  return collective(stream, dist::all_reduce(place_of(*this), data, op), what);
+}
+
+Request Group::all_to_all(Stream& stream, std::span<const ConstTensorView> send,
+                          std::span<const TensorView> recv, std::string_view what) {
+  return collective(stream, dist::all_to_all(place_of(*this), send, recv), what);
+}
+
+Request Group::broadcast(Stream& stream, TensorView data, int root, std::string_view what) {
+  return collective(stream, dist::broadcast(place_of(*this), data, root), what);
+}
+
+void Group::barrier(std::string_view what) {
+  Stream stream;
+  collective(stream, dist::barrier(place_of(*this)), what).wait(stream);
+}
+
+int64_t Group::max(int64_t value, std::string_view what) {
+  Stream stream;
+  all_reduce(stream, view_of(value), ReduceOp::kMax, what).wait(stream);
+  return value;
+}
+
+double Group::sum(double value, std::string_view what) {
+  Stream stream;
+  all_reduce(stream, view_of(value), ReduceOp::kSum, what).wait(stream);
+  return value;
+}
+
+std::string Group::broadcast(std::string value, int root, std::string_view what) {
+  Stream stream;
+  int64_t bytes = static_cast<int64_t>(value.size());
+  broadcast(stream, view_of(bytes), root, what).wait(stream);
+  value.resize(static_cast<size_t>(padded(bytes) * size_of(DType::kI32)));
+  const TensorView text(reinterpret_cast<std::byte*>(value.data()), DType::kI32, {padded(bytes)});
+  broadcast(stream, text, root, what).wait(stream);
+  value.resize(static_cast<size_t>(bytes));
+  return value;
+}
+
+void Group::agree(const std::optional<Error>& mine, std::string_view what) {
+  // The lowest rank with an error wins the maximum; 0 if there is none, the usual case.
+  const int64_t winner = max(mine ? size() - rank() : 0, what);
+  if (winner == 0) return;
+  const bool everyone = max(mine ? 0 : 1, what) == 0;
+  const int root = size() - static_cast<int>(winner);
+  const int64_t code = max(rank() == root ? static_cast<int64_t>(mine->code()) : 0, what);
+  const std::string message = broadcast(mine ? mine->what() : "", root, what);
+  const Error error(static_cast<ErrorCode>(code),
+                    everyone ? message : absl::StrCat("rank ", world_rank(root), ": ", message));
+  // Ranks outside of this group do not know of it.
+  if (size() == job_->world_size) throw SharedError(error);
+  throw error;
+}
+
+std::unique_ptr<Group> Group::split(int color, int key) {
+  barrier("split");  // with a deadline, which the transport's own collectives do not have
+  return std::make_unique<Group>(transport_->split(color, key), job_);
+}
+
+std::unique_ptr<Window> Group::make_window(int slots, int64_t slot_bytes) {
+  LONGHAUL_CHECK(slots >= 0 && slot_bytes >= 0);
+  barrier("make window");
+  std::unique_ptr<Window> window;
+  agree(attempt([&] { window = transport_->make_window(slots, slot_bytes); }), "make window");
+  return window;
+}
+
+void Group::wait_until(const std::function<bool()>& ready, std::string_view what,
+                       const std::function<std::string()>& missing) {
+  Patience patience(*job_, what);
+  while (!ready()) {
+    progress(*job_, *transport_);
+    if (patience.exhausted()) {
+      job_->communication_failed = true;
+      patience.fail(missing ? missing() : "");
+    }
+    patience.pause();
+  }
+}
+
+void Group::abort(int exit_status, const std::string& message) {
+  transport_->abort(exit_status, message);
+}
+
+std::string Group::whereabouts() const { return dist::whereabouts(*job_); }
+
+}  // namespace longhaul::dist

@@ -1,0 +1,45 @@
+// A running communication operation.
+#pragma once
+
+#include <memory>
+
+#include "kernels/core/stream.h"
+
+namespace longhaul::dist {
+
+// Move-only handle. Buffers handed to the operation must stay valid and untouched until test() has
+// returned true or wait() has returned. Destroying an unfinished request is an internal error that
+// waits for it, since its buffers are about to go.
+class Request {
+ public:
+  class Operation {
+   public:
+    virtual ~Operation() = default;
+    // Lets the operation progress; true once it has completed. Never blocks. Throws
+    // Error(kCommunication) if it can no longer complete.
+    virtual bool test() = 0;
+    // Blocks until complete; throws Error(kCommunication) at the deadline, naming rank, step,
+    // operation and the peers that are missing.
+    virtual void wait() = 0;
+  };
+
+  Request() = default;  // complete
+  explicit Request(std::unique_ptr<Operation> operation) : operation_(std::move(operation)) {}
+
+  bool done() const { return operation_ == nullptr; }
+  bool test() {
+    if (operation_ != nullptr && operation_->test()) operation_.reset();
+    return done();
+  }
+  // Work submitted to `stream` afterwards sees the result. On CPUs: blocks.
+  void wait(Stream&) {
+    if (operation_ == nullptr) return;
+    operation_->wait();
+    operation_.reset();
+  }
+
+ private:
+  std::unique_ptr<Operation> operation_;
+};
+
+}  // namespace longhaul::dist

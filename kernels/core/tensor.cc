@@ -1,0 +1,43 @@
+#include "kernels/core/tensor.h"
+
+#include <cstring>
+#include <new>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+
+namespace longhaul {
+
+namespace {
+constexpr std::align_val_t kAlignment{64};
+}  // namespace
+
+Shape::Shape(std::initializer_list<int64_t> dims)
+    : Shape(std::span<const int64_t>(dims.begin(), dims.size())) {}
+
+Shape::Shape(std::span<const int64_t> dims) : rank_(static_cast<int>(dims.size())) {
+  LONGHAUL_CHECK(dims.size() <= kMaxRank);
+  for (size_t i = 0; i < dims.size(); ++i) {
+    LONGHAUL_CHECK(dims[i] >= 0, absl::StrJoin(dims, ", "));
+    dims_[i] = dims[i];
+  }
+}
+
+int64_t Shape::elements() const {
+  int64_t n = 1;
+  for (int64_t d : dims()) n *= d;
+  return n;
+}
+
+std::string Shape::to_string() const { return absl::StrCat("[", absl::StrJoin(dims(), ", "), "]"); }
+
+Tensor::Tensor(DType dtype, const Shape& shape) {
+  const auto bytes = static_cast<size_t>(shape.elements() * size_of(dtype));
+  memory_.reset(static_cast<std::byte*>(::operator new(bytes == 0 ? 1 : bytes, kAlignment)));
+  std::memset(memory_.get(), 0, bytes);
+  view_ = TensorView(memory_.get(), dtype, shape);
+}
+
+void Tensor::Free::operator()(std::byte* p) const { ::operator delete(p, kAlignment); }
+
+}  // namespace longhaul

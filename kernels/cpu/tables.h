@@ -1,0 +1,20 @@
+// The CPU's row tables, one per operation; each stands in the file that implements the operation.
+#pragma once
+
+#include <span>
+
+#include "kernels/backend.h"
+
+namespace longhaul::kernels::cpu {
+
+std::span<const AttentionKernel> attention_table();
+std::span<const GemmKernel> gemm_table();
+std::span<const RmsNormKernel> rms_norm_table();
+std::span<const RopeKernel> rope_table();
+std::span<const SwigluKernel> swiglu_table();
+std::span<const EmbeddingKernel> embedding_table();
+std::span<const LinearCrossEntropyKernel> linear_cross_entropy_table();
+std::span<const AdamWKernel> adamw_table();
+std::span<const PointwiseKernel> pointwise_table();
+
+}  // namespace longhaul::kernels::cpu

@@ -1,0 +1,21 @@
+// Stands in for kernels/cuda in builds without CUDA: tables without rows.
+#include "kernels/backend.h"
+
+namespace longhaul::kernels {
+
+const Backend& cuda_backend() {
+  static const Backend backend{.device = DeviceKind::kCuda,
+                               .description = "not built",
+                               .attention = {},
+                               .gemm = {},
+                               .rms_norm = {},
+                               .rope = {},
+                               .swiglu = {},
+                               .embedding = {},
+                               .linear_cross_entropy = {},
+                               .adamw = {},
+                               .pointwise = {}};
+  return backend;
+}
+
+}  // namespace longhaul::kernels

@@ -1,0 +1,61 @@
+#include "launch/bench/bench_command.h"
+
+#include <array>
+#include <memory>
+
+#include "absl/strings/str_cat.h"
+#include "launch/bench/train_bench.h"
+#include "launch/cli/ranks.h"
+
+namespace longhaul::launch {
+namespace {
+
+int run_train_bench(const BenchTrainOptions& options) {
+  for (const int ranks : options.ranks) check_ranks_option(ranks);
+  for (const int64_t length : options.lengths) {
+    if (length < 1) {
+      fail(ErrorCode::kConfig,
+           absl::StrCat("--lengths ", length, ": a sequence has 1 token or more"));
+    }
+  }
+  if (options.steps < 1) {
+    fail(ErrorCode::kConfig, absl::StrCat("--steps ", options.steps, ": time 1 step or more"));
+  }
+  bench_train(options);
+  return 0;
+}
+
+Action add_train_bench(CLI::App& app) {
+  auto options = std::make_shared<BenchTrainOptions>();
+  app.add_option("--config", options->config, "Configuration, in Protobuf text format")
+      ->required()
+      ->type_name("FILE");
+  app.add_option("--set", options->overrides, "Override, e.g. model.layers=8 (repeatable)")
+      ->allow_extra_args(false)
+      ->type_name("BLOCK.FIELD=VALUE");
+  app.add_option("--ranks", options->ranks, "Ranks as threads, a case each, e.g. 1,2")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->type_name("LIST");
+  app.add_option("--lengths", options->lengths, "Sequence lengths, a case each, e.g. 4096,8192")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->type_name("LIST");
+  app.add_option("--steps", options->steps, "Timed steps a case")
+      ->capture_default_str()
+      ->type_name("N");
+  app.add_flag("--json", options->json, "One JSON object a line instead of the table");
+  return [options] { return run_train_bench(*options); };
+}
+
+}  // namespace
+
+std::span<const Command> bench_commands() {
+  static constexpr std::array<Command, 1> kCommands = {
+      Command{.name = "train",
+              .help = "Throughput, MFU and memory of training steps",
+              .add = add_train_bench}};
+  return kCommands;
+}
+
+}  // namespace longhaul::launch

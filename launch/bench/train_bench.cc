@@ -1,0 +1,7 @@
+#include "launch/bench/train_bench.h"
+
+namespace longhaul::launch {
+
+void bench_train(const BenchTrainOptions&) {}
+
+}  // namespace longhaul::launch

@@ -1,0 +1,91 @@
+#include "launch/cli/data_command.h"
+
+#include <array>
+#include <iostream>
+#include <memory>
+
+#include "absl/strings/str_cat.h"
+#include "launch/data/inspect.h"
+#include "launch/data/prepare.h"
+#include "launch/data/synthetic.h"
+
+namespace longhaul::launch {
+namespace {
+
+Action add_prepare(CLI::App& app) {
+  auto options = std::make_shared<PrepareOptions>();
+  app.add_option("inputs", options->inputs,
+                 "Files and folders: *.jsonl has a document a row, others are text")
+      ->required()
+      ->type_name("INPUT ...");
+  app.add_option("--output", options->output, "Prefix of the .bin and .idx files to write")
+      ->required()
+      ->type_name("PREFIX");
+  app.add_option("--split-on", options->split_on,
+                 "A line equal to this ends a document of a text file; otherwise a file is one")
+      ->type_name("LINE");
+  app.add_option("--field", options->field, "The field of a JSONL row that is the document")
+      ->capture_default_str()
+      ->type_name("NAME");
+  return [options] {
+    std::cout << describe(prepare(*options), *options) << std::flush;
+    return 0;
+  };
+}
+
+Action add_inspect(CLI::App& app) {
+  auto options = std::make_shared<InspectOptions>();
+  app.add_option("prefix", options->prefix, "Prefix of the .bin and .idx files")
+      ->required()
+      ->type_name("PREFIX");
+  app.add_option("--document", options->document, "The document whose beginning is shown")
+      ->capture_default_str()
+      ->type_name("N");
+  app.add_option("--tokens", options->shown_tokens, "How much of it is shown")
+      ->capture_default_str()
+      ->type_name("N");
+  return [options] {
+    std::cout << describe(inspect(*options)) << std::flush;
+    return 0;
+  };
+}
+
+Action add_synthesize(CLI::App& app) {
+  auto options = std::make_shared<CopyTaskOptions>();
+  app.add_option("--output", options->output, "Prefix of the .bin and .idx files to write")
+      ->required()
+      ->type_name("PREFIX");
+  app.add_option("--documents", options->documents, "Documents to write")
+      ->required()
+      ->type_name("N");
+  app.add_option("--tokens", options->tokens, "Tokens of a document")->required()->type_name("N");
+  app.add_option("--vocabulary", options->vocabulary, "Tokens are 0 to this minus 1")
+      ->required()
+      ->type_name("N");
+  app.add_option("--seed", options->seed, "Of the random tokens")
+      ->capture_default_str()
+      ->type_name("N");
+  return [options] {
+    write_copy_task(*options);
+    std::cout << absl::StrCat(options->output, ".bin and .idx: ", options->documents,
+                              " documents of ", options->tokens, " tokens\n")
+              << std::flush;
+    return 0;
+  };
+}
+
+}  // namespace
+
+std::span<const Command> data_commands() {
+  static constexpr std::array<Command, 3> kCommands = {
+      Command{.name = "prepare",
+              .help = "Text and JSONL to token files, a token a byte; documents are kept",
+              .add = add_prepare},
+      Command{.name = "inspect", .help = "What is in token files", .add = add_inspect},
+      Command{.name = "synthesize",
+              .help = "The copy task: documents whose second half repeats the first",
+              .add = add_synthesize}};
+  return kCommands;
+}
+
+}  // namespace longhaul::launch

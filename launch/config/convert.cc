@@ -1,0 +1,49 @@
+#include <google/protobuf/text_format.h>
+
+#include "launch/config/config.h"
+
+namespace longhaul::launch {
+
+std::string to_text(const Config& config) {
+  std::string text;
+  LONGHAUL_CHECK(google::protobuf::TextFormat::PrintToString(config, &text));
+  return text;
+}
+
+model::ModelConfig model_config(const Config& config) {
+  const Model& from = config.model();
+  model::ModelConfig to;
+  to.architecture = from.architecture();
+  to.vocabulary = from.vocabulary();
+  to.layers = from.layers();
+  to.width = from.width();
+  to.heads = from.heads();
+  to.kv_heads = from.kv_heads();
+  to.head_dim = from.head_dim();
+  to.mlp_width = from.mlp_width();
+  to.norm_eps = from.norm_eps();
+  to.rope.theta = from.rope_theta();
+  if (from.has_rope_scaling()) {
+    const RopeScaling& scaling = from.rope_scaling();
+    to.rope.scaling = kernels::RopeScaling{.factor = scaling.factor(),
+                                           .low_frequency_factor = scaling.low_frequency_factor(),
+                                           .high_frequency_factor = scaling.high_frequency_factor(),
+                                           .original_length = scaling.original_length()};
+  }
+  to.tied_embeddings = from.tied_embeddings();
+  return to;
+}
+
+DType dtype(const Config& config) {
+  switch (config.train().dtype()) {
+    case Train::F32:
+      return DType::kF32;
+    case Train::BF16:
+      return DType::kBF16;
+    case Train::F64:
+      return DType::kF64;
+  }
+  check_failed(__FILE__, __LINE__, "every dtype of config.proto is listed");
+}
+
+}  // namespace longhaul::launch

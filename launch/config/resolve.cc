@@ -1,0 +1,289 @@
+#include <google/protobuf/descriptor.h>
+#include <google/protobuf/message.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/backend.h"
+#include "launch/config/config.h"
+#include "launch/config/suggest.h"
+#include "model/model.h"
+#include "model/presets.h"
+#include "parallel/layout/token_layout.h"
+#include "parallel/plan/strategy.h"
+
+namespace longhaul::launch {
+namespace {
+
+namespace pb = google::protobuf;
+
+// Keeps sizes and byte counts that are computed from it far from the limits of 64 bits.
+constexpr int64_t kLongestSequence = int64_t{1} << 40;
+
+[[noreturn]] void refuse(std::string_view field, const std::string& why) {
+  fail(ErrorCode::kConfig, absl::StrCat(std::string(field), ": ", why));
+}
+
+void at_least(std::string_view field, int64_t value, int64_t limit) {
+  if (value < limit)
+    refuse(field, absl::StrCat(value, " is too small; set it to ", limit, " or more"));
+}
+
+void finite(std::string_view field, double value) {
+  if (!std::isfinite(value)) refuse(field, absl::StrCat(value, " is not a finite number"));
+}
+
+void positive(std::string_view field, double value) {
+  finite(field, value);
+  if (value <= 0) refuse(field, absl::StrCat(value, " is not above 0"));
+}
+
+void not_negative(std::string_view field, double value) {
+  finite(field, value);
+  if (value < 0) refuse(field, absl::StrCat(value, " is below 0"));
+}
+
+void below_one(std::string_view field, double value) {
+  not_negative(field, value);
+  if (value >= 1) refuse(field, absl::StrCat(value, " is not below 1"));
+}
+
+void not_empty(std::string_view field, const std::string& value) {
+  if (value.empty()) refuse(field, "is empty; give it a path");
+}
+
+template <class Table>
+void known(std::string_view field, const std::string& value, const Table& table) {
+  std::vector<std::string> names;
+  for (const auto& row : table) names.emplace_back(row.name);
+  if (std::find(names.begin(), names.end(), value) == names.end()) {
+    refuse(field, absl::StrCat("there is no `", value, "`", suggestion(value, names)));
+  }
+}
+
+// Writes the defaults of config.proto into the fields that are not set, so that the run's own copy
+// of its configuration says everything, even if a later version changes a default.
+void write_defaults(pb::Message& message) {
+  const pb::Descriptor& type = *message.GetDescriptor();
+  const pb::Reflection& reflection = *message.GetReflection();
+  for (int i = 0; i < type.field_count(); ++i) {
+    const pb::FieldDescriptor* field = type.field(i);
+    using Type = pb::FieldDescriptor;
+    if (field->cpp_type() == Type::CPPTYPE_MESSAGE) {
+      // The scaling of RoPE is on exactly if its block is there.
+      if (field->message_type() == RopeScaling::descriptor() &&
+          !reflection.HasField(message, field)) {
+        continue;
+      }
+      write_defaults(*reflection.MutableMessage(&message, field));
+      continue;
+    }
+    if (reflection.HasField(message, field) || !field->has_default_value()) continue;
+    switch (field->cpp_type()) {
+      case Type::CPPTYPE_INT32:
+        reflection.SetInt32(&message, field, field->default_value_int32());
+        break;
+      case Type::CPPTYPE_INT64:
+        reflection.SetInt64(&message, field, field->default_value_int64());
+        break;
+      case Type::CPPTYPE_UINT64:
+        reflection.SetUInt64(&message, field, field->default_value_uint64());
+        break;
+      case Type::CPPTYPE_DOUBLE:
+        reflection.SetDouble(&message, field, field->default_value_double());
+        break;
+      case Type::CPPTYPE_BOOL:
+        reflection.SetBool(&message, field, field->default_value_bool());
+        break;
+      case Type::CPPTYPE_STRING:
+        reflection.SetString(&message, field, field->default_value_string());
+        break;
+      case Type::CPPTYPE_ENUM:
+        reflection.SetEnum(&message, field, field->default_value_enum());
+        break;
+      default:
+        check_failed(__FILE__, __LINE__, "defaults of this type are written");
+    }
+  }
+}
+
+void resolve_model(Model& model) {
+  model::ModelConfig base;
+  if (model.has_preset()) {
+    known("model.preset", model.preset(), model::presets());
+    base = model::preset(model.preset()).config;
+  } else {
+    std::vector<std::string> names;
+    for (const model::Preset& preset : model::presets()) names.emplace_back(preset.name);
+    const bool own = model.has_layers() && model.has_width() && model.has_heads();
+    if (!own) {
+      refuse("model", absl::StrCat("neither a preset nor own sizes; set model.preset, e.g. to `",
+                                   names.empty() ? "" : names.front(),
+                                   "`, or model.layers, model.width and model.heads"));
+    }
+    at_least("model.heads", model.heads(), 1);
+    at_least("model.width", model.width(), 1);
+    base.kv_heads = model.heads();
+    base.head_dim = std::max<int64_t>(2, model.width() / model.heads() / 2 * 2);
+    base.mlp_width = (model.width() * 8 / 3 + 31) / 32 * 32;
+  }
+  if (!model.has_architecture()) model.set_architecture(base.architecture);
+  if (!model.has_vocabulary()) model.set_vocabulary(base.vocabulary);
+  if (!model.has_layers()) model.set_layers(base.layers);
+  if (!model.has_width()) model.set_width(base.width);
+  if (!model.has_heads()) model.set_heads(base.heads);
+  if (!model.has_kv_heads()) model.set_kv_heads(base.kv_heads);
+  if (!model.has_head_dim()) model.set_head_dim(base.head_dim);
+  if (!model.has_mlp_width()) model.set_mlp_width(base.mlp_width);
+  if (!model.has_norm_eps()) model.set_norm_eps(base.norm_eps);
+  if (!model.has_rope_theta()) model.set_rope_theta(base.rope.theta);
+  if (!model.has_tied_embeddings()) model.set_tied_embeddings(base.tied_embeddings);
+  if (!model.has_rope_scaling() && base.rope.scaling) {
+    RopeScaling& scaling = *model.mutable_rope_scaling();
+    scaling.set_factor(base.rope.scaling->factor);
+    scaling.set_low_frequency_factor(base.rope.scaling->low_frequency_factor);
+    scaling.set_high_frequency_factor(base.rope.scaling->high_frequency_factor);
+    scaling.set_original_length(base.rope.scaling->original_length);
+  }
+  known("model.architecture", model.architecture(), model::architectures());
+  at_least("model.vocabulary", model.vocabulary(), 1);
+  at_least("model.layers", model.layers(), 1);
+  at_least("model.width", model.width(), 1);
+  at_least("model.heads", model.heads(), 1);
+  at_least("model.kv_heads", model.kv_heads(), 1);
+  at_least("model.head_dim", model.head_dim(), 1);
+  at_least("model.mlp_width", model.mlp_width(), 1);
+  positive("model.norm_eps", model.norm_eps());
+  positive("model.rope_theta", model.rope_theta());
+  if (model.has_rope_scaling()) {
+    const RopeScaling& scaling = model.rope_scaling();
+    positive("model.rope_scaling.factor", scaling.factor());
+    positive("model.rope_scaling.low_frequency_factor", scaling.low_frequency_factor());
+    finite("model.rope_scaling.high_frequency_factor", scaling.high_frequency_factor());
+    if (scaling.high_frequency_factor() <= scaling.low_frequency_factor()) {
+      refuse("model.rope_scaling.high_frequency_factor",
+             absl::StrCat(scaling.high_frequency_factor(), " is not above low_frequency_factor, ",
+                          scaling.low_frequency_factor()));
+    }
+    at_least("model.rope_scaling.original_length", scaling.original_length(), 1);
+  }
+}
+
+void resolve_parallel(Parallel& parallel, int ranks, int threads) {
+  at_least("parallel.data", parallel.data(), 1);
+  if (ranks % parallel.data() != 0) {
+    refuse("parallel.data",
+           absl::StrCat(
+               parallel.data(), " replicas cannot share ", ranks, ranks == 1 ? " rank" : " ranks",
+               " equally; set it to a divisor of the number of ranks, or start ",
+               (ranks / parallel.data() + 1) * static_cast<int64_t>(parallel.data()), " ranks"));
+  }
+  if (!parallel.has_sequence()) parallel.set_sequence(ranks / parallel.data());
+  at_least("parallel.sequence", parallel.sequence(), 1);
+  const int64_t wanted = static_cast<int64_t>(parallel.data()) * parallel.sequence();
+  if (wanted != ranks) {
+    refuse(
+        "parallel.sequence",
+        absl::StrCat("data ", parallel.data(), " x sequence ", parallel.sequence(), " needs ",
+                     wanted, wanted == 1 ? " rank, but the job has " : " ranks, but the job has ",
+                     ranks, "; start ", wanted, " or leave parallel.sequence unset"));
+  }
+  known("parallel.layout", parallel.layout(), parallel::layout_kinds());
+  known("parallel.strategy", parallel.strategy(), parallel::strategies());
+  if (!parallel.has_threads()) parallel.set_threads(threads);
+  at_least("parallel.threads", parallel.threads(), 1);
+  positive("parallel.timeout_seconds", parallel.timeout_seconds());
+  if (parallel.timeout_seconds() > 1e6) {
+    refuse("parallel.timeout_seconds", absl::StrCat(parallel.timeout_seconds(),
+                                                    " is more than 1e6 (11 days); a wait that long "
+                                                    "is a hang"));
+  }
+}
+
+void resolve_data(Data& data) {
+  if (!data.has_path()) {
+    refuse("data.path",
+           "is not set; make token files with `longhaul data prepare` and give their "
+           "prefix, e.g. data/quickstart");
+  }
+  not_empty("data.path", data.path());
+  if (!data.has_sequence_length()) {
+    refuse("data.sequence_length", "is not set; give the tokens of a sample, e.g. 8192");
+  }
+  at_least("data.sequence_length", data.sequence_length(), 1);
+  if (data.sequence_length() > kLongestSequence) {
+    refuse("data.sequence_length", absl::StrCat(data.sequence_length(), " is more than 2^40"));
+  }
+  below_one("data.validation_fraction", data.validation_fraction());
+}
+
+void resolve_train(Train& train, const Data& data, const Parallel& parallel) {
+  if (!train.has_steps()) refuse("train.steps", "is not set; give the number of optimizer steps");
+  at_least("train.steps", train.steps(), 1);
+
+  // A batch is `data` replicas x a whole number of samples each.
+  const int64_t unit = data.sequence_length() * parallel.data();
+  if (!train.has_batch_tokens()) train.set_batch_tokens(unit);
+  if (train.batch_tokens() < 1 || train.batch_tokens() % unit != 0) {
+    const int64_t up = std::max<int64_t>(1, train.batch_tokens() / unit + 1);
+    const std::string fix = up > std::numeric_limits<int64_t>::max() / unit
+                                ? std::string("a smaller value")
+                                : absl::StrCat(up * unit);
+    refuse("train.batch_tokens",
+           absl::StrCat(train.batch_tokens(), " is not a multiple of data.sequence_length ",
+                        data.sequence_length(), " x parallel.data ", parallel.data(), " = ", unit,
+                        "; set it to ", fix));
+  }
+  positive("train.learning_rate", train.learning_rate());
+  if (!train.has_min_learning_rate()) train.set_min_learning_rate(train.learning_rate() / 10);
+  not_negative("train.min_learning_rate", train.min_learning_rate());
+  if (train.min_learning_rate() > train.learning_rate()) {
+    refuse("train.min_learning_rate",
+           absl::StrCat(train.min_learning_rate(), " is above train.learning_rate, ",
+                        train.learning_rate()));
+  }
+  at_least("train.warmup_steps", train.warmup_steps(), 0);
+  not_negative("train.weight_decay", train.weight_decay());
+  below_one("train.beta1", train.beta1());
+  below_one("train.beta2", train.beta2());
+  positive("train.adam_eps", train.adam_eps());
+  not_negative("train.clip_norm", train.clip_norm());
+  at_least("train.validate_every", train.validate_every(), 0);
+  at_least("train.validation_samples", train.validation_samples(), 0);
+  if (train.validate_every() > 0 && data.validation_fraction() == 0) {
+    refuse("train.validate_every",
+           "asks for validation, but data.validation_fraction 0 leaves nothing to validate on; set "
+           "one of the two");
+  }
+  not_empty("train.run_directory", train.run_directory());
+}
+
+void resolve_checkpoint(Checkpoint& checkpoint, const Train& train) {
+  if (!checkpoint.has_directory()) {
+    checkpoint.set_directory(absl::StrCat(train.run_directory(), "/checkpoints"));
+  }
+  not_empty("checkpoint.directory", checkpoint.directory());
+  at_least("checkpoint.every", checkpoint.every(), 0);
+  at_least("checkpoint.keep", checkpoint.keep(), 0);
+}
+
+}  // namespace
+
+void resolve(Config& config, int ranks, int threads) {
+  LONGHAUL_CHECK(ranks >= 1 && threads >= 1);
+  write_defaults(config);
+  resolve_model(*config.mutable_model());
+  resolve_data(*config.mutable_data());
+  resolve_parallel(*config.mutable_parallel(), ranks, threads);
+  at_least("memory.loss_tile_rows", config.memory().loss_tile_rows(), 0);
+  resolve_train(*config.mutable_train(), config.data(), config.parallel());
+  resolve_checkpoint(*config.mutable_checkpoint(), config.train());
+  model_config(config).validate();
+  if (config.device() == Config::CUDA && kernels::cuda_backend().gemm.empty()) {
+    refuse("device", "CUDA: this binary was built without that backend; set device: CPU");
+  }
+}
+
+}  // namespace longhaul::launch

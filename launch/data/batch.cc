@@ -1,0 +1,71 @@
+#include "launch/data/batch.h"
+
+#include "absl/strings/str_cat.h"
+#include "kernels/core/error.h"
+
+namespace longhaul::launch {
+namespace {
+
+// Names the file and the split where SampleOrder could only name a number of tokens.
+Split checked(const TokenFile& file, Split split, int64_t sequence_length) {
+  LONGHAUL_CHECK(0 <= split.begin && split.begin <= split.end && split.end <= file.tokens());
+  const int64_t tokens = split.end - split.begin;
+  if (sequence_length > tokens) {
+    const std::string part = tokens == file.tokens() ? std::string()
+                                                     : absl::StrCat(" in the part [", split.begin,
+                                                                    ", ", split.end, ") used here");
+    fail(ErrorCode::kData, absl::StrCat("corpus '", std::string(file.name()), "' has ", tokens,
+                                        " tokens", part, ", fewer than one sequence of ",
+                                        sequence_length, ": set data.sequence_length to at most ",
+                                        tokens, " or prepare a larger corpus"));
+  }
+  return split;
+}
+
+}  // namespace
+
+DataLoader::DataLoader(const TokenFile& file, Split split, int64_t sequence_length, uint64_t seed)
+    : file_(file),
+      split_(checked(file, split, sequence_length)),
+      sequence_length_(sequence_length),
+      order_(split.end - split.begin, sequence_length, seed) {}
+
+parallel::Documents DataLoader::documents_of(int64_t begin) const {
+  std::vector<int64_t> begins{0};
+  for (int64_t i = file_.document_at(begin) + 1; i < file_.documents(); ++i) {
+    const int64_t next = file_.document_begin(i) - begin;
+    if (next >= sequence_length_) break;
+    if (next > begins.back()) begins.push_back(next);  // not for empty documents
+  }
+  return parallel::Documents(sequence_length_, std::move(begins));
+}
+
+bool DataLoader::last_has_label(int64_t begin) const {
+  const int64_t next = begin + sequence_length_;
+  return next < split_.end && file_.document_at(next) == file_.document_at(next - 1);
+}
+
+Sample DataLoader::load(int64_t sample_index) const {
+  const int64_t begin = split_.begin + order_.begin(sample_index);
+  const auto length = static_cast<size_t>(sequence_length_);
+  Sample sample;
+  sample.index = sample_index;
+  sample.documents = documents_of(begin);
+  sample.tokens.resize(length);
+  file_.read(begin, sample.tokens);
+  sample.labels.assign(sample.tokens.begin() + 1, sample.tokens.end());
+  sample.labels.push_back(-1);
+  if (last_has_label(begin)) file_.read(begin + sequence_length_, std::span(sample.labels).last(1));
+  for (int64_t i = 0; i + 1 < sample.documents.count(); ++i) {
+    sample.labels[static_cast<size_t>(sample.documents.end(i) - 1)] = -1;
+  }
+  sample.targets = targets(sample_index);
+  return sample;
+}
+
+int64_t DataLoader::targets(int64_t sample_index) const {
+  const int64_t begin = split_.begin + order_.begin(sample_index);
+  return sequence_length_ - documents_of(begin).count() + (last_has_label(begin) ? 1 : 0);
+}
+
+}  // namespace longhaul::launch

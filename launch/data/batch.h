@@ -1,0 +1,53 @@
+// From a corpus to training samples.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "launch/data/sample_order.h"
+#include "launch/data/token_file.h"
+#include "parallel/layout/documents.h"
+
+namespace longhaul::launch {
+
+// N tokens with what to predict from each. Labels are shifted here, before a sample is spread over
+// ranks: labels[i] is the token after tokens[i] in the corpus if that is in the same document and
+// the same split, -1 otherwise.
+struct Sample {
+  int64_t index = 0;
+  std::vector<int32_t> tokens;  // [N]
+  std::vector<int32_t> labels;  // [N]; -1: none
+  // The parts of the corpus's documents that lie in the sample. The first begins at 0 even if its
+  // document began earlier.
+  parallel::Documents documents = parallel::Documents::whole(0);
+  int64_t targets = 0;  // labels that are not -1
+};
+
+// Tokens [begin, end) of a corpus: training or validation.
+struct Split {
+  int64_t begin = 0;
+  int64_t end = 0;
+};
+
+// The samples of a split, in the order that SampleOrder gives them. Thread-safe.
+class DataLoader {
+ public:
+  // The file must outlive the loader. Throws Error(kData) if the split is shorter than a sequence.
+  DataLoader(const TokenFile& file, Split split, int64_t sequence_length, uint64_t seed);
+
+  int64_t samples_per_epoch() const { return order_.samples_per_epoch(); }
+  Sample load(int64_t sample_index) const;
+  // Sample::targets without reading tokens: the loss denominator of samples of other ranks.
+  int64_t targets(int64_t sample_index) const;
+
+ private:
+  parallel::Documents documents_of(int64_t begin) const;
+  bool last_has_label(int64_t begin) const;
+
+  const TokenFile& file_;
+  Split split_;
+  int64_t sequence_length_;
+  SampleOrder order_;
+};
+
+}  // namespace longhaul::launch

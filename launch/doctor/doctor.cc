@@ -1,0 +1,130 @@
+#include "launch/doctor/doctor.h"
+
+#include <dnnl.h>
+#include <google/protobuf/stubs/common.h>
+
+#include <algorithm>
+#include <span>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "dist/mpi/mpi.h"
+#include "kernels/backend.h"
+#include "launch/cli/command.h"
+#include "launch/cli/launcher.h"
+
+namespace longhaul::launch {
+namespace {
+
+constexpr int64_t kMiB = int64_t{1} << 20;
+// What the quickstart takes, with room; larger models say what they need when they start.
+constexpr int64_t kLeastMemory = 1024 * kMiB;
+constexpr int64_t kLeastSharedMemory = 64 * kMiB;
+
+std::vector<Version> versions() {
+  const dnnl_version_t* dnnl = dnnl_version();
+  return {{"longhaul", std::string(version())},
+          {"MPI library", dist::MpiSession::library_version()},
+          {"oneDNN", absl::StrCat(dnnl->major, ".", dnnl->minor, ".", dnnl->patch)},
+          {"Protobuf", google::protobuf::internal::VersionString(GOOGLE_PROTOBUF_VERSION)}};
+}
+
+template <class Kernel>
+void count(std::span<const Kernel> table, BackendState& state) {
+  state.kernels += static_cast<int>(table.size());
+  state.runnable += static_cast<int>(
+      std::count_if(table.begin(), table.end(), [](const Kernel& row) { return row.available(); }));
+}
+
+BackendState state_of(const kernels::Backend& backend) {
+  BackendState state{.device = backend.device == DeviceKind::kCpu ? "cpu" : "cuda",
+                     .description = std::string(backend.description)};
+  count(backend.attention, state);
+  count(backend.gemm, state);
+  count(backend.rms_norm, state);
+  count(backend.rope, state);
+  count(backend.swiglu, state);
+  count(backend.embedding, state);
+  count(backend.linear_cross_entropy, state);
+  count(backend.adamw, state);
+  return state;
+}
+
+std::string launched_by() {
+  const dist::Launch launch = dist::detect_launch();
+  if (!launch.under_launcher) return "a shell";
+  return absl::StrCat(launch.launcher, " (rank ", launched_rank(),
+                      launch.expected_ranks ? absl::StrCat(" of ", *launch.expected_ranks) : "",
+                      ")");
+}
+
+}  // namespace
+
+bool Diagnosis::can_train() const {
+  return std::none_of(findings.begin(), findings.end(),
+                      [](const Finding& finding) { return finding.blocks_training; });
+}
+
+std::vector<Finding> judge(const Diagnosis& d) {
+  std::vector<Finding> findings;
+  const bool runnable = std::any_of(d.backends.begin(), d.backends.end(),
+                                    [](const BackendState& state) { return state.runnable > 0; });
+  if (!runnable) {
+    findings.push_back({true, "none of this binary's kernels can run on this machine",
+                        "build the program here: cmake --preset release && cmake --build "
+                        "--preset release"});
+  }
+  const int64_t limit = d.memory.group_limit_bytes.value_or(d.memory.available_bytes);
+  const int64_t memory = std::min(limit, d.memory.available_bytes);
+  if (memory < kLeastMemory) {
+    findings.push_back({true,
+                        absl::StrFormat("%d MiB of memory are available; the smallest preset "
+                                        "needs %d MiB",
+                                        memory / kMiB, kLeastMemory / kMiB),
+                        "end other programs or raise the control group's limit"});
+  }
+  if (!d.shared_memory.present) {
+    findings.push_back(
+        {false,
+         "/dev/shm is missing or not writable: ranks of one node must copy "
+         "keys and values instead of reading them in place",
+         "mount it: mount -t tmpfs tmpfs /dev/shm, or set parallel.in_place: false"});
+  } else if (d.shared_memory.free_bytes < kLeastSharedMemory) {
+    findings.push_back({false,
+                        absl::StrFormat("/dev/shm has %d MiB free; ranks of one node share keys "
+                                        "and values there",
+                                        d.shared_memory.free_bytes / kMiB),
+                        "enlarge it: mount -o remount,size=50% /dev/shm (Docker: --shm-size=8g), "
+                        "or set parallel.in_place: false"});
+  }
+  if (!d.mpirun) {
+    findings.push_back({false, "mpirun is not in PATH: ranks can only be threads (--ranks N)",
+                        "install openmpi-bin: ./launch/setup.sh"});
+  }
+  const bool avx2 =
+      std::any_of(d.instruction_sets.begin(), d.instruction_sets.end(),
+                  [](const InstructionSet& set) { return set.name == "AVX2" && set.present; });
+  if (!avx2) {
+    findings.push_back({false, "the processor has no AVX2: expect slow training",
+                        "use a machine with AVX2 or AVX-512"});
+  }
+  return findings;
+}
+
+Diagnosis diagnose() {
+  Diagnosis d;
+  d.versions = versions();
+  d.host = host_name();
+  d.processor = processor_name();
+  d.cores = available_cores();
+  d.instruction_sets = instruction_sets();
+  d.memory = memory();
+  d.shared_memory = shared_memory();
+  d.launched_by = launched_by();
+  d.mpirun = first_line_of({"mpirun", "--version"});
+  d.backends = {state_of(kernels::cpu_backend()), state_of(kernels::cuda_backend())};
+  d.findings = judge(d);
+  return d;
+}
+
+}  // namespace longhaul::launch

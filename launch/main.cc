@@ -1,0 +1,24 @@
+// The `longhaul` program: the table of its subcommands.
+#include <array>
+
+#include "launch/bench/bench_command.h"
+#include "launch/cli/command.h"
+#include "launch/cli/data_command.h"
+#include "launch/doctor/doctor_command.h"
+#include "launch/train/train_command.h"
+
+int main(int argc, char** argv) {
+  using namespace longhaul::launch;
+  const std::array<Command, 4> commands = {
+      Command{.name = "train", .help = "Train a model", .add = add_train_command},
+      Command{.name = "data",
+              .help = "Prepare, inspect or synthesize token files",
+              .subcommands = data_commands()},
+      Command{.name = "bench",
+              .help = "Measure, beside the machine's limits",
+              .subcommands = bench_commands()},
+      Command{.name = "doctor",
+              .help = "Check the machine, the launch and the build",
+              .add = add_doctor_command}};
+  return run_program(commands, argc, argv);
+}

@@ -1,0 +1,214 @@
+#include "launch/train/engine.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/pointwise.h"
+#include "launch/train/flops.h"
+
+namespace longhaul::launch {
+
+namespace {
+
+parallel::TokenLayout make_layout(const Config& config, int ranks) {
+  for (const parallel::LayoutKind& kind : parallel::layout_kinds()) {
+    if (kind.name == config.parallel().layout()) {
+      return kind.make(config.data().sequence_length(), ranks);
+    }
+  }
+  fail(ErrorCode::kConfig,
+       absl::StrCat("parallel.layout is \"", config.parallel().layout(), "\", which is no layout"));
+}
+
+parallel::CoreAttentionOptions attention_options(const Config& config) {
+  const model::ModelConfig model = model_config(config);
+  return {.heads = model.head_shape(),
+          .mask = {.causal = true, .window = 0},
+          .dtype = dtype(config),
+          .scale = 1.0 / std::sqrt(static_cast<double>(model.head_dim)),
+          .strategy = config.parallel().strategy(),
+          .in_place = config.parallel().in_place(),
+          .ranks_per_node = 1};
+}
+
+parallel::AdamWOptions optimizer_options(const Config& config) {
+  const Train& train = config.train();
+  return {.beta1 = train.beta1(),
+          .beta2 = train.beta2(),
+          .eps = train.adam_eps(),
+          .weight_decay = train.weight_decay(),
+          .clip_norm = train.clip_norm()};
+}
+
+model::ModelOptions model_options(const Config& config) {
+  return {.dtype = dtype(config),
+          .activations = config.memory().activations() == Memory::RECOMPUTE
+                             ? model::ActivationPolicy::kRecompute
+                             : model::ActivationPolicy::kKeep,
+          .loss_tile_rows = config.memory().loss_tile_rows()};
+}
+
+// What only this configuration and model together rule out; every rank finds the same.
+const Config& refuse_impossible(dist::Group& world, const Config& config) {
+  world.agree(attempt([&] {
+                const parallel::TokenLayout layout =
+                    make_layout(config, config.parallel().sequence());
+                const parallel::Documents whole = parallel::Documents::whole(layout.tokens());
+                const parallel::CoreAttentionOptions options = attention_options(config);
+                const auto why = parallel::strategy(options.strategy)
+                                     .refusal({.layout = layout,
+                                               .documents = whole,
+                                               .mask = options.mask,
+                                               .heads = options.heads,
+                                               .ranks_per_node = options.ranks_per_node});
+                if (why) fail(ErrorCode::kConfig, *why);
+              }),
+              "checking the strategy");
+  return config;
+}
+
+// Memory may be missing on one node only.
+RankMemory reserve(dist::Group& world, const RankMemory& measured) {
+  std::optional<RankMemory> memory;
+  world.agree(attempt([&] { memory.emplace(RankMemory::reserve(measured)); }), "reserving memory");
+  return std::move(*memory);
+}
+
+}  // namespace
+
+Engine::Replica::Replica(Engine& engine, const Config& config, RankMemory& memory)
+    : ctx{.device = kCpu,
+          .stream = {},
+          .pool = &engine.pool_,
+          .scratch = &memory.workspace,
+          .poll = {}},
+      store(dtype(config), engine.world_.size()),
+      model(model::architecture(engine.model_config_.architecture)
+                .make(engine.model_config_, model_options(config), store)) {
+  store.allocate(ctx, memory.parameters, memory.gradients);
+  store.initialize(ctx, config.train().seed());
+  optimizer = std::make_unique<parallel::ShardedOptimizer>(
+      ctx, engine.world_, store, optimizer_options(config), memory.optimizer);
+  if (!ctx.measuring()) optimizer->adopt_values(ctx);
+}
+
+Engine::Engine(dist::Group& world, const Config& config)
+    : world_(world),
+      mesh_(world, {.data = config.parallel().data(), .sequence = config.parallel().sequence()}),
+      layout_(make_layout(refuse_impossible(world, config), config.parallel().sequence())),
+      model_config_(model_config(config)),
+      pool_(config.parallel().threads()),
+      attention_(mesh_.sequence(), layout_, attention_options(config)),
+      memory_(reserve(world, measure(*this, config))),
+      replica_(*this, config, memory_) {}
+
+// One step with everything that may happen in it, on shapes alone.
+RankMemory Engine::measure(Engine& engine, const Config& config) {
+  RankMemory memory = RankMemory::measure();
+  Replica replica(engine, config, memory);
+  model::NumericsProbe probe;
+  model::StepContext step{replica.ctx, memory.activations, memory.communication, engine.attention_,
+                          &probe};
+  const auto rows = static_cast<size_t>(engine.layout_.rows(engine.mesh_.sequence_rank()));
+  const parallel::Shard shard{.tokens = std::vector<int32_t>(rows),
+                              .labels = std::vector<int32_t>(rows),
+                              .positions = std::vector<int64_t>(rows)};
+  {
+    Arena::Scope scope(memory.activations);
+    replica.model->forward(step, shard, {.training = true});
+    replica.model->backward(step);
+  }
+  replica.optimizer->reduce_gradients(replica.ctx);
+  for (const auto& bucket : replica.store.buckets()) {
+    kernels::find_non_finite(replica.ctx, bucket.gradients);
+  }
+  replica.optimizer->step(replica.ctx, 0.0, 1);
+  return memory;
+}
+
+model::StepContext Engine::step_context(model::NumericsProbe* probe) {
+  return {replica_.ctx, memory_.activations, memory_.communication, attention_, probe};
+}
+
+parallel::Shard Engine::shard_of(const Sample& sample) {
+  attention_.prepare(sample.documents);
+  return parallel::take(layout_, sample.documents, sample.tokens, sample.labels,
+                        mesh_.sequence_rank());
+}
+
+double Engine::accumulate(const Sample& sample, double grad_scale) {
+  Arena::Scope scope(memory_.activations);
+  const parallel::Shard shard = shard_of(sample);
+  model::StepContext step = step_context();
+  const double loss =
+      replica_.model->forward(step, shard, {.training = true, .grad_scale = grad_scale});
+  replica_.model->backward(step);
+  return loss;
+}
+
+void Engine::update(double learning_rate, int64_t step) {
+  replica_.optimizer->step(replica_.ctx, learning_rate, step);
+  replica_.store.zero_gradients(replica_.ctx);
+}
+
+void Engine::evaluate(const Sample& sample, PositionLoss& buckets) {
+  Arena::Scope scope(memory_.activations);
+  const parallel::Shard shard = shard_of(sample);
+  model::StepContext step = step_context();
+  replica_.model->forward(step, shard, {.training = false});
+  const ConstTensorView row_loss = replica_.model->row_loss();
+  const auto count = static_cast<int64_t>(buckets.sum.size());
+  visit_float(row_loss.dtype(), [&]<class T>() {
+    const T* loss = row_loss.data<T>();
+    for (int64_t row = 0; row < shard.rows(); ++row) {
+      if (shard.labels[static_cast<size_t>(row)] < 0) continue;
+      const int64_t position = layout_.position(mesh_.sequence_rank(), row);
+      const auto bucket = static_cast<size_t>(position * count / layout_.tokens());
+      buckets.sum[bucket] += static_cast<double>(loss[row]);
+      buckets.count[bucket] += 1;
+    }
+  });
+}
+
+std::optional<std::string> Engine::find_non_finite(const Sample& sample) {
+  Arena::Scope scope(memory_.activations);
+  const parallel::Shard shard = shard_of(sample);
+  model::NumericsProbe probe;
+  model::StepContext step = step_context(&probe);
+  replica_.model->forward(step, shard, {.training = false});
+  if (probe.finding()) return probe.finding();
+  for (const parallel::ParameterStore::Entry& entry : replica_.store.entries()) {
+    const TensorView gradient =
+        replica_.store.bucket_of(entry).gradients.rows(entry.offset, entry.size());
+    const int64_t index = kernels::find_non_finite(replica_.ctx, gradient);
+    if (index >= 0) {
+      return absl::StrCat("gradient of ", entry.spec.name, ", element ", index);
+    }
+  }
+  return std::nullopt;
+}
+
+double Engine::sample_flops() const {
+  return training_flops(model_config_, layout_.rows(mesh_.sequence_rank()),
+                        attention_.forward_area());
+}
+
+checkpoint::State Engine::state() const {
+  checkpoint::State state;
+  for (const parallel::ShardedOptimizer::Range& range : replica_.optimizer->ranges()) {
+    const auto add = [&](const char* prefix, const TensorView& data) {
+      state.push_back({.name = prefix + range.entry->spec.name,
+                       .shape = range.entry->spec.shape,
+                       .begin = range.begin,
+                       .end = range.end,
+                       .data = data});
+    };
+    add("", range.master);
+    add("adam_m/", range.m);
+    add("adam_v/", range.v);
+  }
+  return state;
+}
+
+}  // namespace longhaul::launch

@@ -1,0 +1,87 @@
+// One rank's machinery for training steps: mesh, layout, model, optimizer and the memory for them.
+// `longhaul train` and `longhaul bench train` drive the same engine.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "checkpoint/state.h"
+#include "dist/mesh.h"
+#include "launch/config/config.h"
+#include "launch/data/batch.h"
+#include "launch/train/rank_memory.h"
+#include "model/model.h"
+#include "parallel/attention/core_attention.h"
+#include "parallel/layout/token_layout.h"
+#include "parallel/shard/sharded_optimizer.h"
+
+namespace longhaul::launch {
+
+class Engine {
+ public:
+  // Collective over `world`, which must outlive the engine. Measures and reserves memory and
+  // initialises the parameters; `config` is resolved. Throws Error on bad sizes or lack of memory.
+  Engine(dist::Group& world, const Config& config);
+
+  dist::Mesh& mesh() { return mesh_; }
+  const parallel::TokenLayout& layout() const { return layout_; }
+  const RankMemory& memory() const { return memory_; }
+  parallel::CoreAttention& attention() { return attention_; }
+  const parallel::ParameterStore& parameters() const { return replica_.store; }
+
+  // Forward and backward over one sample of this replica: adds the gradients of
+  // grad_scale * (sum of token losses) and returns this rank's part of that sum of losses.
+  double accumulate(const Sample& sample, double grad_scale);
+
+  // Collective: sums gradients over all ranks; their global norm.
+  double reduce_gradients() { return replica_.optimizer->reduce_gradients(replica_.ctx); }
+  // Collective: updates the parameters and zeroes the gradients. step counts from 1.
+  void update(double learning_rate, int64_t step);
+
+  // Losses of a sample without gradients: sums and counts of this rank's labelled tokens, by
+  // position in the sample, in `buckets` equal parts. Collective over the sequence axis.
+  struct PositionLoss {
+    std::vector<double> sum;
+    std::vector<double> count;
+  };
+  void evaluate(const Sample& sample, PositionLoss& buckets);
+
+  // Runs a sample forward again, looking for the first tensor with a NaN or infinity; then the
+  // gradients as they are. Collective over the sequence axis.
+  std::optional<std::string> find_non_finite(const Sample& sample);
+
+  // Model FLOPs of this rank's share of one sample, forward and backward; see flops.h.
+  double sample_flops() const;
+
+  // Views of everything that a checkpoint holds.
+  checkpoint::State state() const;
+  // Collective; after the state was filled from a checkpoint.
+  void state_loaded() { replica_.optimizer->publish_values(replica_.ctx); }
+
+ private:
+  // The parts that live in arenas: made once on measuring arenas and once on real ones.
+  struct Replica {
+    Replica(Engine& engine, const Config& config, RankMemory& memory);
+    Context ctx;
+    parallel::ParameterStore store;
+    std::unique_ptr<model::Model> model;
+    std::unique_ptr<parallel::ShardedOptimizer> optimizer;
+  };
+  static RankMemory measure(Engine& engine, const Config& config);
+  model::StepContext step_context(model::NumericsProbe* probe = nullptr);
+  parallel::Shard shard_of(const Sample& sample);
+
+  dist::Group& world_;
+  dist::Mesh mesh_;
+  parallel::TokenLayout layout_;
+  model::ModelConfig model_config_;
+  ThreadPool pool_;
+  parallel::CoreAttention attention_;
+  RankMemory memory_;
+  Replica replica_;
+};
+
+}  // namespace longhaul::launch

@@ -1,0 +1,310 @@
+#include "launch/train/train.h"
+
+#include <chrono>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <optional>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "checkpoint/checkpoint.h"
+#include "kernels/peak.h"
+#include "launch/cli/signals.h"
+#include "launch/data/batch.h"
+#include "launch/train/engine.h"
+#include "launch/train/metrics.h"
+#include "launch/train/schedule.h"
+#include "launch/train/step_report.h"
+
+namespace longhaul::launch {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+double seconds_since(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
+// Which samples a step has, and which of them are this replica's: a function of the configuration,
+// so that any number of ranks sees the same tokens.
+struct StepSamples {
+  int64_t per_step = 1;
+  int replicas = 1;
+  int replica = 0;
+
+  int64_t first(int64_t consumed) const { return consumed + replica; }
+  int64_t end(int64_t consumed) const { return consumed + per_step; }
+};
+
+struct Corpus {
+  std::unique_ptr<const TokenFile> file;  // the loaders refer to it
+  std::optional<DataLoader> training;
+  std::optional<DataLoader> validation;  // none if the tail is shorter than a sequence
+};
+
+Corpus open_corpus(const Config& config) {
+  Corpus corpus{std::make_unique<TokenFile>(TokenFile::open(config.data().path())), std::nullopt,
+                std::nullopt};
+  const int64_t tokens = corpus.file->tokens(), length = config.data().sequence_length();
+  const auto held_out =
+      static_cast<int64_t>(config.data().validation_fraction() * static_cast<double>(tokens));
+  const bool validate = held_out >= length;
+  const int64_t border = validate ? tokens - held_out : tokens;
+  corpus.training.emplace(*corpus.file, Split{0, border}, length, config.data().seed());
+  if (validate) {
+    corpus.validation.emplace(*corpus.file, Split{border, tokens}, length, config.data().seed());
+  }
+  return corpus;
+}
+
+void make_run_folder(const Config& config) {
+  const std::string& folder = config.train().run_directory();
+  std::error_code error;
+  std::filesystem::create_directories(folder, error);
+  std::ofstream out(folder + "/config.txtpb", std::ios::trunc);
+  out << to_text(config);
+  if (!out.flush()) {
+    fail(ErrorCode::kEnvironment,
+         absl::StrCat("cannot write the run folder ", folder, " (train.run_directory)",
+                      error ? ": " + error.message() : ""));
+  }
+}
+
+// Names rank, layer and tensor of the first value that is not finite, and ends the run everywhere.
+[[noreturn]] void stop_for_numerics(dist::Group& world, Engine& engine, const Sample& sample,
+                                    int64_t step, double loss, double norm) {
+  const std::optional<std::string> finding = engine.find_non_finite(sample);
+  const std::string last =
+      "the parameters were not updated; go on from the last checkpoint with a lower "
+      "train.learning_rate or a longer train.warmup_steps";
+  std::optional<Error> mine;
+  if (finding) {
+    mine =
+        Error(ErrorCode::kNumerics,
+              absl::StrFormat("step %d: loss %g, gradient norm %g; first seen on rank %d in %s; %s",
+                              step, loss, norm, world.rank(), *finding, last));
+  }
+  world.agree(mine, "looking for NaN");
+  fail(ErrorCode::kNumerics, absl::StrFormat("step %d: loss %g, gradient norm %g, but every tensor "
+                                             "is finite: sums overflow; %s",
+                                             step, loss, norm, last));
+}
+
+class Run {
+ public:
+  // Collective; errors in what the configuration asks for are the same on every rank.
+  Run(dist::Group& world, const Config& config)
+      : world_(world), config_(config), engine_(world, config) {
+    world.agree(attempt([&] { corpus_.emplace(open_corpus(config)); }), "opening the corpus");
+    const Train& train = config.train();
+    samples_ = {.per_step = train.batch_tokens() / config.data().sequence_length(),
+                .replicas = config.parallel().data(),
+                .replica = engine_.mesh().data_rank()};
+    schedule_ = {.peak = train.learning_rate(),
+                 .minimum = train.min_learning_rate(),
+                 .warmup_steps = train.warmup_steps(),
+                 .steps = train.steps()};
+    info_.model = model_config(config).describe(dtype(config));
+    info_.config = to_text(config);
+    resume();
+    world.agree(attempt([&] {
+                  if (world.rank() == 0) make_run_folder(config);
+                  metrics_.emplace(train.run_directory(), info_.step, world.rank() == 0);
+                }),
+                "making the run folder");
+    peak_flops_ = world.sum(kernels::measured_peak_flops(config.parallel().threads()), "peak");
+    introduce();
+  }
+
+  void steps() {
+    const int64_t last = config_.train().steps();
+    while (info_.step < last) {
+      const StepReport report = step();
+      const bool ends = info_.step == last || report.stop_requested;
+      if (due(config_.train().validate_every(), ends)) validate();
+      if (due(config_.checkpoint().every(), ends)) save();
+      if (report.stop_requested && info_.step < last) interrupted();
+    }
+    metrics_->say(absl::StrCat("done: ", last,
+                               " steps; checkpoint, metrics.jsonl and config.txtpb "
+                               "are in ",
+                               config_.train().run_directory()));
+  }
+
+ private:
+  // From the newest checkpoint that rank 0 sees; load() fails on all ranks if one cannot read it.
+  void resume() {
+    if (!config_.checkpoint().resume()) return;
+    const auto newest = checkpoint::latest(config_.checkpoint().directory());
+    resumed_from_ = world_.broadcast(newest.value_or(""), 0, "resuming");
+    if (resumed_from_.empty()) return;
+    const checkpoint::Info info =
+        checkpoint::load(world_, resumed_from_, info_.model, engine_.state());
+    engine_.state_loaded();
+    info_.step = info.step;
+    info_.samples = info.samples;
+  }
+
+  StepReport step() {
+    const auto begin = Clock::now();
+    const double waited = world_.traffic().total().waited_seconds;
+    const int64_t step = info_.step + 1;
+    world_.job().step = step;
+    world_.job().place = "forward and backward";
+
+    const int64_t targets = targets_of_step();
+    RankStep mine;
+    Sample sample;
+    for (int64_t i = samples_.first(info_.samples); i < samples_.end(info_.samples);
+         i += samples_.replicas) {
+      sample = corpus_->training->load(i);
+      mine.loss_sum += engine_.accumulate(sample, 1.0 / static_cast<double>(targets));
+      mine.flops += engine_.sample_flops();
+    }
+    world_.job().place = "optimizer";
+    const double norm = engine_.reduce_gradients();
+    const double learning_rate = schedule_(step);
+    if (std::isfinite(norm)) engine_.update(learning_rate, step);
+
+    mine.seconds = seconds_since(begin);
+    mine.waited_seconds = world_.traffic().total().waited_seconds - waited;
+    mine.memory_peak_bytes = static_cast<double>(engine_.memory().peak());
+    mine.stop_requested = StopRequest::requested();
+    const StepReport report = gather(world_, mine);
+    const double loss = report.loss_sum / static_cast<double>(targets);
+    if (!std::isfinite(norm) || !std::isfinite(loss)) {
+      stop_for_numerics(world_, engine_, sample, step, loss, norm);
+    }
+    info_.step = step;
+    info_.samples += samples_.per_step;
+    const double seconds = seconds_since(begin);
+    metrics_->write({.step = step,
+                     .steps = config_.train().steps(),
+                     .loss = loss,
+                     .grad_norm = norm,
+                     .learning_rate = learning_rate,
+                     .tokens = config_.train().batch_tokens(),
+                     .seconds = seconds,
+                     .ranks = world_.size(),
+                     .mfu = report.flops / (seconds * peak_flops_),
+                     .memory_peak_bytes = report.memory_peak_bytes,
+                     .memory_plan_bytes = static_cast<double>(engine_.memory().capacity()),
+                     .exposed_communication = report.exposed_communication,
+                     .slowest_rank = report.slowest_rank,
+                     .eta_seconds = eta(seconds)});
+    return report;
+  }
+
+  // The loss's denominator: known before backward, from the index alone.
+  int64_t targets_of_step() const {
+    int64_t targets = 0;
+    for (int64_t i = info_.samples; i < samples_.end(info_.samples); ++i) {
+      targets += corpus_->training->targets(i);
+    }
+    // A step without a single target (documents of one token) has zero loss and zero gradients.
+    return std::max<int64_t>(targets, 1);
+  }
+
+  void validate() {
+    if (!corpus_->validation) return;
+    constexpr size_t kBuckets = 8;
+    const auto begin = Clock::now();
+    world_.job().place = "validation";
+    Engine::PositionLoss loss{std::vector<double>(kBuckets), std::vector<double>(kBuckets)};
+    const int64_t count =
+        std::min(config_.train().validation_samples(), corpus_->validation->samples_per_epoch());
+    for (int64_t i = samples_.replica; i < count; i += samples_.replicas) {
+      engine_.evaluate(corpus_->validation->load(i), loss);
+    }
+    ValidationMetrics metrics{
+        .step = info_.step, .loss = 0, .tokens = 0, .loss_by_position = {}, .seconds = 0};
+    double sum = 0, tokens = 0;
+    for (size_t b = 0; b < kBuckets; ++b) {
+      const double bucket_sum = world_.sum(loss.sum[b], "validation");
+      const double bucket_tokens = world_.sum(loss.count[b], "validation");
+      sum += bucket_sum;
+      tokens += bucket_tokens;
+      metrics.loss_by_position.push_back(bucket_tokens > 0 ? bucket_sum / bucket_tokens : 0.0);
+    }
+    metrics.loss = tokens > 0 ? sum / tokens : 0.0;
+    metrics.tokens = static_cast<int64_t>(tokens);
+    metrics.seconds = seconds_since(begin);
+    metrics_->write(metrics);
+  }
+
+  void save() {
+    const auto begin = Clock::now();
+    world_.job().place = "saving a checkpoint";
+    checkpoint::save(world_, config_.checkpoint().directory(), info_, engine_.state(),
+                     config_.checkpoint().keep());
+    metrics_->say(absl::StrFormat("%6d checkpoint saved in %s (%.2f s)", info_.step,
+                                  config_.checkpoint().directory(), seconds_since(begin)));
+  }
+
+  [[noreturn]] void interrupted() {
+    throw SharedError(
+        Error(ErrorCode::kInterrupted,
+              absl::StrCat("stopped by a signal after step ", info_.step,
+                           "; the checkpoint is saved: start the same command to go on")));
+  }
+
+  bool due(int64_t every, bool ends) const {
+    return ends || (every > 0 && info_.step % every == 0);
+  }
+
+  double eta(double seconds) {
+    // A moving average: steps with validation or a slow start do not upset it.
+    mean_seconds_ = mean_seconds_ == 0 ? seconds : 0.8 * mean_seconds_ + 0.2 * seconds;
+    return mean_seconds_ * static_cast<double>(config_.train().steps() - info_.step);
+  }
+
+  void introduce() {
+    const Train& train = config_.train();
+    metrics_->say(absl::StrFormat(
+        "longhaul: %s parameters, %d tokens a sample, %d ranks (data %d x sequence %d), %d threads "
+        "each",
+        human_count(static_cast<double>(engine_.parameters().elements())),
+        config_.data().sequence_length(), world_.size(), config_.parallel().data(),
+        config_.parallel().sequence(), config_.parallel().threads()));
+    metrics_->say(absl::StrFormat(
+        "corpus %s: %s tokens in %d documents; %d samples an epoch", config_.data().path(),
+        human_count(static_cast<double>(corpus_->file->tokens())), corpus_->file->documents(),
+        corpus_->training->samples_per_epoch()));
+    std::string classes;
+    for (const auto& [name, bytes] : engine_.memory().capacities()) {
+      absl::StrAppend(&classes, classes.empty() ? "" : ", ", std::string(name), " ",
+                      human_bytes(static_cast<double>(bytes)));
+    }
+    metrics_->say(absl::StrCat(
+        "memory a rank: ", human_bytes(static_cast<double>(engine_.memory().capacity())), " (",
+        classes, ")"));
+    metrics_->say(absl::StrFormat("measured peak: %.0f GFLOP/s over all ranks", peak_flops_ / 1e9));
+    if (info_.step > 0) {
+      metrics_->say(absl::StrCat("resumed from ", resumed_from_, ": ", info_.step, " of ",
+                                 train.steps(), " steps are done"));
+    }
+  }
+
+  dist::Group& world_;
+  Config config_;
+  Engine engine_;
+  std::optional<Corpus> corpus_;
+  StepSamples samples_;
+  Schedule schedule_;
+  checkpoint::Info info_;
+  std::string resumed_from_;
+  std::optional<MetricsWriter> metrics_;
+  double peak_flops_ = 0;
+  double mean_seconds_ = 0;
+};
+
+}  // namespace
+
+void train(dist::Group& world, const Config& config) {
+  Run run(world, config);
+  run.steps();
+}
+
+}  // namespace longhaul::launch

@@ -1,0 +1,66 @@
+// What a block keeps between forward and backward: one table, read by the block when it allocates,
+// and therefore by everything that measures it.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string_view>
+
+namespace longhaul::model {
+
+enum class Activation : uint8_t {
+  kInput,    // [T, C] the residual stream
+  kRstd1,    // [T]
+  kNormed1,  // [T, C]
+  kQ,        // [T, Hq, D] after RoPE
+  kK,        // [T, Hkv, D] after RoPE
+  kV,        // [T, Hkv, D]
+  kOut,      // [T, Hq, D] attention output
+  kLse,      // [Hq, T]
+  kMiddle,   // [T, C] the residual stream after attention
+  kRstd2,    // [T]
+  kNormed2,  // [T, C]
+  kGate,     // [T, F]
+  kUp,       // [T, F]
+  kGated,    // [T, F]
+};
+inline constexpr int kActivationCount = 14;
+
+enum class ActivationPolicy : uint8_t {
+  kKeep,
+  // Aware of what is expensive (LightSeq, Li et al. 2023, section 3.3): borders lie at the
+  // attention output, so attention and its communication are never done twice; the projections,
+  // norms and the MLP are.
+  kRecompute,
+};
+
+struct ActivationRule {
+  Activation activation;
+  std::string_view name;
+  bool keep;       // held under kKeep
+  bool recompute;  // held under kRecompute; the rest is made again in backward
+};
+
+inline constexpr std::array<ActivationRule, kActivationCount> kActivationRules{{
+    {Activation::kInput, "input", true, true},
+    {Activation::kRstd1, "attention norm scale", true, false},
+    {Activation::kNormed1, "attention norm", true, false},
+    {Activation::kQ, "queries", true, false},
+    {Activation::kK, "keys", true, false},
+    {Activation::kV, "values", true, false},
+    {Activation::kOut, "attention output", true, true},
+    {Activation::kLse, "attention log-sum-exp", true, true},
+    {Activation::kMiddle, "residual after attention", true, false},
+    {Activation::kRstd2, "mlp norm scale", true, false},
+    {Activation::kNormed2, "mlp norm", true, false},
+    {Activation::kGate, "mlp gate", true, false},
+    {Activation::kUp, "mlp up", true, false},
+    {Activation::kGated, "mlp gated", true, false},
+}};
+
+constexpr bool keeps(ActivationPolicy policy, Activation activation) {
+  const ActivationRule& rule = kActivationRules[static_cast<size_t>(activation)];
+  return policy == ActivationPolicy::kKeep ? rule.keep : rule.recompute;
+}
+
+}  // namespace longhaul::model

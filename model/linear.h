@@ -1,0 +1,18 @@
+// y = x W^T with W [out, in], and its gradients.
+#pragma once
+
+#include "kernels/core/context.h"
+#include "parallel/shard/parameters.h"
+
+namespace longhaul::model {
+
+enum class Write { kOverwrite, kAdd };
+
+// x [T, in], weight [out, in], y [T, out]
+void linear_forward(const Context&, ConstTensorView x, const parallel::Parameter& weight,
+                    TensorView y);
+// dx = dy W (or +=), dW += dy^T x. dy [T, out], x and dx [T, in].
+void linear_backward(const Context&, ConstTensorView dy, ConstTensorView x,
+                     const parallel::Parameter& weight, TensorView dx, Write write);
+
+}  // namespace longhaul::model

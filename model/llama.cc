@@ -1,0 +1,122 @@
+#include "model/llama.h"
+
+#include <algorithm>
+
+#include "kernels/embedding.h"
+#include "kernels/linear_cross_entropy.h"
+#include "kernels/pointwise.h"
+#include "kernels/rms_norm.h"
+
+namespace longhaul::model {
+
+namespace {
+
+TensorView upload(const Context& ctx, Arena& arena, std::span<const int32_t> values) {
+  const TensorView view = arena.allocate(DType::kI32, {static_cast<int64_t>(values.size())});
+  if (!ctx.measuring()) std::ranges::copy(values, view.data<int32_t>());
+  return view;
+}
+
+}  // namespace
+
+Llama::Llama(const ModelConfig& config, const ModelOptions& options,
+             parallel::ParameterStore& store)
+    : config_(config), options_(options) {
+  constexpr double kStandardDeviation = 0.02;
+  embedding_ = store.declare({.name = "model.embed_tokens.weight",
+                              .shape = {config.vocabulary, config.width},
+                              .initializer = {.standard_deviation = kStandardDeviation},
+                              .bucket = 0});
+  int bucket = 1;
+  for (int64_t layer = 0; layer < config.layers; ++layer) {
+    blocks_.emplace_back(config, options.dtype, store, layer, bucket++);
+  }
+  norm_ = store.declare({.name = "model.norm.weight",
+                         .shape = {config.width},
+                         .initializer = {.constant = 1.0},
+                         .weight_decay = false,
+                         .bucket = bucket});
+  output_ = config.tied_embeddings
+                ? embedding_
+                : store.declare({.name = "lm_head.weight",
+                                 .shape = {config.vocabulary, config.width},
+                                 .initializer = {.standard_deviation = kStandardDeviation},
+                                 .bucket = bucket});
+  activations_.resize(blocks_.size());
+}
+
+void Llama::embed(StepContext& step, const parallel::Shard& shard) {
+  const int64_t rows = shard.rows();
+  const DType acc = accumulator(options_.dtype);
+  tokens_ = upload(step.ctx, step.activations, shard.tokens);
+  labels_ = upload(step.ctx, step.activations, shard.labels);
+  const TensorView cos = step.activations.allocate(acc, {rows, config_.head_dim / 2});
+  const TensorView sin = step.activations.allocate(acc, {rows, config_.head_dim / 2});
+  if (!step.ctx.measuring()) {
+    kernels::rope_table(config_.rope, shard.positions, config_.head_dim, cos, sin);
+  }
+  rope_ = {cos, sin};
+  const TensorView out = step.activations.allocate(options_.dtype, {rows, config_.width});
+  kernels::embedding_forward(step.ctx, {.tokens = tokens_, .table = embedding_.use(), .out = out});
+  activations_[0][Activation::kInput] = out;
+}
+
+double Llama::forward(StepContext& step, const parallel::Shard& shard, const Pass& pass) {
+  const int64_t rows = shard.rows();
+  embed(step, shard);
+  for (size_t l = 0; l < blocks_.size(); ++l) {
+    Arena::Scope scope(*step.ctx.scratch);
+    BlockActivations& a = activations_[l];
+    blocks_[l].allocate(step.activations, options_.activations, /*kept=*/true, rows, a);
+    blocks_[l].allocate(*step.ctx.scratch, options_.activations, /*kept=*/false, rows, a);
+    const TensorView output = step.activations.allocate(options_.dtype, {rows, config_.width});
+    blocks_[l].forward(step, rope_, a, output);
+    (l + 1 < blocks_.size() ? activations_[l + 1][Activation::kInput] : last_) = output;
+  }
+  return loss(step, pass);
+}
+
+double Llama::loss(StepContext& step, const Pass& pass) {
+  const Context& ctx = step.ctx;
+  Arena::Scope scope(*ctx.scratch);
+  const int64_t rows = last_.dim(0);
+  const DType acc = accumulator(options_.dtype);
+  rstd_ = step.activations.allocate(acc, {rows});
+  row_loss_ = step.activations.allocate(acc, {rows});
+  dnormed_ = pass.training ? step.activations.allocate(options_.dtype, {rows, config_.width})
+                           : TensorView();
+  const TensorView normed = ctx.scratch->allocate(options_.dtype, {rows, config_.width});
+  kernels::rms_norm_forward(
+      ctx,
+      {.x = last_, .weight = norm_.use(), .eps = config_.norm_eps, .y = normed, .rstd = rstd_});
+  kernels::linear_cross_entropy(ctx, {.x = normed,
+                                      .weight = output_.use(),
+                                      .labels = labels_,
+                                      .row_loss = row_loss_,
+                                      .tile_rows = options_.loss_tile_rows,
+                                      .with_gradients = pass.training,
+                                      .grad_scale = pass.grad_scale,
+                                      .dx = dnormed_,
+                                      .dweight = pass.training ? output_.grad() : TensorView()});
+  if (step.probe != nullptr) step.probe->look(ctx, row_loss_, -1, "loss");
+  return kernels::sum(ctx, row_loss_);
+}
+
+void Llama::backward(StepContext& step) {
+  const Context& ctx = step.ctx;
+  Arena::Scope scope(*ctx.scratch);
+  const TensorView dx = ctx.scratch->allocate(options_.dtype, last_.shape());
+  kernels::fill_zero(ctx, dx);
+  kernels::rms_norm_backward(ctx, {.dy = dnormed_,
+                                   .x = last_,
+                                   .weight = norm_.use(),
+                                   .rstd = rstd_,
+                                   .dx = dx,
+                                   .dweight = norm_.grad()});
+  for (size_t l = blocks_.size(); l-- > 0;) {
+    blocks_[l].backward(step, rope_, options_.activations, activations_[l], dx);
+  }
+  kernels::embedding_backward(ctx, {.tokens = tokens_, .dout = dx, .dtable = embedding_.grad()});
+}
+
+}  // namespace longhaul::model

@@ -1,0 +1,38 @@
+// Llama: embedding, blocks, final norm, output layer (tied to the embedding or not).
+#pragma once
+
+#include <vector>
+
+#include "model/llama_block.h"
+#include "model/model.h"
+
+namespace longhaul::model {
+
+class Llama final : public Model {
+ public:
+  Llama(const ModelConfig& config, const ModelOptions& options, parallel::ParameterStore& store);
+
+  double forward(StepContext& step, const parallel::Shard& shard, const Pass& pass) override;
+  void backward(StepContext& step) override;
+  ConstTensorView row_loss() const override { return row_loss_; }
+
+ private:
+  void embed(StepContext& step, const parallel::Shard& shard);
+  double loss(StepContext& step, const Pass& pass);
+
+  ModelConfig config_;
+  ModelOptions options_;
+  parallel::Parameter embedding_, norm_, output_;  // output_ is embedding_ when tied
+  std::vector<LlamaBlock> blocks_;
+
+  // Of the pass under way; memory belongs to step.activations.
+  TensorView tokens_, labels_;  // [T]
+  RopeAngles rope_;
+  std::vector<BlockActivations> activations_;
+  TensorView last_;      // [T, C] output of the last block
+  TensorView rstd_;      // [T]
+  TensorView row_loss_;  // [T]
+  TensorView dnormed_;   // [T, C] gradient of the final norm's output
+};
+
+}  // namespace longhaul::model

@@ -1,0 +1,58 @@
+// What the training loop sees of a model: one rank's part of a forward and a backward pass.
+//
+// Models are written as if on one device: a shard's rows go through the layers, attention reaches
+// the other ranks' rows by itself. To add one: a file with a class derived from Model, a row in
+// architectures() and a line in CMakeLists.txt.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string_view>
+
+#include "model/activation_policy.h"
+#include "model/config.h"
+#include "model/step_context.h"
+#include "parallel/layout/shard.h"
+#include "parallel/shard/parameters.h"
+
+namespace longhaul::model {
+
+struct ModelOptions {
+  DType dtype = DType::kF32;
+  ActivationPolicy activations = ActivationPolicy::kKeep;
+  int64_t loss_tile_rows = 0;  // see kernels/linear_cross_entropy.h
+};
+
+struct Pass {
+  bool training = true;     // keep what backward needs
+  double grad_scale = 1.0;  // gradients are those of grad_scale * (sum of token losses)
+};
+
+class Model {
+ public:
+  virtual ~Model() = default;
+
+  // This rank's sum of token losses. step.attention must be prepared for the shard's sample. In a
+  // training pass, activations stay in step.activations until backward() has run; the caller
+  // returns them (Arena::Scope).
+  virtual double forward(StepContext& step, const parallel::Shard& shard, const Pass& pass) = 0;
+
+  // After a training forward: adds to the parameters' gradients.
+  virtual void backward(StepContext& step) = 0;
+
+  // Loss of each row of the last forward pass, [rows], accumulator type; valid until its
+  // activations are returned.
+  virtual ConstTensorView row_loss() const = 0;
+};
+
+// One kind of model: declares its parameters in `store` when made.
+struct Architecture {
+  std::string_view name;
+  std::unique_ptr<Model> (*make)(const ModelConfig& config, const ModelOptions& options,
+                                 parallel::ParameterStore& store);
+};
+std::span<const Architecture> architectures();
+// Throws Error(kConfig) with the known names if there is none of this name.
+const Architecture& architecture(std::string_view name);
+
+}  // namespace longhaul::model

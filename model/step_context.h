@@ -1,0 +1,21 @@
+// What a model is given for one pass over one shard.
+#pragma once
+
+#include <string>
+
+#include "kernels/core/arena.h"
+#include "kernels/core/context.h"
+#include "model/numerics_probe.h"
+#include "parallel/attention/core_attention.h"
+
+namespace longhaul::model {
+
+struct StepContext {
+  Context ctx;           // scratch is the workspace arena
+  Arena& activations;    // what lives from forward to backward
+  Arena& communication;  // attention's buffers
+  parallel::CoreAttention& attention;
+  NumericsProbe* probe = nullptr;  // looks at every layer's output if given
+};
+
+}  // namespace longhaul::model

@@ -1,0 +1,155 @@
+#include "parallel/attention/core_attention.h"
+
+#include "absl/strings/str_cat.h"
+#include "parallel/attention/execution.h"
+
+namespace longhaul::parallel {
+
+namespace {
+
+// Equal numbers for ranks that can read each other's memory.
+std::vector<int> nodes(dist::Group& group, const dist::Window& window) {
+  int64_t mine = group.rank();
+  for (int peer = group.size() - 1; peer >= 0; --peer) {
+    if (window.reachable(peer)) mine = peer;
+  }
+  Tensor send(DType::kI64, {1}), all(DType::kI64, {group.size()});
+  send.span<int64_t>()[0] = mine;
+  Stream stream;
+  group.all_gather(stream, send, all, "nodes").wait(stream);
+  return {all.span<int64_t>().begin(), all.span<int64_t>().end()};
+}
+
+TensorView input(const ConstTensorView& view) {
+  // Home inputs; the execution checks that nothing is ever received into them.
+  const auto strides = [&] {
+    Shape result = view.shape();
+    for (int i = 0; i < view.rank(); ++i) result[i] = view.stride(i);
+    return result;
+  }();
+  return TensorView(const_cast<std::byte*>(view.raw()), view.dtype(), view.shape(), strides,
+                    view.device());
+}
+
+}  // namespace
+
+CoreAttention::Pending::Pending(std::unique_ptr<Execution> execution)
+    : execution_(std::move(execution)) {}
+CoreAttention::Pending::Pending(Pending&&) noexcept = default;
+CoreAttention::Pending::~Pending() = default;
+
+CoreAttention::CoreAttention(dist::Group& group, const TokenLayout& layout,
+                             const CoreAttentionOptions& options)
+    : group_(group), layout_(layout), options_(options), strategy_(strategy(options.strategy)) {
+  LONGHAUL_CHECK(layout.ranks() == group.size());
+  const Documents whole = Documents::whole(layout_.tokens());
+  if (auto why = strategy_.refusal(Problem{.layout = layout_,
+                                           .documents = whole,
+                                           .mask = options_.mask,
+                                           .heads = options_.heads,
+                                           .ranks_per_node = options_.ranks_per_node})) {
+    fail(ErrorCode::kConfig, *why);
+  }
+  if (options_.in_place && group_.size() > 1) {
+    const HeadShape& h = options_.heads;
+    const int64_t bytes =
+        layout_.most_rows() * h.kv_heads * (h.head_dim + h.value_dim) * size_of(options_.dtype);
+    window_ = group_.make_window(2, bytes);
+  }
+  if (window_ != nullptr) node_of_ = nodes(group_, *window_);
+  prepare(whole);
+}
+
+CoreAttention::~CoreAttention() = default;
+
+void CoreAttention::announce(int64_t layer, Direction direction) {
+  group_.job().place = absl::StrCat("layer ", layer, " attention ",
+                                    direction == Direction::kForward ? "forward" : "backward");
+}
+
+void CoreAttention::prepare(const Documents& documents) {
+  LONGHAUL_CHECK(documents.tokens() == layout_.tokens());
+  if (documents_ == documents) return;
+  documents_ = documents;
+  const Problem problem{.layout = layout_,
+                        .documents = *documents_,
+                        .mask = options_.mask,
+                        .heads = options_.heads,
+                        .ranks_per_node = options_.ranks_per_node};
+  forward_plan_ = strategy_.plan(problem, Direction::kForward, group_.rank());
+  backward_plan_ = strategy_.plan(problem, Direction::kBackward, group_.rank());
+}
+
+const Plan& CoreAttention::plan(Direction direction) const {
+  return direction == Direction::kForward ? forward_plan_ : backward_plan_;
+}
+
+int64_t CoreAttention::forward_area() const {
+  int64_t total = 0;
+  for (const Step& step : forward_plan_.steps) {
+    for (const Task& task : step.tasks) {
+      for (const Segment& segment : task.segments) {
+        total += area(segment) * task.q_heads.length;
+      }
+    }
+  }
+  return total;
+}
+
+CoreAttention::Pending CoreAttention::begin(const Context& ctx, Arena& communication,
+                                            const CoreAttentionForward& args) {
+  FieldViews home;
+  at(home, Field::kQ) = input(args.q);
+  at(home, Field::kK) = input(args.k);
+  at(home, Field::kV) = input(args.v);
+  at(home, Field::kOut) = args.out_acc;
+  at(home, Field::kLse) = args.lse;
+  if (!ctx.measuring()) {
+    ++forward_count_;
+    ++epoch_;
+  }
+  auto execution =
+      std::make_unique<Execution>(ctx,
+                                  Execution::Setup{.group = &group_,
+                                                   .plan = &forward_plan_,
+                                                   .direction = Direction::kForward,
+                                                   .heads = options_.heads,
+                                                   .dtype = options_.dtype,
+                                                   .kernel_options = {.scale = options_.scale},
+                                                   .in_place = {window_.get(), &node_of_, epoch_},
+                                                   .communication = &communication},
+                                  home);
+  execution->start(ctx);
+  return Pending(std::move(execution));
+}
+
+void CoreAttention::finish(const Context& ctx, Pending pending) { pending.execution_->finish(ctx); }
+
+void CoreAttention::backward(const Context& ctx, Arena& communication,
+                             const CoreAttentionBackward& args) {
+  FieldViews home;
+  at(home, Field::kQ) = input(args.q);
+  at(home, Field::kK) = input(args.k);
+  at(home, Field::kV) = input(args.v);
+  at(home, Field::kDOut) = input(args.dout);
+  at(home, Field::kLse) = input(args.lse);
+  at(home, Field::kDelta) = input(args.delta);
+  at(home, Field::kDQ) = args.dq_acc;
+  at(home, Field::kDK) = args.dk_acc;
+  at(home, Field::kDV) = args.dv_acc;
+  if (!ctx.measuring()) ++epoch_;
+  Execution execution(ctx,
+                      {.group = &group_,
+                       .plan = &backward_plan_,
+                       .direction = Direction::kBackward,
+                       .heads = options_.heads,
+                       .dtype = options_.dtype,
+                       .kernel_options = {.scale = options_.scale},
+                       .in_place = {window_.get(), &node_of_, epoch_},
+                       .communication = &communication},
+                      home);
+  execution.start(ctx);
+  execution.finish(ctx);
+}
+
+}  // namespace longhaul::parallel

@@ -1,0 +1,97 @@
+// Attention over all ranks of a sequence group: the one executor of plans (parallel/plan/plan.h).
+//
+// It moves what the plan's transfers say and calls the attention kernel for the plan's tasks; it
+// knows no strategy. On one node, keys and values are read where their owner published them
+// (dist/window.h) instead of being moved, wherever the plan allows.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "dist/group.h"
+#include "kernels/attention.h"
+#include "kernels/core/context.h"
+#include "parallel/plan/strategy.h"
+
+namespace longhaul::parallel {
+
+class Execution;
+
+struct CoreAttentionOptions {
+  HeadShape heads;
+  Mask mask;
+  DType dtype = DType::kF32;
+  double scale = 1.0;  // of q.k
+  std::string strategy = "ring";
+  bool in_place = true;    // read neighbours' keys and values where they lie
+  int ranks_per_node = 1;  // for strategies with two levels
+};
+
+// Local rows x all heads: q [n, Hq, D], k [n, Hkv, D], v [n, Hkv, Dv]; accumulators dense, in the
+// accumulator type: out_acc [n, Hq, Dv], lse [Hq, n]. Overwritten.
+struct CoreAttentionForward {
+  ConstTensorView q, k, v;
+  TensorView out_acc, lse;
+};
+// delta as by kernels::attention_delta; dq_acc, dk_acc, dv_acc dense accumulators. Overwritten.
+struct CoreAttentionBackward {
+  ConstTensorView q, k, v, dout, lse, delta;
+  TensorView dq_acc, dk_acc, dv_acc;
+};
+
+class CoreAttention {
+ public:
+  // Collective over `group` (the ranks that share a sample; must outlive this), as are begin,
+  // finish and backward. `communication` holds the plans' buffers while they run. Throws
+  // Error(kConfig) on every rank if the strategy refuses the problem.
+  CoreAttention(dist::Group& group, const TokenLayout& layout, const CoreAttentionOptions& options);
+  ~CoreAttention();
+
+  // Says where this rank is, for messages about hangs.
+  void announce(int64_t layer, Direction direction);
+
+  // Plans for a sample; layers share the plans. The same arguments on every rank.
+  void prepare(const Documents& documents);
+
+  // A forward pass under way: its first transfers move while the caller does other work.
+  class Pending {
+   public:
+    explicit Pending(std::unique_ptr<Execution> execution);
+    Pending(Pending&&) noexcept;
+    ~Pending();
+
+   private:
+    friend class CoreAttention;
+    std::unique_ptr<Execution> execution_;
+  };
+  Pending begin(const Context&, Arena& communication, const CoreAttentionForward&);
+  void finish(const Context&, Pending pending);
+
+  void backward(const Context&, Arena& communication, const CoreAttentionBackward&);
+
+  // Attention forwards run since construction: proves that recomputation redoes none.
+  int64_t forward_count() const { return forward_count_; }
+  // Exact (query, key) pairs of this rank's forward tasks, times query heads: the causal work.
+  int64_t forward_area() const;
+
+  const TokenLayout& layout() const { return layout_; }
+  const Plan& plan(Direction direction) const;
+
+ private:
+  dist::Group& group_;
+  TokenLayout layout_;
+  CoreAttentionOptions options_;
+  const Strategy& strategy_;
+  std::vector<int> node_of_;              // a node number per rank; equal: shared memory
+  std::unique_ptr<dist::Window> window_;  // k and v of the running operation
+  uint64_t epoch_ = 0;                    // attention operations begun; equal on all ranks
+  int64_t forward_count_ = 0;
+  std::optional<Documents> documents_;
+  Plan forward_plan_;
+  Plan backward_plan_;
+};
+
+}  // namespace longhaul::parallel

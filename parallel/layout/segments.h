@@ -1,0 +1,30 @@
+// Cuts an attention matrix into segments (kernels/segment.h): rows of queries against rows of keys,
+// for a mask and a packing of documents.
+#pragma once
+
+#include <vector>
+
+#include "kernels/segment.h"
+#include "parallel/layout/documents.h"
+#include "parallel/layout/token_layout.h"
+
+namespace longhaul::parallel {
+
+struct Mask {
+  bool causal = true;
+  // A query sees its last `window` keys, itself included; 0: all. Without `causal` it also sees
+  // every later key.
+  int64_t window = 0;
+  bool operator==(const Mask&) const = default;
+};
+
+// Every pair (query row, key row) that the mask and the documents allow is in exactly one segment,
+// and no other pair is in any. Segments without a pair are left out. q and k are lists of runs
+// whose rows follow each other from q_row and k_row on; all runs of both lists have the same stride
+// or length <= 1 (true within one layout). Segments are trimmed to the rows that see or are seen,
+// and are in ascending order of their first query row. Time: pieces (q run x k run x document) that
+// overlap, plus two binary searches for each pair of runs.
+std::vector<Segment> cut_segments(const RunList& q, const RunList& k, const Documents& documents,
+                                  const Mask& mask, int64_t q_row = 0, int64_t k_row = 0);
+
+}  // namespace longhaul::parallel

@@ -1,0 +1,78 @@
+#include "parallel/plan/parts.h"
+
+#include <algorithm>
+
+namespace longhaul::parallel {
+
+namespace {
+
+Transfer transfer(const End& end, bool send, Reduce reduce) {
+  return {.send = send,
+          .peer = end.peer,
+          .slot = end.slot,
+          .fields = end.fields,
+          .rows = end.rows,
+          .heads = end.heads,
+          .reduce = reduce,
+          .done_by = end.done_by,
+          .origin = end.origin};
+}
+
+}  // namespace
+
+Slot home_slot(const Problem& problem, Direction direction, int rank) {
+  const int64_t rows = problem.layout.rows(rank);
+  return {.q_rows = rows,
+          .k_rows = rows,
+          .q_heads = {0, problem.heads.q_heads},
+          .kv_heads = {0, problem.heads.kv_heads},
+          .fields = query_inputs(direction) | query_outputs(direction) | key_fields(direction)};
+}
+
+Slot key_buffer(const Problem& problem, Direction direction) {
+  return {.q_rows = 0,
+          .k_rows = problem.layout.most_rows(),
+          .q_heads = {},
+          .kv_heads = {0, problem.heads.kv_heads},
+          .fields = key_fields(direction)};
+}
+
+void add_send(Step& step, const End& end) {
+  step.transfers.push_back(transfer(end, true, Reduce::kStore));
+}
+
+void add_receive(Step& step, const End& end, Reduce reduce) {
+  step.transfers.push_back(transfer(end, false, reduce));
+}
+
+void add_ring_task(Step& step, const Problem& problem, int rank, int key_owner, int key_slot) {
+  std::vector<Segment> segments = cut_segments(
+      problem.layout.runs(rank), problem.layout.runs(key_owner), problem.documents, problem.mask);
+  if (segments.empty()) return;
+  step.tasks.push_back({.q_slot = 0,
+                        .k_slot = key_slot,
+                        .q_heads = {0, problem.heads.q_heads},
+                        .segments = std::move(segments)});
+}
+
+Span even_part(int64_t total, int parts, int index) {
+  const int64_t base = total / parts, larger = total % parts;
+  return {index * base + std::min<int64_t>(index, larger), base + (index < larger ? 1 : 0)};
+}
+
+Span kv_heads_of(Span q_heads, const HeadShape& heads) {
+  if (q_heads.length == 0) return {};
+  const int64_t first = q_heads.begin / heads.group(), last = (q_heads.end() - 1) / heads.group();
+  return {first, last - first + 1};
+}
+
+std::vector<int> all_other_readers(const Problem& problem, int rank) {
+  std::vector<int> readers;
+  if (problem.layout.rows(rank) == 0) return readers;
+  for (int r = 0; r < problem.layout.ranks(); ++r) {
+    if (r != rank) readers.push_back(r);
+  }
+  return readers;
+}
+
+}  // namespace longhaul::parallel

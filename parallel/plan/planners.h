@@ -1,0 +1,48 @@
+// The planners, one file each; their steps and bytes in prose: parallel/ALGORITHMS.md.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "parallel/plan/strategy.h"
+
+namespace longhaul::parallel {
+
+// Keys and values travel once around the ring; in backward their gradients follow, starting at the
+// first neighbour (P-1 hops). Ring Attention (Liu et al. 2023); balanced by a zigzag layout.
+Plan plan_ring(const Problem& problem, Direction direction, int rank);
+
+// Two nested rings: nodes x ranks of a node. A transfer between nodes has a whole inner ring's
+// time. DoubleRing attention (LoongTrain, Gu et al. 2024).
+Plan plan_double_ring(const Problem& problem, Direction direction, int rank);
+std::optional<std::string> double_ring_refusal(const Problem& problem);
+
+// All-to-all: rows are exchanged for heads, attention is local, and back. DeepSpeed Ulysses (Jacobs
+// et al. 2023), without its divisibility rules: heads divide unevenly, kv heads go to every rank
+// whose query heads need them.
+Plan plan_ulysses(const Problem& problem, Direction direction, int rank);
+
+// One attention task of core attention disaggregation (DistCA): queries of one rank against some
+// keys of another, computed by any rank; partial results are merged at the queries' home. Rows are
+// home rows of the owners. Tasks together must cover the mask (cut by the caller).
+struct PlacedTask {
+  int q_owner = 0;
+  Span q_rows;
+  int k_owner = 0;
+  Span k_rows;
+  Span q_heads;
+  int server = 0;
+};
+Plan plan_tasks(const Problem& problem, Direction direction, const std::vector<PlacedTask>& tasks,
+                int rank);
+
+// Linear attention as a scan over affine maps: the layout's runs in global order, one map per run
+// (contiguous 1, zigzag 2 per rank). Home row i of the state field is the map of this rank's run i;
+// afterwards slot 1, row i holds the state that enters run i (identity map before the first). The
+// one head of these plans stands for all of the state's. Throws Error(kConfig) for strided layouts.
+// Sequential ring, as in LASP-1, and one all-gather, as in LASP-2 (Sun et al. 2024, 2025).
+Plan plan_scan_ring(const TokenLayout& layout, int rank);
+Plan plan_scan_all_gather(const TokenLayout& layout, int rank);
+
+}  // namespace longhaul::parallel

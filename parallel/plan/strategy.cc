@@ -1,0 +1,36 @@
+#include "parallel/plan/strategy.h"
+
+#include <array>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "kernels/core/error.h"
+#include "parallel/plan/planners.h"
+
+namespace longhaul::parallel {
+
+namespace {
+
+std::optional<std::string> does_everything(const Problem&) { return std::nullopt; }
+
+constexpr std::array kStrategies{
+    Strategy{"ring", plan_ring, does_everything},
+    Strategy{"double_ring", plan_double_ring, double_ring_refusal},
+    Strategy{"ulysses", plan_ulysses, does_everything},
+};
+
+}  // namespace
+
+std::span<const Strategy> strategies() { return kStrategies; }
+
+const Strategy& strategy(std::string_view name) {
+  std::vector<std::string> known;
+  for (const Strategy& candidate : kStrategies) {
+    if (candidate.name == name) return candidate;
+    known.emplace_back(candidate.name);
+  }
+  fail(ErrorCode::kConfig, absl::StrCat("unknown strategy \"", std::string(name),
+                                        "\"; choose one of ", absl::StrJoin(known, ", ")));
+}
+
+}  // namespace longhaul::parallel

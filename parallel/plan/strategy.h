@@ -1,0 +1,43 @@
+// Strategies: pure functions from a problem to a plan per rank, in one table. Every rank plans for
+// itself, from the same problem, without communication.
+//
+// To add a strategy: a file with its planner, a row in strategy.cc, a line in CMakeLists.txt and a
+// section in parallel/ALGORITHMS.md; the plan properties, the parity suite and the benchmarks
+// iterate the table.
+#pragma once
+
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "parallel/layout/segments.h"
+#include "parallel/plan/plan.h"
+
+namespace longhaul::parallel {
+
+enum class Direction { kForward, kBackward };
+
+// One attention layer over one sample on one sequence group.
+struct Problem {
+  const TokenLayout& layout;
+  const Documents& documents;
+  Mask mask;
+  HeadShape heads;
+  int ranks_per_node = 1;  // consecutive ranks on one node, for strategies with two levels
+};
+
+struct Strategy {
+  std::string_view name;
+  // Forward: home holds q, k, v and receives out, lse. Backward: home holds q, k, v, dout, lse,
+  // delta and receives dq, dk, dv (all cleared by the plan itself).
+  Plan (*plan)(const Problem& problem, Direction direction, int rank);
+  // Why the strategy cannot do this problem, naming the fix; nullopt if it can.
+  std::optional<std::string> (*refusal)(const Problem& problem);
+};
+
+std::span<const Strategy> strategies();
+// Throws Error(kConfig) with the known names if there is none of this name.
+const Strategy& strategy(std::string_view name);
+
+}  // namespace longhaul::parallel

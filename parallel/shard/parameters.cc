@@ -1,0 +1,80 @@
+#include "parallel/shard/parameters.h"
+
+#include "kernels/core/random.h"
+#include "kernels/pointwise.h"
+
+namespace longhaul::parallel {
+
+namespace {
+// Parameters begin at multiples of this many elements (64 bytes of f32), so that views are aligned.
+constexpr int64_t kAlignment = 16;
+int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+}  // namespace
+
+ConstTensorView Parameter::use() const {
+  const ParameterStore::Entry& entry = store_->entries_[index_];
+  return store_->bucket_of(entry).values.rows(entry.offset, entry.size()).reshape(entry.spec.shape);
+}
+
+TensorView Parameter::grad() const {
+  const ParameterStore::Entry& entry = store_->entries_[index_];
+  return store_->bucket_of(entry)
+      .gradients.rows(entry.offset, entry.size())
+      .reshape(entry.spec.shape);
+}
+
+const ParameterSpec& Parameter::spec() const { return store_->entries_[index_].spec; }
+
+Parameter ParameterStore::declare(ParameterSpec spec) {
+  const auto bucket = static_cast<size_t>(spec.bucket);
+  LONGHAUL_CHECK(bucket <= buckets_.size(), "buckets are declared in order");
+  if (bucket == buckets_.size()) buckets_.emplace_back();
+  Entry entry{.spec = std::move(spec), .offset = buckets_[bucket].size};
+  buckets_[bucket].size += round_up(entry.size(), kAlignment);
+  buckets_[bucket].entries.push_back(entries_.size());
+  entries_.push_back(std::move(entry));
+  return Parameter(this, entries_.size() - 1);
+}
+
+void ParameterStore::allocate(const Context& ctx, Arena& values, Arena& gradients) {
+  for (Bucket& bucket : buckets_) {
+    bucket.size = round_up(bucket.size, shards_ * kAlignment);
+    bucket.values = values.allocate(dtype_, {bucket.size});
+    bucket.gradients = gradients.allocate(accumulator(dtype_), {bucket.size});
+    kernels::fill_zero(ctx, bucket.values);
+  }
+  zero_gradients(ctx);
+}
+
+void ParameterStore::zero_gradients(const Context& ctx) {
+  for (Bucket& bucket : buckets_) kernels::fill_zero(ctx, bucket.gradients);
+}
+
+void ParameterStore::initialize(const Context& ctx, uint64_t seed) {
+  if (ctx.measuring()) return;
+  for (const Entry& entry : entries_) {
+    const RandomKey key{.seed = seed, .stream = stream_of(entry.spec.name)};
+    const Initializer& init = entry.spec.initializer;
+    const TensorView values = bucket_of(entry).values.rows(entry.offset, entry.size());
+    visit_float(dtype_, [&]<class T>() {
+      T* out = values.data<T>();
+      constexpr int64_t kGrain = 1 << 14;
+      ctx.parallel_for(entry.size(), kGrain, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          const double normal =
+              init.standard_deviation == 0 ? 0.0 : random_normal(key, static_cast<uint64_t>(i));
+          // Through f32, so that every dtype starts from the same model.
+          out[i] = T(static_cast<float>(init.constant + init.standard_deviation * normal));
+        }
+      });
+    });
+  }
+}
+
+int64_t ParameterStore::elements() const {
+  int64_t total = 0;
+  for (const Entry& entry : entries_) total += entry.size();
+  return total;
+}
+
+}  // namespace longhaul::parallel

@@ -1,0 +1,166 @@
+// Folding: keys may come in any number of calls, in any order, or through attention_merge, and the
+// same call gives the same bits again.
+#include <algorithm>
+
+#include "tests/kernels/attention_problem.h"
+
+namespace longhaul::kernels::testing {
+namespace {
+
+const AttentionShape kShape{
+    .q_heads = 4, .kv_heads = 2, .head_dim = 24, .value_dim = 16, .heads = {.group = 2}};
+const Corpus kCorpus{.documents = {31, 170}};
+
+Problem problem(DType dtype) {
+  const Rows rows{.first = 0, .count = kCorpus.length()};
+  return Problem(dtype, kShape, kCorpus, rows, rows);
+}
+
+// The same mask with every segment's keys cut at odd places.
+std::vector<Segment> cut(const std::vector<Segment>& segments) {
+  std::vector<Segment> result;
+  for (const Segment& s : segments) {
+    for (int64_t j = 0; j < s.k_len; j += 37) {
+      Segment part = s;
+      part.k_row += j;
+      part.k_pos += j;
+      part.k_len = std::min<int64_t>(37, s.k_len - j);
+      part.band_hi -= j;
+      if (part.band_lo != -kBandOpen) part.band_lo -= j;
+      result.push_back(part);
+    }
+  }
+  return result;
+}
+
+TEST(AttentionFold, AnySplitInAnyOrder) {
+  for_each_row(&Backend::attention, [](const AttentionKernel& row) {
+    Rig rig(3);
+    const Problem p = problem(row.dtype);
+    const AttentionTruth truth = p.truth();
+    std::vector<Segment> parts = cut(p.segments);
+    for (int order = 0; order < 3; ++order) {
+      if (order == 1) std::reverse(parts.begin(), parts.end());
+      if (order == 2) {
+        std::sort(parts.begin(), parts.end(), [](const Segment& a, const Segment& b) {
+          return a.k_row * 7 % 11 < b.k_row * 7 % 11;
+        });
+      }
+      const Forward f(p);
+      const Backward b(p);
+      rig.run([&](const Context& ctx) {
+        row.init(ctx, f.out, f.lse);
+        for (const Segment& part : parts) fold(ctx, row, p, {&part, 1}, f);
+        row.delta(ctx, f.out, p.dout, b.delta);
+        for (const Segment& part : parts) add_gradients(ctx, row, p, {&part, 1}, f, b);
+      });
+      expect_forward(p, truth, f);
+      expect_backward(p, truth, b);
+    }
+  });
+}
+
+TEST(AttentionFold, MergeEqualsFolding) {
+  for_each_row(&Backend::attention, [](const AttentionKernel& row) {
+    Rig rig(2);
+    const Problem p = problem(row.dtype);
+    const std::vector<Segment> parts = cut(p.segments);
+    const Forward total(p), part(p);
+    rig.run([&](const Context& ctx) {
+      row.init(ctx, total.out, total.lse);
+      for (const Segment& s : parts) {
+        row.init(ctx, part.out, part.lse);
+        fold(ctx, row, p, {&s, 1}, part);
+        row.merge(ctx, part.out, part.lse, total.out, total.lse);
+      }
+    });
+    expect_forward(p, p.truth(), total);
+  });
+}
+
+// A call that adds no key to a row leaves its bits alone.
+TEST(AttentionFold, UntouchedRowsKeepTheirBits) {
+  for_each_row(&Backend::attention, [](const AttentionKernel& row) {
+    Rig rig(2);
+    const Problem p = problem(row.dtype);
+    const Forward before = forward(rig, row, p), after = forward(rig, row, p);
+    // Rows 90 and 91 only.
+    const Segment s{.q_row = 90,
+                    .q_len = 2,
+                    .k_row = 0,
+                    .k_len = 31,
+                    .band_lo = -kBandOpen,
+                    .band_hi = kBandOpen};
+    rig.run([&](const Context& ctx) { fold(ctx, row, p, {&s, 1}, after); });
+    for (int64_t t = 0; t < kCorpus.length(); ++t) {
+      EXPECT_EQ(same_bits(before.out.view().rows(t, 1), after.out.view().rows(t, 1)),
+                t != 90 && t != 91)
+          << t;
+    }
+  });
+}
+
+TEST(AttentionFold, RowsThatSeeNothing) {
+  for_each_row(&Backend::attention, [](const AttentionKernel& row) {
+    Rig rig(2);
+    // Queries before every key, then queries after them.
+    const Corpus corpus{.documents = {200}};
+    const Problem p(row.dtype, kShape, corpus, {.first = 0, .count = 150},
+                    {.first = 100, .count = 100});
+    const Forward f = forward(rig, row, p);
+    const Backward b = backward(rig, row, p, f);
+    const std::vector<double> out = values(f.out), lse = values(f.lse), dq = values(b.dq);
+    for (int64_t t = 0; t < 150; ++t) {
+      const bool empty = t < 100;
+      EXPECT_EQ(lse[static_cast<size_t>(t)] == -std::numeric_limits<double>::infinity(), empty);
+      EXPECT_EQ(out[static_cast<size_t>(t * 4 * 16)] == 0.0, empty) << t;
+      // Key 100 alone: softmax of one score has no gradient.
+      EXPECT_EQ(std::abs(dq[static_cast<size_t>(t * 4 * 24)]) < 1e-5, empty || t == 100) << t;
+    }
+  });
+}
+
+TEST(AttentionFold, RerunsAreBitIdentical) {
+  for_each_row(&Backend::attention, [](const AttentionKernel& row) {
+    for (int threads : {1, 3}) {
+      Rig rig(threads);
+      const Problem p = problem(row.dtype);
+      const Forward f = forward(rig, row, p);
+      const Backward b = backward(rig, row, p, f);
+      for (int rerun = 0; rerun < 5; ++rerun) {
+        const Forward f2 = forward(rig, row, p);
+        EXPECT_TRUE(same_bits(f.out, f2.out));
+        EXPECT_TRUE(same_bits(f.lse, f2.lse));
+        const Backward b2 = backward(rig, row, p, f2);
+        EXPECT_TRUE(same_bits(b.dq, b2.dq));
+        EXPECT_TRUE(same_bits(b.dk, b2.dk));
+        EXPECT_TRUE(same_bits(b.dv, b2.dv));
+      }
+    }
+  });
+}
+
+// delta takes the output in the storage type too.
+TEST(AttentionFold, DeltaOfRoundedOutput) {
+  for_each_row(&Backend::attention, [](const AttentionKernel& row) {
+    Rig rig(2);
+    Gapped out(row.dtype, {57, 3, 20}), dout(row.dtype, {57, 3, 20});
+    fill_random(out, 5);
+    fill_random(dout, 6);
+    const Tensor delta = poisoned(accumulator(row.dtype), {3, 57});
+    rig.run([&](const Context& ctx) { row.delta(ctx, out, dout, delta); });
+    const std::vector<double> o = values(out), g = values(dout);
+    std::vector<double> expected(3 * 57, 0.0);
+    for (size_t t = 0; t < 57; ++t) {
+      for (size_t h = 0; h < 3; ++h) {
+        for (size_t c = 0; c < 20; ++c) {
+          expected[h * 57 + t] += o[(t * 3 + h) * 20 + c] * g[(t * 3 + h) * 20 + c];
+        }
+      }
+    }
+    expect_near(delta, expected, attention_tolerance(row.dtype), "delta");
+  });
+}
+
+}  // namespace
+}  // namespace longhaul::kernels::testing

@@ -1,0 +1,199 @@
+// Shared by the kernel tests: a rig to run operations in (measured scratch, poisoned), tensors, and
+// comparisons with fp64 references. Nothing here knows how a kernel works.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <iostream>
+#include <limits>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "kernels/backend.h"
+#include "kernels/core/random.h"
+
+namespace longhaul::kernels::testing {
+
+// Runs an operation twice: measuring, then with exactly the scratch that was measured, all NaN.
+class Rig {
+ public:
+  explicit Rig(int threads) : pool_(threads) {}
+
+  void run(const std::function<void(const Context&)>& operation) {
+    Arena measuring = Arena::measure("measured");
+    operation(context(measuring));
+    Arena real("scratch", measuring.peak());
+    real.poison();
+    operation(context(real));
+    EXPECT_EQ(real.peak(), measuring.peak()) << "scratch differs from what was measured";
+    EXPECT_EQ(real.used(), 0) << "scratch was not returned";
+  }
+
+  std::function<void()> poll;
+
+ private:
+  Context context(Arena& scratch) {
+    return {.device = kCpu, .stream = {}, .pool = &pool_, .scratch = &scratch, .poll = poll};
+  }
+
+  ThreadPool pool_;
+};
+
+// f(row) for every row of a table in every backend of this binary that this machine can run.
+template <class Kernel, class F>
+void for_each_row(std::span<const Kernel> Backend::*table, F f) {
+  int tested = 0;
+  for (const Backend* backend : {&cpu_backend(), &cuda_backend()}) {
+    for (const Kernel& row : backend->*table) {
+      const std::string label = std::string(row.name) + " " + std::string(name(row.dtype));
+      if (!row.available()) {
+        std::cout << "[  SKIPPED ] " << label << ": this machine cannot run it\n";
+        continue;
+      }
+      SCOPED_TRACE(label);
+      f(row);
+      ++tested;
+    }
+  }
+  EXPECT_GT(tested, 0);
+}
+
+inline void set(const TensorView& x, const std::function<double(int64_t)>& value) {
+  // Row-major over the shape, whatever the strides.
+  visit_float(x.dtype(), [&]<class T>() {
+    for (int64_t n = 0; n < x.elements(); ++n) {
+      int64_t rest = n, at = 0;
+      for (int i = x.rank() - 1; i >= 0; --i) {
+        at += rest % x.dim(i) * x.stride(i);
+        rest /= x.dim(i);
+      }
+      x.data<T>()[at] = static_cast<T>(static_cast<Accumulator<T>>(value(n)));
+    }
+  });
+}
+
+inline std::vector<double> values(const ConstTensorView& x) {
+  std::vector<double> result(static_cast<size_t>(x.elements()));
+  visit_float(x.dtype(), [&]<class T>() {
+    for (int64_t n = 0; n < x.elements(); ++n) {
+      int64_t rest = n, at = 0;
+      for (int i = x.rank() - 1; i >= 0; --i) {
+        at += rest % x.dim(i) * x.stride(i);
+        rest /= x.dim(i);
+      }
+      result[static_cast<size_t>(n)] = static_cast<double>(x.data<T>()[at]);
+    }
+  });
+  return result;
+}
+
+inline Tensor poisoned(DType dtype, const Shape& shape) {
+  Tensor x(dtype, shape);
+  if (x.view().bytes() > 0) {
+    std::memset(x.view().raw(), 0xff, static_cast<size_t>(x.view().bytes()));
+  }
+  return x;
+}
+
+// Normal values, already rounded to the dtype, so that a reference sees what the kernel sees.
+inline void fill_random(const TensorView& x, uint64_t seed, double scale = 1.0) {
+  set(x, [=](int64_t n) {
+    return scale * random_normal({.seed = seed, .stream = 7}, static_cast<uint64_t>(n));
+  });
+}
+inline Tensor random(DType dtype, const Shape& shape, uint64_t seed, double scale = 1.0) {
+  Tensor x(dtype, shape);
+  fill_random(x, seed, scale);
+  return x;
+}
+inline Tensor filled(DType dtype, const Shape& shape, double value) {
+  Tensor x(dtype, shape);
+  set(x, [=](int64_t) { return value; });
+  return x;
+}
+inline Tensor integers(const std::vector<int32_t>& list) {
+  Tensor x(DType::kI32, {static_cast<int64_t>(list.size())});
+  std::copy(list.begin(), list.end(), x.span<int32_t>().begin());
+  return x;
+}
+
+// A view with gaps between its rows (first dimension), filled with NaN.
+class Gapped {
+ public:
+  static constexpr int64_t kGap = 3;
+  Gapped(DType dtype, const Shape& shape) {
+    int64_t length = 1;
+    for (int i = 1; i < shape.rank(); ++i) length *= shape[i];
+    memory_ = poisoned(dtype, {shape[0], length + 2 * kGap});
+    view_ = memory_.view().slice(1, kGap, length);
+    if (shape.rank() == 3) view_ = view_.split_last(shape[1], shape[2]);
+  }
+  operator TensorView() const { return view_; }
+  operator ConstTensorView() const { return view_; }
+  const TensorView& view() const { return view_; }
+
+  // Nothing was written between the rows.
+  bool gaps_intact() const {
+    const int64_t size = size_of(memory_.view().dtype()), width = memory_.view().dim(1);
+    const auto* bytes = reinterpret_cast<const unsigned char*>(memory_.view().raw());
+    for (int64_t r = 0; r < memory_.view().dim(0); ++r) {
+      for (int64_t c = 0; c < width; ++c) {
+        if (c >= kGap && c < width - kGap) continue;
+        for (int64_t b = 0; b < size; ++b) {
+          if (bytes[(r * width + c) * size + b] != 0xff) return false;
+        }
+      }
+    }
+    return true;
+  }
+
+ private:
+  Tensor memory_;
+  TensorView view_;
+};
+
+inline double norm(const std::vector<double>& x) {
+  double sum = 0;
+  for (double v : x) sum += v * v;
+  return std::sqrt(sum);
+}
+
+// ||actual - expected|| <= tolerance * (||expected|| + terms), and no NaN anywhere. `terms` is the
+// norm of what was added up, where results may cancel to less.
+inline void expect_near(const ConstTensorView& actual, const std::vector<double>& expected,
+                        double tolerance, const std::string& what, double terms = 0.0) {
+  const std::vector<double> got = values(actual);
+  ASSERT_EQ(got.size(), expected.size()) << what;
+  std::vector<double> difference(got.size());
+  for (size_t i = 0; i < got.size(); ++i) {
+    // Equal infinities (the lse of an empty row) do not differ.
+    difference[i] = got[i] == expected[i] ? 0.0 : got[i] - expected[i];
+  }
+  std::vector<double> finite = expected;
+  for (double& v : finite) v = std::isfinite(v) ? v : 0.0;
+  const double error = norm(difference), bound = tolerance * (norm(finite) + terms);
+  EXPECT_TRUE(error <= bound) << what << ": error " << error << " > " << bound;
+}
+
+inline bool same_bits(const ConstTensorView& a, const ConstTensorView& b) {
+  return a.bytes() == b.bytes() &&
+         (a.bytes() == 0 || std::memcmp(a.raw(), b.raw(), static_cast<size_t>(a.bytes())) == 0);
+}
+
+// The unit roundoff: what one rounding costs at most, relative.
+inline double epsilon(DType dtype) {
+  switch (dtype) {
+    case DType::kBF16:
+      return 0x1p-8;
+    case DType::kF32:
+      return 0x1p-24;
+    default:
+      return 0x1p-53;
+  }
+}
+
+}  // namespace longhaul::kernels::testing

@@ -1,0 +1,159 @@
+#!/usr/bin/env python3
+"""The program's command line: exit statuses, and one clear message per error.
+
+usage: cli_test.py PROGRAM              as a user types it
+       cli_test.py PROGRAM MPIRUN...    the same errors on MPI ranks; MPIRUN starts them
+"""
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import unittest
+
+PROGRAM = sys.argv[1]
+MPIRUN = sys.argv[2:]
+RANKS = 3
+CONFIG = """
+model { preset: "tiny" }
+data { path: "%s/none" sequence_length: 64 }
+train { steps: 2 run_directory: "%s/run" }
+"""
+
+
+class CommandLine(unittest.TestCase):
+    def setUp(self):
+        self.folder = tempfile.TemporaryDirectory()
+        self.addCleanup(self.folder.cleanup)
+        self.config = self.write("c.txtpb", CONFIG % (self.folder.name, self.folder.name))
+
+    def write(self, name, text):
+        path = pathlib.Path(self.folder.name) / name
+        path.write_text(text)
+        return str(path)
+
+    def run_program(self, *arguments, launcher=()):
+        # Not the launcher that may have started this test.
+        environment = {name: value for name, value in os.environ.items()
+                       if not name.startswith(("OMPI_", "PMIX_", "PMI_", "SLURM_"))}
+        environment["OMPI_MCA_rmaps_base_oversubscribe"] = "1"
+        return subprocess.run([*launcher, PROGRAM, *arguments], capture_output=True, text=True,
+                              timeout=60, env=environment, cwd=self.folder.name)
+
+    def expect_error(self, status, *parts, command, launcher=()):
+        result = self.run_program(*command, launcher=launcher)
+        lines = [line for line in result.stderr.splitlines() if line.startswith("longhaul: ")]
+        self.assertEqual(len(lines), 1, result.stderr)
+        self.assertTrue(lines[0].startswith("longhaul: error: "), lines[0])
+        for part in parts:
+            self.assertIn(part, lines[0])
+        self.assertEqual(result.returncode, status, result.stderr)
+        return result
+
+
+class Shell(CommandLine):
+    def error(self, status, *parts, command):
+        result = self.expect_error(status, *parts, command=command)
+        self.assertEqual(result.stdout, "")
+        self.assertEqual(len(result.stderr.splitlines()), 1)
+
+    def test_version_and_help(self):
+        result = self.run_program("--version")
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+        self.assertRegex(result.stdout, r"^longhaul \d+\.\d+\.\d+\n$")
+        for command in [(), ("train",), ("bench", "train"), ("data", "prepare")]:
+            result = self.run_program(*command, "--help")
+            self.assertEqual(result.returncode, 0)
+            self.assertIn("Usage: ", result.stdout)
+        self.assertIn("--config", self.run_program("train", "--help").stdout)
+
+    def test_unknown_names(self):
+        self.error(2, "one of: train, data, bench, doctor", command=[])
+        self.error(2, "unknown subcommand `tran`", "did you mean `train`?", command=["tran"])
+        self.error(2, "longhaul data: unknown subcommand `prpare`", "did you mean `prepare`?",
+                   command=["data", "prpare"])
+        self.error(2, "longhaul data: no subcommand", command=["data"])
+        self.error(2, "unknown option --confg", "did you mean `--config`?",
+                   command=["train", "--confg", self.config])
+        self.error(2, "unexpected argument `x`", command=["train", "--config", self.config, "x"])
+        self.error(2, "--config is required", command=["train"])
+
+    def test_configuration(self):
+        bad = self.write("bad.txtpb", "model {\n  layrs: 3\n}")
+        self.error(2, f"{bad}:2:3: unknown field `layrs`", "did you mean `layers`?",
+                   command=["train", "--config", bad])
+        self.error(2, "nowhere", "No such file", command=["train", "--config", "nowhere"])
+        for override, part in [("model.layrs=3", "did you mean `layers`?"),
+                               ("model.layers=x", "not a whole number"),
+                               ("train.steps=0", "train.steps: 0 is too small"),
+                               ("train.batch_tokens=65", "set it to 128"),
+                               ("parallel.strategy=rnig", "did you mean `ring`?")]:
+            self.error(2, part, command=["train", "--config", self.config, "--set", override])
+
+    def test_ranks(self):
+        for ranks in ["0", "-1", "100000"]:
+            self.error(2, f"--ranks {ranks}", "1 to ",
+                       command=["train", "--config", self.config, "--ranks", ranks])
+        self.error(2, "--ranks", command=["train", "--config", self.config, "--ranks", "two"])
+        self.error(2, "2 replicas cannot share 3 ranks",
+                   command=["train", "--config", self.config, "--ranks", "3",
+                            "--set", "parallel.data=2"])
+
+    def test_missing_corpus(self):
+        for ranks in ["1", "3"]:
+            self.error(3, f"{self.folder.name}/none",
+                       command=["train", "--config", self.config, "--ranks", ranks])
+        self.error(3, "nowhere", command=["data", "inspect", "nowhere"])
+
+    def test_doctor(self):
+        result = self.run_program("doctor", "--json")
+        found = json.loads(result.stdout)
+        self.assertEqual(result.returncode, 0 if found["can_train"] else 5)
+        self.assertEqual(found["cores"]["in_affinity"], len(os.sched_getaffinity(0)))
+        self.assertGreater(found["memory"]["total_bytes"], 1 << 28)
+        self.assertEqual(found["launched_by"], "a shell")
+        table = self.run_program("doctor")
+        self.assertEqual(table.returncode, result.returncode)
+        self.assertIn(found["versions"]["oneDNN"], table.stdout)
+
+    def test_bench_arguments(self):
+        for option, value in [("--ranks", "1,0"), ("--lengths", "64,0"), ("--steps", "0")]:
+            self.error(2, option, command=["bench", "train", "--config", self.config, option,
+                                           value])
+
+
+class Ranks(CommandLine):
+    """The launcher reports the first status that is not 0, and ends the other ranks."""
+
+    def error(self, status, *parts, command):
+        self.expect_error(status, *parts, command=command,
+                          launcher=[*MPIRUN, "-n", str(RANKS)])
+
+    def test_errors_are_printed_once(self):
+        self.error(2, "did you mean `train`?", command=["tran"])
+        self.error(2, "No such file", command=["train", "--config", "nowhere"])
+        self.error(2, "did you mean `layers`?",
+                   command=["train", "--config", self.config, "--set", "model.layrs=3"])
+        self.error(2, "2 replicas cannot share 3 ranks",
+                   command=["train", "--config", self.config, "--set", "parallel.data=2"])
+        self.error(2, "leave out one of the two",
+                   command=["train", "--config", self.config, "--ranks", "2"])
+        self.error(3, f"{self.folder.name}/none", command=["train", "--config", self.config])
+
+    def test_one_rank_with_another_configuration(self):
+        result = self.run_program("train", "--config", self.config, ":", "-n", "1", PROGRAM, "train",
+                                  "--config", "nowhere", launcher=[*MPIRUN, "-n", "1"])
+        self.assertEqual(result.returncode, 2)
+        lines = [line for line in result.stderr.splitlines() if line.startswith("longhaul: ")]
+        self.assertEqual(len(lines), 1, result.stderr)
+        self.assertIn("rank 1: cannot read the configuration nowhere", lines[0])
+
+    def test_doctor_prints_once_a_node(self):
+        result = self.run_program("doctor", "--json", launcher=[*MPIRUN, "-n", str(RANKS)])
+        self.assertEqual(json.loads(result.stdout)["launched_by"], f"mpirun (rank 0 of {RANKS})")
+
+
+if __name__ == "__main__":
+    suite = unittest.defaultTestLoader.loadTestsFromTestCase(Ranks if MPIRUN else Shell)
+    sys.exit(not unittest.TextTestRunner(verbosity=2).run(suite).wasSuccessful())

@@ -1,0 +1,167 @@
+// Bytes of plans against closed forms (parallel/ALGORITHMS.md), where tokens and heads divide.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "parallel/plan/planners.h"
+
+namespace longhaul::parallel {
+namespace {
+
+struct Sizes {
+  int64_t n;     // tokens of a rank
+  int64_t H, K;  // query and kv heads
+  int64_t d, e;  // head and value dimension
+  int64_t b, g;  // bytes of an element and of an accumulator
+};
+
+struct Setting {
+  LayoutKind kind;
+  int ranks;
+  DType dtype;
+  HeadShape heads;
+  int per_node = 1;
+
+  static constexpr int64_t kRows = 12;
+  TokenLayout layout() const { return kind.make(kRows * ranks, ranks); }
+  Sizes sizes() const {
+    const int64_t b = dtype == DType::kBF16 ? 2 : dtype == DType::kF32 ? 4 : 8;
+    return {kRows, heads.q_heads,          heads.kv_heads, heads.head_dim, heads.value_dim,
+            b,     std::max<int64_t>(b, 4)};
+  }
+  std::string text() const {
+    return absl::StrCat(std::string(kind.name), ", ", ranks, " ranks, ", per_node, " per node, ",
+                        std::string(longhaul::name(dtype)), ", heads ", heads.q_heads, "/",
+                        heads.kv_heads);
+  }
+};
+
+template <class F>
+void for_each_setting(const std::vector<int>& ranks_list, F&& check) {
+  for (const LayoutKind& kind : layout_kinds()) {
+    for (int ranks : ranks_list) {
+      for (DType dtype : {DType::kBF16, DType::kF32, DType::kF64}) {
+        for (int64_t kv_heads : {8, 4, 2, 1}) {
+          const Setting setting{
+              kind,
+              ranks,
+              dtype,
+              {.q_heads = 8, .kv_heads = kv_heads, .head_dim = 16, .value_dim = 24}};
+          SCOPED_TRACE(setting.text());
+          check(setting);
+        }
+      }
+    }
+  }
+}
+
+void expect_received(const Problem& problem, DType dtype, const Strategy& strategy,
+                     Direction direction, int64_t expected) {
+  int64_t sent = 0, received = 0;
+  for (int r = 0; r < problem.layout.ranks(); ++r) {
+    const Plan plan = strategy.plan(problem, direction, r);
+    const int64_t bytes = received_bytes(plan, r, problem.heads, dtype);
+    EXPECT_EQ(bytes, expected) << "rank " << r;
+    received += bytes;
+    sent += sent_bytes(plan, r, problem.heads, dtype);
+  }
+  EXPECT_EQ(sent, received);
+}
+
+TEST(PlanBytes, RingsReceiveEveryOtherRanksKeysOnce) {
+  for_each_setting({1, 2, 3, 4, 7, 8}, [](Setting setting) {
+    const TokenLayout layout = setting.layout();
+    const Documents documents = Documents::whole(layout.tokens());
+    const auto [n, H, K, d, e, b, g] = setting.sizes();
+    const int64_t row = n * K * (d + e);
+    for (int per_node : {1, 2, 4, setting.ranks}) {
+      if (setting.ranks % per_node != 0) continue;
+      const Problem problem{layout, documents, {true, 0}, setting.heads, per_node};
+      for (const char* name : {"ring", "double_ring"}) {
+        SCOPED_TRACE(absl::StrCat(name, ", ", per_node, " per node"));
+        expect_received(problem, setting.dtype, strategy(name), Direction::kForward,
+                        (setting.ranks - 1) * row * b);
+        expect_received(problem, setting.dtype, strategy(name), Direction::kBackward,
+                        (setting.ranks - 1) * row * (b + g));
+      }
+    }
+  });
+}
+
+TEST(PlanBytes, DoubleRingCrossesNodesSeldom) {
+  for_each_setting({4, 6, 8, 9}, [](Setting setting) {
+    const TokenLayout layout = setting.layout();
+    const Documents documents = Documents::whole(layout.tokens());
+    const auto [n, H, K, d, e, b, g] = setting.sizes();
+    for (int inner = 1; inner <= setting.ranks; ++inner) {
+      if (setting.ranks % inner != 0) continue;
+      SCOPED_TRACE(absl::StrCat(inner, " per node"));
+      const int outer = setting.ranks / inner;
+      const Problem problem{layout, documents, {true, 0}, setting.heads, inner};
+      for (Direction direction : {Direction::kForward, Direction::kBackward}) {
+        const int64_t row = n * K * (d + e) * (direction == Direction::kForward ? b : b + g);
+        for (int r = 0; r < setting.ranks; ++r) {
+          int64_t within = 0, between = 0;
+          const Plan plan = plan_double_ring(problem, direction, r);
+          for (const Step& step : plan.steps) {
+            for (const Transfer& t : step.transfers) {
+              if (t.send) continue;
+              (t.peer / inner == r / inner ? within : between) +=
+                  transfer_bytes(t, r, setting.heads, setting.dtype);
+            }
+          }
+          EXPECT_EQ(between, (outer - 1) * row);
+          EXPECT_EQ(within, outer * (inner - 1) * row);
+        }
+      }
+    }
+  });
+}
+
+TEST(PlanBytes, UlyssesExchangesHeads) {
+  for_each_setting({1, 2, 4, 8}, [](Setting setting) {
+    const TokenLayout layout = setting.layout();
+    const Documents documents = Documents::whole(layout.tokens());
+    const auto [n, H, K, d, e, b, g] = setting.sizes();
+    const int64_t U = setting.ranks, kv = std::max(K, U);
+    const Problem problem{layout, documents, {true, 0}, setting.heads};
+    // Queries (and dout) travel as elements; out, lse, delta and gradients as accumulators.
+    const int64_t forward = H * (d * b + e * g + g) + kv * (d + e) * b;
+    const int64_t backward = H * ((d + e) * b + 2 * g + d * g) + kv * ((d + e) * b + (d + e) * g);
+    expect_received(problem, setting.dtype, strategy("ulysses"), Direction::kForward,
+                    n * forward * (U - 1) / U);
+    expect_received(problem, setting.dtype, strategy("ulysses"), Direction::kBackward,
+                    n * backward * (U - 1) / U);
+  });
+}
+
+// With fewer heads than ranks the idle ranks still give and take their rows, and receive nothing.
+TEST(PlanBytes, RanksWithoutHeadsReceiveOnlyResults) {
+  const TokenLayout layout = TokenLayout::contiguous(60, 5);
+  const Documents documents = Documents::whole(60);
+  const HeadShape heads{.q_heads = 3, .kv_heads = 1, .head_dim = 16, .value_dim = 16};
+  const Problem problem{layout, documents, {true, 0}, heads};
+  const int64_t results = 12 * 3 * (16 + 1) * 4;
+  EXPECT_EQ(received_bytes(plan_ulysses(problem, Direction::kForward, 4), 4, heads, DType::kBF16),
+            results);
+}
+
+TEST(PlanBytes, FieldsAreHeldAsElementsOrAccumulators) {
+  const HeadShape heads{.q_heads = 4, .kv_heads = 2, .head_dim = 16, .value_dim = 24};
+  EXPECT_EQ(field_bytes(Field::kQ, heads, DType::kBF16), 32);
+  EXPECT_EQ(field_bytes(Field::kV, heads, DType::kBF16), 48);
+  EXPECT_EQ(field_bytes(Field::kDOut, heads, DType::kBF16), 48);
+  EXPECT_EQ(field_bytes(Field::kOut, heads, DType::kBF16), 96);
+  EXPECT_EQ(field_bytes(Field::kDK, heads, DType::kBF16), 64);
+  EXPECT_EQ(field_bytes(Field::kLse, heads, DType::kBF16), 4);
+  EXPECT_EQ(field_bytes(Field::kDelta, heads, DType::kF64), 8);
+  EXPECT_EQ(field_bytes(Field::kState, heads, DType::kBF16), 16 * 24 * 4);
+  const Transfer transfer{
+      .peer = 1, .fields = {Field::kK, Field::kV}, .rows = {3, 5}, .heads = {1, 1}, .done_by = 1};
+  EXPECT_EQ(transfer_bytes(transfer, 0, heads, DType::kBF16), 5 * 80);
+  EXPECT_EQ(transfer_bytes(transfer, 1, heads, DType::kBF16), 0);  // to itself
+}
+
+}  // namespace
+}  // namespace longhaul::parallel

@@ -1,0 +1,389 @@
+#include "tests/parallel/plan_interpreter.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "absl/strings/str_cat.h"
+
+namespace longhaul::test {
+
+using parallel::Field;
+using parallel::Fields;
+using parallel::Plan;
+using parallel::Reduce;
+using parallel::Slot;
+using parallel::Span;
+using parallel::Step;
+using parallel::Transfer;
+
+namespace {
+
+constexpr double kPoison = std::numeric_limits<double>::quiet_NaN();
+
+int64_t rows_on_side(const Slot& slot, Field field) {
+  return parallel::on_key_side(field) ? slot.k_rows : slot.q_rows;
+}
+Span heads_on_side(const Slot& slot, Field field) {
+  return parallel::on_key_side(field) ? slot.kv_heads : slot.q_heads;
+}
+
+void require(bool condition, const std::string& what) {
+  if (!condition) throw PlanViolation(what);
+}
+
+bool within(Span inner, Span outer) {
+  return inner.begin >= outer.begin && inner.end() <= outer.end();
+}
+
+std::string describe(int rank, const Transfer& t) {
+  std::string fields;
+  for (Field field : t.fields.list()) absl::StrAppend(&fields, " ", std::string(name(field)));
+  return absl::StrCat("rank ", rank, t.send ? " sends to " : " receives from ", t.peer, fields,
+                      ", slot ", t.slot, ", rows ", t.rows.begin, "+", t.rows.length, ", heads ",
+                      t.heads.begin, "+", t.heads.length, ", done by ", t.done_by);
+}
+
+}  // namespace
+
+PlanInterpreter::PlanInterpreter(std::vector<Plan> plans, Dims dims, Operations operations)
+    : plans_(std::move(plans)), dims_(dims), operations_(std::move(operations)) {
+  for (const Plan& plan : plans_) {
+    std::vector<SlotMemory> memory(plan.slots.size());
+    for (size_t s = 0; s < plan.slots.size(); ++s) {
+      for (Field field : plan.slots[s].fields.list()) {
+        const int64_t elements =
+            rows_on_side(plan.slots[s], field) * heads_on_side(plan.slots[s], field).length;
+        FieldMemory& m = memory[s].fields[static_cast<size_t>(field)];
+        m.values.assign(static_cast<size_t>(elements * dims_[static_cast<size_t>(field)]), kPoison);
+        m.sending.assign(static_cast<size_t>(elements), 0);
+        m.storing.assign(static_cast<size_t>(elements), 0);
+      }
+    }
+    slots_.push_back(std::move(memory));
+  }
+  ranks_.resize(plans_.size());
+}
+
+int64_t PlanInterpreter::index(int rank, int slot, Field field, int64_t row, int64_t head) const {
+  const Plan& plan = plans_[static_cast<size_t>(rank)];
+  const auto refuse = [&](const char* what) {
+    throw PlanViolation(absl::StrCat("rank ", rank, " slot ", slot, " ", std::string(name(field)),
+                                     " row ", row, " head ", head, ": ", what));
+  };
+  if (slot < 0 || slot >= static_cast<int>(plan.slots.size())) refuse("no such slot");
+  const Slot& s = plan.slots[static_cast<size_t>(slot)];
+  const Span heads = heads_on_side(s, field);
+  if (!s.fields.has(field)) refuse("the slot has no such field");
+  if (row < 0 || row >= rows_on_side(s, field)) refuse("no such row");
+  if (head < heads.begin || head >= heads.end()) refuse("no such head");
+  return row * heads.length + head - heads.begin;
+}
+
+PlanInterpreter::FieldMemory& PlanInterpreter::memory(int rank, int slot, Field field) {
+  return slots_[static_cast<size_t>(rank)][static_cast<size_t>(slot)]
+      .fields[static_cast<size_t>(field)];
+}
+
+std::span<double> PlanInterpreter::at(int rank, int slot, Field field, int64_t row, int64_t head) {
+  const int64_t i = index(rank, slot, field, row, head);
+  const int64_t dim = dims_[static_cast<size_t>(field)];
+  return std::span(memory(rank, slot, field).values)
+      .subspan(static_cast<size_t>(i * dim), static_cast<size_t>(dim));
+}
+
+std::span<const double> PlanInterpreter::read(int rank, int slot, Field field, int64_t row,
+                                              int64_t head) {
+  const auto i = static_cast<size_t>(index(rank, slot, field, row, head));
+  if (memory(rank, slot, field).storing[i] != 0) {
+    throw PlanViolation(absl::StrCat("rank ", rank, " reads slot ", slot, " ",
+                                     std::string(name(field)), " row ", row,
+                                     " while it is stored into"));
+  }
+  return at(rank, slot, field, row, head);
+}
+
+std::span<double> PlanInterpreter::write(int rank, int slot, Field field, int64_t row,
+                                         int64_t head) {
+  const auto i = static_cast<size_t>(index(rank, slot, field, row, head));
+  const FieldMemory& m = memory(rank, slot, field);
+  if (m.storing[i] != 0 || m.sending[i] != 0) {
+    throw PlanViolation(absl::StrCat("rank ", rank, " writes slot ", slot, " ",
+                                     std::string(name(field)), " row ", row, " while it is ",
+                                     m.sending[i] != 0 ? "sent" : "stored into"));
+  }
+  return at(rank, slot, field, row, head);
+}
+
+template <class F>
+void PlanInterpreter::for_each_element(const Transfer& transfer, F&& visit) {
+  for (Field field : transfer.fields.list()) {
+    for (int64_t row = transfer.rows.begin; row < transfer.rows.end(); ++row) {
+      for (int64_t head = transfer.heads.begin; head < transfer.heads.end(); ++head) {
+        visit(field, row, head);
+      }
+    }
+  }
+}
+
+void PlanInterpreter::check_transfer(int rank, int step, const Transfer& t) const {
+  const Plan& plan = plans_[static_cast<size_t>(rank)];
+  const std::string what = describe(rank, t) + " in step " + std::to_string(step);
+  require(t.peer >= 0 && t.peer < static_cast<int>(plans_.size()), what + ": no such peer");
+  require(t.slot >= 0 && t.slot < static_cast<int>(plan.slots.size()), what + ": no such slot");
+  require(!t.fields.empty(), what + ": no fields");
+  require(t.rows.length > 0 && t.heads.length > 0, what + ": nothing to move");
+  require(t.done_by > step && t.done_by <= static_cast<int>(plan.steps.size()),
+          what + ": done_by out of range");
+  const Slot& slot = plan.slots[static_cast<size_t>(t.slot)];
+  const Field first = t.fields.list().front();
+  for (Field field : t.fields.list()) {
+    require(on_key_side(field) == on_key_side(first), what + ": fields of both sides");
+    require(slot.fields.has(field), what + ": the slot has no such field");
+  }
+  require(within(t.rows, {0, rows_on_side(slot, first)}), what + ": rows out of bounds");
+  require(within(t.heads, heads_on_side(slot, first)), what + ": heads out of bounds");
+  const Fields gradients{Field::kDQ, Field::kDK, Field::kDV};
+  switch (t.reduce) {
+    case Reduce::kStore:
+      break;
+    case Reduce::kAdd:
+      require((t.fields | gradients) == gradients, what + ": adds what is no sum");
+      break;
+    case Reduce::kMerge:
+      require(t.fields == Fields{Field::kOut, Field::kLse}, what + ": merges other than out, lse");
+      break;
+    case Reduce::kCompose:
+      require(t.fields == Fields{Field::kState}, what + ": composes what is no state");
+      break;
+  }
+  require(!t.send || t.reduce == Reduce::kStore, what + ": a send reduces");
+  require(t.origin == -1 || (t.fields == Fields{Field::kK, Field::kV}),
+          what + ": an origin of other than k, v");
+}
+
+void PlanInterpreter::check_plan(int rank) const {
+  const Plan& plan = plans_[static_cast<size_t>(rank)];
+  require(!plan.slots.empty(), absl::StrCat("rank ", rank, " has no home"));
+  for (size_t s = 0; s < plan.steps.size(); ++s) {
+    for (const Transfer& t : plan.steps[s].transfers) check_transfer(rank, static_cast<int>(s), t);
+  }
+  // Home readers are exactly the ranks that receive this home by its origin.
+  std::vector<int> readers;
+  for (int r = 0; r < static_cast<int>(plans_.size()); ++r) {
+    for (const Step& step : plans_[static_cast<size_t>(r)].steps) {
+      for (const Transfer& t : step.transfers) {
+        if (!t.send && t.origin == rank) readers.push_back(r);
+      }
+    }
+  }
+  std::vector<int> declared = plan.home_readers;
+  std::sort(declared.begin(), declared.end());
+  require(readers == declared, absl::StrCat("rank ", rank, ": home_readers are not who reads"));
+}
+
+// The slot must now hold exactly that home, for readers that skip the transfer.
+void PlanInterpreter::check_origin(int rank, const Transfer& t) {
+  const Slot& home = plans_[static_cast<size_t>(t.origin)].slots[0];
+  const std::string what = describe(rank, t) + ": origin " + std::to_string(t.origin);
+  require(t.rows == Span{0, home.k_rows} && t.heads == home.kv_heads, what + " is not whole");
+  for_each_element(t, [&](Field field, int64_t row, int64_t head) {
+    const auto here = at(rank, t.slot, field, row, head);
+    const auto there = at(t.origin, 0, field, row, head);
+    if (!std::equal(here.begin(), here.end(), there.begin())) {
+      throw PlanViolation(what + " has other data");
+    }
+  });
+}
+
+void PlanInterpreter::start(int rank, const Transfer& t) {
+  ranks_[static_cast<size_t>(rank)].in_flight.push_back({t, false, {}});
+  Message& message = ranks_[static_cast<size_t>(rank)].in_flight.back();
+  if (t.send) {
+    for_each_element(t, [&](Field field, int64_t row, int64_t head) {
+      read(rank, t.slot, field, row, head);
+      ++memory(rank, t.slot, field)
+            .sending[static_cast<size_t>(index(rank, t.slot, field, row, head))];
+    });
+    sends_[{rank, t.peer}].push_back(&message);
+    match(rank, t.peer);
+    return;
+  }
+  if (t.reduce == Reduce::kStore) {
+    for_each_element(t, [&](Field field, int64_t row, int64_t head) {
+      const auto values = write(rank, t.slot, field, row, head);
+      std::fill(values.begin(), values.end(), kPoison);
+    });
+    if (t.origin >= 0) {  // may be replaced by a view of the origin's rows: nothing else is there
+      for (Field field : t.fields.list()) {
+        std::vector<double>& values = memory(rank, t.slot, field).values;
+        std::fill(values.begin(), values.end(), kPoison);
+      }
+    }
+    for_each_element(t, [&](Field field, int64_t row, int64_t head) {
+      ++memory(rank, t.slot, field)
+            .storing[static_cast<size_t>(index(rank, t.slot, field, row, head))];
+    });
+  }
+  receives_[{t.peer, rank}].push_back(&message);
+  match(t.peer, rank);
+}
+
+void PlanInterpreter::match(int from, int to) {
+  auto &sends = sends_[{from, to}], &receives = receives_[{from, to}];
+  while (!sends.empty() && !receives.empty()) {
+    Message &send = *sends.front(), &receive = *receives.front();
+    sends.pop_front();
+    receives.pop_front();
+    const Transfer &s = send.transfer, &r = receive.transfer;
+    require(s.fields == r.fields && s.rows.length == r.rows.length && s.heads == r.heads &&
+                s.origin == r.origin,
+            absl::StrCat("ends do not match: ", describe(from, s), "; ", describe(to, r)));
+    if (s.origin >= 0) check_origin(from, s);
+    for_each_element(s, [&](Field field, int64_t row, int64_t head) {
+      const auto values = at(from, s.slot, field, row, head);
+      receive.payload.insert(receive.payload.end(), values.begin(), values.end());
+    });
+    send.matched = receive.matched = true;
+  }
+}
+
+void PlanInterpreter::fold(int rank, const Message& message) {
+  const Transfer& t = message.transfer;
+  size_t offset = 0;
+  if (t.reduce == Reduce::kMerge) {  // all of out, then all of lse
+    const auto dim = static_cast<size_t>(dims_[static_cast<size_t>(Field::kOut)]);
+    size_t lse_offset = static_cast<size_t>(t.rows.length * t.heads.length) * dim;
+    for (int64_t row = t.rows.begin; row < t.rows.end(); ++row) {
+      for (int64_t head = t.heads.begin; head < t.heads.end(); ++head, offset += dim) {
+        const auto out = write(rank, t.slot, Field::kOut, row, head);
+        double& lse = write(rank, t.slot, Field::kLse, row, head)[0];
+        const double part_lse = message.payload[lse_offset++];
+        const double top = std::max(lse, part_lse);
+        if (top == -std::numeric_limits<double>::infinity()) continue;
+        const double a = std::exp(lse - top), b = std::exp(part_lse - top);
+        for (size_t d = 0; d < dim; ++d) {
+          out[d] = (a * out[d] + b * message.payload[offset + d]) / (a + b);
+        }
+        lse = top + std::log(a + b);
+      }
+    }
+    return;
+  }
+  for_each_element(t, [&](Field field, int64_t row, int64_t head) {
+    const auto values = write(rank, t.slot, field, row, head);
+    const auto part = std::span<const double>(message.payload).subspan(offset, values.size());
+    offset += values.size();
+    if (t.reduce == Reduce::kCompose) {
+      operations_.compose(values, part);
+    } else if (t.reduce == Reduce::kAdd) {
+      for (size_t d = 0; d < values.size(); ++d) values[d] += part[d];
+    } else {
+      std::copy(part.begin(), part.end(), values.begin());
+    }
+  });
+}
+
+void PlanInterpreter::finish(int rank, Message& message) {
+  const Transfer& t = message.transfer;
+  if (!t.send && t.reduce != Reduce::kStore) return;  // folded after everything has arrived
+  for_each_element(t, [&](Field field, int64_t row, int64_t head) {
+    FieldMemory& m = memory(rank, t.slot, field);
+    const auto i = static_cast<size_t>(index(rank, t.slot, field, row, head));
+    --(t.send ? m.sending : m.storing)[i];
+  });
+  if (!t.send) fold(rank, message);
+}
+
+void PlanInterpreter::clear(int rank, const parallel::Clear& clear) {
+  const Plan& plan = plans_[static_cast<size_t>(rank)];
+  require(clear.slot >= 0 && clear.slot < static_cast<int>(plan.slots.size()),
+          absl::StrCat("rank ", rank, " clears slot ", clear.slot, ": no such slot"));
+  const Slot& slot = plan.slots[static_cast<size_t>(clear.slot)];
+  const Fields clearable{Field::kOut, Field::kLse, Field::kDQ,
+                         Field::kDK,  Field::kDV,  Field::kState};
+  for (Field field : clear.fields.list()) {
+    require(clearable.has(field) && slot.fields.has(field),
+            absl::StrCat("rank ", rank, " clears ", std::string(name(field)), " of slot ",
+                         clear.slot, ": not an accumulator there"));
+    const Span heads = heads_on_side(slot, field);
+    for (int64_t row = 0; row < rows_on_side(slot, field); ++row) {
+      for (int64_t head = heads.begin; head < heads.end(); ++head) {
+        const auto values = write(rank, clear.slot, field, row, head);
+        if (field == Field::kState) {
+          operations_.identity(values);
+        } else {
+          std::fill(values.begin(), values.end(),
+                    field == Field::kLse ? -std::numeric_limits<double>::infinity() : 0.0);
+        }
+      }
+    }
+  }
+}
+
+bool PlanInterpreter::may_enter(int rank) const {
+  const Rank& state = ranks_[static_cast<size_t>(rank)];
+  if (state.finished) return false;
+  return std::all_of(state.in_flight.begin(), state.in_flight.end(), [&](const Message& message) {
+    return message.matched || message.transfer.done_by > state.next_step;
+  });
+}
+
+void PlanInterpreter::enter(int rank) {
+  Rank& state = ranks_[static_cast<size_t>(rank)];
+  const Plan& plan = plans_[static_cast<size_t>(rank)];
+  const int s = state.next_step++;
+  const auto due = [&](const Message& message) { return message.transfer.done_by == s; };
+  // Messages keep their place in memory while others point to them: finished ones are only marked.
+  for (Message& message : state.in_flight) {
+    if (due(message)) finish(rank, message);
+  }
+  for (Message& message : state.in_flight) {
+    if (due(message) && !message.transfer.send && message.transfer.reduce != Reduce::kStore) {
+      fold(rank, message);
+    }
+  }
+  while (!state.in_flight.empty() && state.in_flight.front().transfer.done_by <= s) {
+    state.in_flight.pop_front();
+  }
+  if (s == static_cast<int>(plan.steps.size())) {
+    state.finished = true;
+    return;
+  }
+  const Step& step = plan.steps[static_cast<size_t>(s)];
+  for (const parallel::Clear& c : step.clears) clear(rank, c);
+  for (const Transfer& t : step.transfers) start(rank, t);
+  for (const parallel::Task& task : step.tasks) operations_.run_task(rank, task);
+}
+
+std::string PlanInterpreter::waiting() const {
+  std::string text = "deadlock:";
+  for (size_t r = 0; r < ranks_.size(); ++r) {
+    if (ranks_[r].finished) continue;
+    absl::StrAppend(&text, " rank ", r, " before step ", ranks_[r].next_step, ";");
+  }
+  return text;
+}
+
+void PlanInterpreter::run(uint64_t seed) {
+  for (int r = 0; r < static_cast<int>(plans_.size()); ++r) check_plan(r);
+  std::mt19937_64 random(seed);
+  while (true) {
+    std::vector<int> ready;
+    for (int r = 0; r < static_cast<int>(plans_.size()); ++r) {
+      if (may_enter(r)) ready.push_back(r);
+    }
+    if (ready.empty()) break;
+    enter(ready[random() % ready.size()]);
+  }
+  require(std::all_of(ranks_.begin(), ranks_.end(), [](const Rank& r) { return r.finished; }),
+          waiting());
+  for (const auto* queues : {&sends_, &receives_}) {
+    for (const auto& [pair, queue] : *queues) {
+      require(queue.empty(), absl::StrCat("a transfer from ", pair.first, " to ", pair.second,
+                                          " has one end only"));
+    }
+  }
+}
+
+}  // namespace longhaul::test
