@@ -1,0 +1,44 @@
+// CoreAttention on a group of ranks against naive attention in fp64.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "dist/group.h"
+#include "parallel/attention/core_attention.h"
+#include "tests/parallel/attention_world.h"
+
+namespace longhaul::test {
+
+struct AttentionCase {
+  std::string strategy = "ring";
+  std::string layout = "zigzag";
+  int64_t tokens = 61;
+  parallel::HeadShape heads;
+  parallel::Mask mask;
+  parallel::Documents documents = parallel::Documents::whole(61);
+  DType dtype = DType::kF64;
+  bool in_place = true;
+  int ranks_per_node = 1;
+  std::string name() const;
+};
+
+parallel::TokenLayout layout_of(const std::string& name, int64_t tokens, int ranks);
+
+// This rank's results, dense: out, dq, dk, dv [rows, heads, dim]; lse [heads, rows].
+struct AttentionResult {
+  std::vector<double> out, lse, dq, dk, dv;
+  int64_t sent_bytes = 0, in_place_bytes = 0;
+  bool operator==(const AttentionResult&) const = default;
+};
+
+// Collective: forward and backward of the truth's inputs on poisoned memory, measured first.
+AttentionResult run_core_attention(dist::Group& group, const AttentionCase& c,
+                                   const AttentionTruth& truth);
+
+// Collective. Error norms over all ranks, relative to the truth's norms: out, lse, dq, dk, dv.
+std::vector<double> errors(dist::Group& group, const AttentionCase& c, const AttentionTruth& truth,
+                           const AttentionResult& result);
+
+}  // namespace longhaul::test
