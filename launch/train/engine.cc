@@ -178,12 +178,14 @@ std::optional<std::string> Engine::find_non_finite(const Sample& sample) {
   model::StepContext step = step_context(&probe);
   replica_.model->forward(step, shard, {.training = false});
   if (probe.finding()) return probe.finding();
-  for (const parallel::ParameterStore::Entry& entry : replica_.store.entries()) {
+  // Backward goes from the last parameter to the first.
+  const std::vector<parallel::ParameterStore::Entry>& entries = replica_.store.entries();
+  for (auto entry = entries.rbegin(); entry != entries.rend(); ++entry) {
     const TensorView gradient =
-        replica_.store.bucket_of(entry).gradients.rows(entry.offset, entry.size());
+        replica_.store.bucket_of(*entry).gradients.rows(entry->offset, entry->size());
     const int64_t index = kernels::find_non_finite(replica_.ctx, gradient);
     if (index >= 0) {
-      return absl::StrCat("gradient of ", entry.spec.name, ", element ", index);
+      return absl::StrCat("gradient of ", entry->spec.name, ", element ", index);
     }
   }
   return std::nullopt;

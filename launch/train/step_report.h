@@ -15,6 +15,7 @@ struct RankStep {
   double waited_seconds = 0;  // of these, in which it could only wait for others
   double flops = 0;           // model FLOPs done
   double memory_peak_bytes = 0;
+  double memory_plan_bytes = 0;
   bool stop_requested = false;
 };
 
@@ -26,6 +27,7 @@ struct StepReport {
   double exposed_communication = 0;  // mean share of the step spent waiting
   int slowest_rank = 0;              // the one that computed longest
   double memory_peak_bytes = 0;      // of the fullest rank
+  double memory_plan_bytes = 0;      // of the rank with the largest plan
   bool stop_requested = false;       // by a signal to any rank
 };
 

@@ -171,6 +171,7 @@ class Run {
     mine.seconds = seconds_since(begin);
     mine.waited_seconds = world_.traffic().total().waited_seconds - waited;
     mine.memory_peak_bytes = static_cast<double>(engine_.memory().peak());
+    mine.memory_plan_bytes = static_cast<double>(engine_.memory().capacity());
     mine.stop_requested = StopRequest::requested();
     const StepReport report = gather(world_, mine);
     const double loss = report.loss_sum / static_cast<double>(targets);
@@ -190,7 +191,7 @@ class Run {
                      .ranks = world_.size(),
                      .mfu = report.flops / (seconds * peak_flops_),
                      .memory_peak_bytes = report.memory_peak_bytes,
-                     .memory_plan_bytes = static_cast<double>(engine_.memory().capacity()),
+                     .memory_plan_bytes = report.memory_plan_bytes,
                      .exposed_communication = report.exposed_communication,
                      .slowest_rank = report.slowest_rank,
                      .eta_seconds = eta(seconds)});

@@ -1,0 +1,300 @@
+// Training runs, on ranks as threads: what they save, resume, see and refuse.
+#include "launch/train/train.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <filesystem>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/str_cat.h"
+#include "checkpoint/checkpoint.h"
+#include "dist/local/local.h"
+#include "kernels/core/random.h"
+#include "launch/data/synthetic.h"
+#include "launch/train/engine.h"
+#include "launch/train/flops.h"
+#include "launch/train/schedule.h"
+#include "tests/temp_folder.h"
+
+namespace longhaul::launch {
+namespace {
+
+namespace fs = std::filesystem;
+constexpr std::chrono::seconds kDeadline(120);
+
+constexpr const char* kModel = R"(
+  model { vocabulary: 16 layers: 2 width: 32 heads: 4 kv_heads: 2 head_dim: 8 mlp_width: 48
+          norm_eps: 1e-5 rope_theta: 10000 tied_embeddings: true })";
+
+class TrainTest : public testing::Test {
+ protected:
+  TrainTest() {
+    write_copy_task(
+        {.output = folder_ / "copy", .documents = 64, .tokens = 61, .vocabulary = 16, .seed = 1});
+  }
+
+  // Samples of 97 tokens, so that documents straddle samples and ranks; 4 samples a step.
+  std::string text(const std::string& run, int64_t steps = 20) {
+    return absl::StrCat(kModel, "data { path: '", folder_ / "copy",
+                        "' sequence_length: 97 validation_fraction: 0.1 } train { steps: ", steps,
+                        " batch_tokens: 388 warmup_steps: 5 run_directory: '", folder_ / run,
+                        "' } checkpoint { every: 10 keep: 0 }");
+  }
+
+  void run(int ranks, const std::string& config, const std::vector<std::string>& set = {}) {
+    Config parsed = parse_config(config, "test");
+    for (const std::string& assignment : set) apply_override(parsed, assignment);
+    dist::run_local(ranks, kDeadline, [&](dist::Group& world) {
+      Config mine = parsed;
+      resolve(mine, world.size(), 1);
+      train(world, mine);
+    });
+  }
+
+  // Loss by step of a run's metrics.jsonl.
+  std::map<int64_t, double> losses(const std::string& name) {
+    std::map<int64_t, double> result;
+    std::istringstream lines(read_all(folder_ / (name + "/metrics.jsonl")));
+    for (std::string line; std::getline(lines, line);) {
+      const auto json = nlohmann::json::parse(line);
+      if (!json.contains("loss")) continue;
+      EXPECT_EQ(result.count(json["step"]), 0u) << "twice: " << line;
+      result[json["step"]] = json["loss"];
+    }
+    return result;
+  }
+
+  std::string checkpoint(const std::string& run, int64_t step) {
+    for (const auto& entry : fs::directory_iterator(folder_ / (run + "/checkpoints"))) {
+      if (checkpoint::read_info(entry.path()).step == step) return entry.path();
+    }
+    ADD_FAILURE() << "no checkpoint of step " << step;
+    return "";
+  }
+
+  // A run folder that has only come to `step`.
+  void begin_from(const std::string& run, int64_t step, const std::string& fresh) {
+    const fs::path from = checkpoint(run, step);
+    fs::create_directories(folder_ / (fresh + "/checkpoints"));
+    fs::copy(from, fs::path(folder_ / (fresh + "/checkpoints")) / from.filename(),
+             fs::copy_options::recursive);
+  }
+
+  TempFolder folder_;
+};
+
+TEST_F(TrainTest, ResumeOnTheSameRanksIsBitIdentical) {
+  run(3, text("whole"));
+  begin_from("whole", 10, "resumed");
+  run(3, text("resumed"));
+  const auto whole = losses("whole"), resumed = losses("resumed");
+  ASSERT_EQ(whole.size(), 20u);
+  ASSERT_EQ(resumed.size(), 10u);
+  for (int64_t step = 11; step <= 20; ++step) EXPECT_EQ(resumed.at(step), whole.at(step)) << step;
+  EXPECT_LT(whole.at(20), whole.at(1));
+  int shards = 0;
+  const fs::path a = checkpoint("whole", 20), b = checkpoint("resumed", 20);
+  for (const auto& entry : fs::directory_iterator(a)) {
+    if (entry.path().extension() != ".safetensors") continue;
+    EXPECT_EQ(read_all(entry.path()), read_all(b / entry.path().filename()));
+    ++shards;
+  }
+  EXPECT_EQ(shards, 3);
+}
+
+TEST_F(TrainTest, ResumeOnOtherRanksSeesTheSameTokens) {
+  run(4, text("four"));
+  const auto expected = losses("four");
+  for (int ranks : {2, 3}) {
+    const std::string name = absl::StrCat("on", ranks);
+    begin_from("four", 10, name);
+    run(ranks, text(name));
+    const auto resumed = losses(name);
+    ASSERT_EQ(resumed.size(), 10u);
+    for (const auto& [step, loss] : resumed) {
+      EXPECT_NEAR(loss, expected.at(step), 1e-5 * expected.at(step)) << ranks << " " << step;
+    }
+  }
+}
+
+TEST_F(TrainTest, RunAgainRedoesOnlyWhatIsMissingAndEachStepStandsOnce) {
+  run(2, text("run"));
+  fs::remove_all(checkpoint("run", 20));  // as if killed after step 15
+  run(2, text("run"));
+  EXPECT_EQ(losses("run").size(), 20u);
+  const auto before = fs::last_write_time(checkpoint("run", 20));
+  run(2, text("run"));  // nothing left to do
+  EXPECT_EQ(fs::last_write_time(checkpoint("run", 20)), before);
+}
+
+TEST_F(TrainTest, DataAxisAccumulationAndLayoutsDoNotChangeTheLoss) {
+  run(1, text("one"));
+  const auto expected = losses("one");
+  const std::vector<std::pair<int, std::vector<std::string>>> cases{
+      {4, {"parallel.data=2", "parallel.layout=striped"}},
+      {2, {"parallel.data=2"}},
+      {5, {"parallel.layout=contiguous", "memory.activations=RECOMPUTE"}},
+      {3, {"parallel.strategy=ulysses"}},
+      {4, {"parallel.data=4", "parallel.in_place=false"}},
+  };
+  for (size_t i = 0; i < cases.size(); ++i) {
+    const std::string name = absl::StrCat("case", i);
+    run(cases[i].first, text(name), cases[i].second);
+    for (const auto& [step, loss] : losses(name)) {
+      EXPECT_NEAR(loss, expected.at(step), 1e-5 * expected.at(step)) << i << " step " << step;
+    }
+  }
+}
+
+TEST_F(TrainTest, CheckpointOfAnotherModelIsRefused) {
+  run(2, text("run", 10));
+  try {
+    run(2, text("run", 20), {"model.layers=3"});
+    FAIL() << "loaded";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::kCheckpoint);
+    EXPECT_NE(std::string(error.what()).find("model.layers"), std::string::npos) << error.what();
+  }
+}
+
+TEST_F(TrainTest, NanStopsNamingRankAndTensorAndKeepsTheCheckpoint) {
+  run(3, text("run", 10));
+  const std::string saved = read_all(checkpoint("run", 10) + "/COMPLETE");
+  try {
+    // Parameters so large that the next backward overflows.
+    run(3, text("run", 20), {"train.learning_rate=1e30", "train.warmup_steps=1"});
+    FAIL() << "trained";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::kNumerics);
+    const std::string message = error.what();
+    EXPECT_NE(message.find("step 12: loss "), std::string::npos) << message;
+    EXPECT_NE(message.find("rank 0 in gradient of model."), std::string::npos) << message;
+  }
+  EXPECT_EQ(read_all(checkpoint("run", 10) + "/COMPLETE"), saved);
+}
+
+// A sample of the copy task with `tokens` tokens.
+Sample copy_sample(int64_t tokens, uint64_t seed, const std::vector<int64_t>& document_begins) {
+  Sample sample;
+  for (int64_t i = 0; i < tokens; ++i) {
+    const uint64_t bits =
+        random_u64({.seed = seed, .stream = 9}, static_cast<uint64_t>(i % (tokens / 2)));
+    sample.tokens.push_back(static_cast<int32_t>(bits % 16));
+  }
+  sample.labels.assign(sample.tokens.begin() + 1, sample.tokens.end());
+  sample.labels.push_back(-1);
+  sample.targets = tokens - 1;
+  sample.documents = parallel::Documents(tokens, document_begins);
+  return sample;
+}
+
+// Trains on fresh samples; returns the loss of the second half of unseen ones. A source lies half a
+// sample back, so on 4 contiguous shards always on another rank.
+double second_half_loss(bool cut_between_ranks) {
+  constexpr int64_t kTokens = 128;
+  constexpr int kRanks = 4;
+  constexpr int kStepSamples = 8;
+  // Cut: the same tokens and labels, but attention ends at the ranks' borders.
+  const std::vector<int64_t> begins =
+      cut_between_ranks ? std::vector<int64_t>{0, 32, 64, 96} : std::vector<int64_t>{0};
+  const Config config = parse_config(
+      R"(model { vocabulary: 16 layers: 2 width: 64 heads: 4 kv_heads: 2 head_dim: 16 mlp_width: 64
+                 norm_eps: 1e-5 rope_theta: 10000 tied_embeddings: false }
+         data { path: "none" sequence_length: 128 } parallel { layout: "contiguous" }
+         train { steps: 200 weight_decay: 0.01 })",
+      "test");
+  const Schedule schedule{.peak = 3e-3, .minimum = 3e-4, .warmup_steps = 20, .steps = 200};
+  double result = 0;
+  dist::run_local(kRanks, kDeadline, [&](dist::Group& world) {
+    Config mine = config;
+    resolve(mine, world.size(), 1);
+    Engine engine(world, mine);
+    uint64_t seed = 0;
+    for (int64_t step = 1; step <= schedule.steps; ++step) {
+      for (int i = 0; i < kStepSamples; ++i) {
+        engine.accumulate(copy_sample(kTokens, ++seed, begins),
+                          1.0 / (kStepSamples * (kTokens - 1)));
+      }
+      engine.reduce_gradients();
+      engine.update(schedule(step), step);
+    }
+    Engine::PositionLoss loss{std::vector<double>(2), std::vector<double>(2)};
+    for (int i = 0; i < 4; ++i) engine.evaluate(copy_sample(kTokens, ++seed, begins), loss);
+    const double sum = world.sum(loss.sum[1], "test"), count = world.sum(loss.count[1], "test");
+    if (world.rank() == 0) result = sum / count;
+  });
+  return result;
+}
+
+TEST(CopyTask, IsLearnedFromOtherRanks) { EXPECT_LT(second_half_loss(false), 0.3); }
+
+TEST(CopyTask, CannotBeLearnedWithAttentionCutBetweenRanks) {
+  EXPECT_GT(second_half_loss(true), 2.0);
+}
+
+TEST(Engine, UsesTheMemoryThatWasMeasured) {
+  for (const char* activations : {"KEEP", "RECOMPUTE"}) {
+    for (const char* dtype : {"F32", "BF16"}) {
+      Config config =
+          parse_config(absl::StrCat(kModel,
+                                    "data { path: 'none' sequence_length: 64 } memory { "
+                                    "activations: ",
+                                    activations, " } train { steps: 1 dtype: ", dtype, " }"),
+                       "test");
+      dist::run_local(3, kDeadline, [&](dist::Group& world) {
+        Config mine = config;
+        resolve(mine, world.size(), 2);
+        Engine engine(world, mine);
+        engine.accumulate(copy_sample(64, 1, {0, 30}), 1.0 / 63);
+        EXPECT_TRUE(std::isfinite(engine.reduce_gradients()));
+        engine.update(1e-3, 1);
+        EXPECT_FALSE(engine.find_non_finite(copy_sample(64, 1, {0, 30})).has_value());
+        EXPECT_EQ(engine.memory().peaks(), engine.memory().capacities());
+      });
+    }
+  }
+}
+
+TEST(Engine, FindsTheLayerInWhichNanBegins) {
+  const Config config = parse_config(
+      absl::StrCat(kModel, "data { path: 'none' sequence_length: 64 } train { steps: 1 }"), "test");
+  dist::run_local(2, kDeadline, [&](dist::Group& world) {
+    Config mine = config;
+    resolve(mine, world.size(), 1);
+    Engine engine(world, mine);
+    for (const checkpoint::Slice& slice : engine.state()) {
+      if (slice.name != "model.layers.1.self_attn.v_proj.weight") continue;
+      for (float& value : slice.data.span<float>()) value = std::nanf("");
+    }
+    engine.state_loaded();
+    const auto finding = engine.find_non_finite(copy_sample(64, 1, {0}));
+    ASSERT_TRUE(finding.has_value());
+    EXPECT_EQ(finding->find("layer 1, attention output, row 0"), 0u) << *finding;
+  });
+}
+
+TEST(Flops, CountEveryProductOnce) {
+  const model::ModelConfig config = model_config([] {
+    Config c = parse_config(
+        absl::StrCat(kModel, "data { path: 'none' sequence_length: 8 } train { steps: 1 }"), "t");
+    resolve(c, 1, 1);
+    return c;
+  }());
+  // Projections 32x32 and 32x16 and back, MLP 3 x 32 x 48, output 16 x 32.
+  EXPECT_EQ(product_weights(config), 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48) + 16 * 32);
+  EXPECT_EQ(training_flops(config, 10, 100),
+            6.0 * 10 * static_cast<double>(product_weights(config)) + 12.0 * 8 * 2 * 100);
+}
+
+TEST(Schedule, WarmsUpAndFollowsACosine) {
+  const Schedule schedule{.peak = 1.0, .minimum = 0.1, .warmup_steps = 10, .steps = 110};
+  EXPECT_DOUBLE_EQ(schedule(1), 0.1);
+  EXPECT_DOUBLE_EQ(schedule(10), 1.0);
+  EXPECT_DOUBLE_EQ(schedule(60), 0.55);
+  EXPECT_DOUBLE_EQ(schedule(110), 0.1);
+}
+
+}  // namespace
+}  // namespace longhaul::launch
