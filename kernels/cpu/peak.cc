@@ -63,16 +63,16 @@ double measured_peak_flops(int threads) {
   const auto measure = [&](int thread) {
     // All threads at once, since cores share power and clock.
     for (++ready; ready.load() < threads;) std::this_thread::yield();
+    // The rate over the whole time, not the best moment: threads may have to share cores.
     float sink = 0;
-    double best = 0;
-    const auto end = Clock::now() + kDuration;
-    for (auto begin = Clock::now(); begin < end;) {
-      const double flops = HWY_DYNAMIC_DISPATCH(cpu::MultiplyAdds)(kRounds, &sink);
-      const auto now = Clock::now();
-      best = std::max(best, flops / std::chrono::duration<double>(now - begin).count());
-      begin = now;
+    double flops = 0;
+    const auto begin = Clock::now();
+    std::chrono::duration<double> elapsed{};
+    while (elapsed < kDuration) {
+      flops += HWY_DYNAMIC_DISPATCH(cpu::MultiplyAdds)(kRounds, &sink);
+      elapsed = Clock::now() - begin;
     }
-    rates[static_cast<size_t>(thread)] = best;
+    rates[static_cast<size_t>(thread)] = flops / elapsed.count();
   };
   std::vector<std::thread> others;
   for (int thread = 1; thread < threads; ++thread) others.emplace_back(measure, thread);

@@ -21,8 +21,7 @@ int run_train_bench(const BenchTrainOptions& options) {
   if (options.steps < 1) {
     fail(ErrorCode::kConfig, absl::StrCat("--steps ", options.steps, ": time 1 step or more"));
   }
-  bench_train(options);
-  return 0;
+  return bench_train(options);
 }
 
 Action add_train_bench(CLI::App& app) {

@@ -16,7 +16,8 @@ struct BenchTrainOptions {
   bool json = false;                   // one object a line instead of the table
 };
 
-// Throws Error.
-void bench_train(const BenchTrainOptions& options);
+// Prints a table or JSON lines; returns the exit status. Throws Error for what is wrong before ranks
+// are started.
+int bench_train(const BenchTrainOptions& options);
 
 }  // namespace longhaul::launch
