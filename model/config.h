@@ -21,7 +21,7 @@ struct ModelConfig {
   int64_t head_dim = 64;
   int64_t mlp_width = 768;
   double norm_eps = 1e-5;
-  kernels::RopeOptions rope;
+  kernels::RopeOptions rope = {};
   bool tied_embeddings = true;
 
   parallel::HeadShape head_shape() const { return {heads, kv_heads, head_dim, head_dim}; }

@@ -78,11 +78,7 @@ RankMemory reserve(dist::Group& world, const RankMemory& measured) {
 }  // namespace
 
 Engine::Replica::Replica(Engine& engine, const Config& config, RankMemory& memory)
-    : ctx{.device = kCpu,
-          .stream = {},
-          .pool = &engine.pool_,
-          .scratch = &memory.workspace,
-          .poll = {}},
+    : ctx{.pool = &engine.pool_, .scratch = &memory.workspace},
       store(dtype(config), engine.world_.size()),
       model(model::architecture(engine.model_config_.architecture)
                 .make(engine.model_config_, model_options(config), store)) {

@@ -26,7 +26,7 @@ ModelCase base_case(bool tied) {
 std::map<std::string, std::vector<double>> initial_values(const ModelCase& c) {
   ThreadPool pool(1);
   Arena workspace("workspace", 1 << 20), values("values", 1 << 20), gradients("grads", 1 << 20);
-  const Context ctx{.device = kCpu, .stream = {}, .pool = &pool, .scratch = &workspace, .poll = {}};
+  const Context ctx{.pool = &pool, .scratch = &workspace};
   parallel::ParameterStore store(c.options.dtype, 1);
   const auto network = model::architecture("llama").make(c.config, c.options, store);
   store.allocate(ctx, values, gradients);

@@ -93,7 +93,7 @@ AttentionResult run_core_attention(dist::Group& group, const AttentionCase& c,
   attention.prepare(c.documents);
   ThreadPool pool(1);
   const auto pass = [&](Arena& scratch, Arena& communication) {
-    const Context ctx{.device = kCpu, .stream = {}, .pool = &pool, .scratch = &scratch, .poll = {}};
+    const Context ctx{.pool = &pool, .scratch = &scratch};
     auto pending =
         attention.begin(ctx, communication, {.q = q, .k = k, .v = v, .out_acc = out, .lse = lse});
     attention.finish(ctx, std::move(pending));
