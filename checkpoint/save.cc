@@ -49,12 +49,7 @@ class Saver {
  public:
   Saver(dist::Group& world, const std::string& directory, const Info& info, const State& state,
         const SaveOptions& options)
-      : world_(world),
-        directory_(directory),
-        store_(directory),
-        info_(info),
-        state_(state),
-        options_(options) {}
+      : world_(world), store_(directory), info_(info), state_(state), options_(options) {}
 
   void run() {
     on_root([&] {
@@ -185,7 +180,6 @@ class Saver {
   }
 
   dist::Group& world_;
-  const std::string& directory_;
   Store store_;
   const Info& info_;
   const State& state_;

@@ -88,6 +88,7 @@ std::vector<Stored> Store::complete() const {
     if (entry->kind == Kind::kReplaced) found.emplace(entry->step, path);
   }
   std::vector<Stored> result;
+  result.reserve(found.size());
   for (auto& [step, path] : found) result.push_back({step, path});
   return result;
 }

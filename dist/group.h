@@ -8,7 +8,8 @@
 // - A Request must not outlive its Group.
 // - `what` names the operation in the traffic counters and in errors.
 // - Every wait has the job's deadline (Job::deadline). At the deadline an Error(kCommunication)
-//   names the rank, the step, the place, the operation and the peers that are missing.
+//   names the rank, the step, the place, the operation and the peers that are missing. After an
+//   Error(kCommunication) the transport may still hold buffers: report it and abort().
 // - Tensors must be contiguous and stay valid until the request is done. Sums are made in a fixed
 //   order (by rank) in the accumulator type: f32 for bf16 and f32, f64 for f64.
 // - Not thread-safe: a rank's groups are used by one thread.

@@ -85,7 +85,14 @@ MpiSession::MpiSession(const Launch& launch, milliseconds deadline) {
 MpiSession::~MpiSession() {
   const int rank = world_->rank();
   const milliseconds deadline = world_->job().deadline;
-  const bool failing = std::uncaught_exceptions() > 0 || world_->job().communication_failed;
+  const bool failing = std::uncaught_exceptions() > 0;
+  const bool alone = world_->size() == 1;
+  if (world_->job().communication_failed && !alone) {
+    // MPI may still hold buffers that are gone: it must not be called for anything else.
+    std::fprintf(stderr, "longhaul: rank %d: communication has failed; ending all ranks\n", rank);
+    std::fflush(stderr);
+    MPI_Abort(MPI_COMM_WORLD, static_cast<int>(ErrorCode::kCommunication));
+  }
   world_.reset();
   const milliseconds limit = failing ? std::min(deadline, kEndAfterError) : deadline;
   if (!everyone_arrives(limit)) {

@@ -32,10 +32,8 @@ void for_each_chunk(const std::string& path, const std::function<void(std::strin
     if (got == 0) return;
     const std::string_view text(buffer.data(), got);
     // A model trained on compressed bytes learns nothing, and nobody would see why.
-    for (const std::string_view magic : {"\x1f\x8b",
-                                         "\xfd"
-                                         "7zXZ",
-                                         "\x28\xb5\x2f\xfd", "BZh9", "PK\x03\x04"}) {
+    for (const std::string_view magic :
+         {"\x1f\x8b", "\xfd\x37zXZ", "\x28\xb5\x2f\xfd", "BZh9", "PK\x03\x04"}) {
       if (first && text.starts_with(magic)) {
         fail(ErrorCode::kData, absl::StrCat("'", path, "' is compressed: unpack it first"));
       }

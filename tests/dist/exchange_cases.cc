@@ -74,8 +74,8 @@ void many_in_flight(Group& group) {
 // Sends and receives of oneself in different exchanges.
 void self_later(Group& group) {
   Stream stream;
-  const Tensor sent = message(group.rank(), group.rank(), 1, 300'000);
-  Tensor received(DType::kI64, {300'000});
+  const Tensor sent = message(group.rank(), group.rank(), 1, 50'000);
+  Tensor received(DType::kI64, {50'000});
   const Send send{group.rank(), sent};
   const Recv recv{group.rank(), received};
   Request first = group.exchange(stream, {&send, 1}, {}, "to myself");
@@ -90,7 +90,7 @@ void moves_while_waiting_for_others(Group& group) {
   Stream stream;
   const int peer = group.rank() ^ 1;
   if (peer >= group.size()) return;
-  constexpr int64_t kLarge = 500'000;
+  constexpr int64_t kLarge = 200'000;
   if (group.rank() % 2 == 0) {
     Tensor large(DType::kI64, {kLarge}), small(DType::kI64, {1});
     const Recv recv_large{peer, large}, recv_small{peer, small};

@@ -43,7 +43,9 @@ void expect_missing_last(Group& group, std::string_view what,
                     absl::StrCat("rank ", group.world_rank(group.rank()), " waited 0.1 s"));
     expect_contains(message, "at step 17 in layer 2 attention forward");
     expect_contains(message, absl::StrCat("'", std::string(what), "'"));
-    expect_contains(message, absl::StrCat("from rank ", group.world_rank(last)));
+    // The last of those that are missing; another one may be slow.
+    expect_contains(message, " from rank");
+    expect_contains(message, absl::StrCat(" ", group.world_rank(last), ": the peer is dead"));
     expect_contains(message, "parallel.timeout_seconds");
   }
   group.barrier("after the deadline");
@@ -57,12 +59,6 @@ void deadline(Group& group) {
   expect_missing_last(group, "ring kv", [&](Group& broken) {
     const Recv recv{last, data};
     broken.exchange(stream, {}, {&recv, 1}, "ring kv").wait(stream);
-  });
-  expect_missing_last(group, "ring kv", [&](Group& broken) {
-    // Larger than what a transport sends ahead of the receive.
-    Tensor large(DType::kF32, {5'000'000});
-    const Send send{last, large};
-    broken.exchange(stream, {&send, 1}, {}, "ring kv").wait(stream);
   });
   expect_missing_last(group, "gradients", [&](Group& broken) {
     broken.all_reduce(stream, data, ReduceOp::kSum, "gradients").wait(stream);

@@ -124,6 +124,20 @@ TEST(RunLocal, EndedRankIsNamed) {
   }
 }
 
+// The waiting side of a send is as impatient as that of a receive, and takes its buffer with it.
+TEST(RunLocal, SendHasADeadline) {
+  Stream stream;
+  const Error error = error_of(2, [&](Group& world) {
+    if (world.rank() == 1) return world.barrier("for ever");
+    Tensor data(DType::kF32, {1000});
+    const Send send{1, data};
+    world.job().deadline = 50ms;
+    world.exchange(stream, {&send, 1}, {}, "kv").wait(stream);
+  });
+  EXPECT_EQ(error.code(), ErrorCode::kCommunication);
+  EXPECT_THAT(error.what(), HasSubstr("rank 0 waited 0.05 s for 'kv' from rank 1"));
+}
+
 // What a rank sent before its end still counts.
 TEST(RunLocal, LastMessageArrives) {
   Stream stream;

@@ -2,7 +2,7 @@
 // status. Arguments:
 //   --chunk-bytes=N    messages travel in chunks of N bytes (default: the transport's own)
 //   --large            only: one message of more than 2^31 bytes
-//   --end=abort|throw|agree|silent   how a failing job ends; see CMakeLists.txt
+//   --end=abort|throw|agree|silent|hang   how a failing job ends; see CMakeLists.txt
 #include <absl/strings/match.h>
 #include <absl/strings/numbers.h>
 #include <absl/strings/str_cat.h>
@@ -11,6 +11,7 @@
 
 #include <cstdio>
 #include <string>
+#include <thread>
 
 #include "dist/mpi/mpi.h"
 #include "dist/mpi/transport.h"
@@ -33,6 +34,10 @@ void window_too_large(Group& group) {
 void run_suite(Group& world, int64_t chunk_bytes) {
   std::vector<testing::Case> cases = testing::all_cases();
   cases.push_back({"window_too_large", window_too_large});
+  // With very many chunks MPI keeps some for later, and would read what a given-up send has left.
+  if (chunk_bytes < mpi::kChunkBytes) {
+    std::erase_if(cases, [](const testing::Case& test) { return test.name == "deadline"; });
+  }
   const auto job = std::make_shared<Job>(world.job());
   Group chunked(mpi::make_transport(MPI_COMM_WORLD, chunk_bytes), job);
   for (const testing::Case& test : cases) {
@@ -54,6 +59,19 @@ void end(Group& world, const std::string& how) {
   if (how == "abort" && failing) world.abort(error.exit_status(), error.what());
   if (how == "throw" && failing) throw error;
   if (how == "silent" && failing) std::_Exit(9);
+  if (how == "hang" && failing) {
+    for (;;) std::this_thread::sleep_for(1s);
+  }
+  if (how == "hang") {
+    // As the program does it: the rank that finds out reports it and ends all.
+    world.job().deadline = 1s;
+    Stream stream;
+    Tensor data(DType::kF32, {5'000'000});  // more than MPI sends ahead of the receive
+    const Send send{world.size() - 1, data};
+    const auto found = attempt([&] { world.exchange(stream, {&send, 1}, {}, "kv").wait(stream); });
+    testing::expect(found.has_value());
+    world.abort(found->exit_status(), found->what());
+  }
   world.barrier("a rank that does not come");
 }
 

@@ -22,7 +22,7 @@ void traffic(Group& group) {
   const int64_t size = group.size(), others = size - 1, rank = group.rank();
   group.traffic().reset();
 
-  for (const int64_t n : {0, 3, 400'001}) {
+  for (const int64_t n : {0, 3, 300'001}) {
     const std::string name = absl::StrCat("gather ", n);
     Tensor piece(DType::kF32, {n}), all(DType::kF32, {size * n});
     group.all_gather(stream, piece, all, name).wait(stream);
