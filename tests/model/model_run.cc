@@ -68,81 +68,76 @@ ModelRun run_model(dist::Group& group, const ModelCase& c) {
   ThreadPool pool(1);
   ModelRun result;
   // A measuring run, then one in poisoned memory of just that size.
-  const auto pass =
-      [&](Arena& values, Arena& gradients, Arena& activations, Arena& workspace,
-          Arena& communication) {
-        const Context ctx {
-          {.pool = &pool, .scratch = &workspace};
-          parallel::ParameterStore store(c.options.dtype, group.size());
-          const auto network =
-              model::architecture(c.config.architecture).make(c.config, c.options, store);
-          store.allocate(ctx, values, gradients);
-          store.initialize(ctx, 3);
-          for (const auto& entry : store.entries()) {
-            if (ctx.measuring() || entry.spec.name != c.moved_parameter) continue;
-            store.bucket_of(entry).values.data<double>()[entry.offset + c.moved_element] +=
-                c.moved_by;
-          }
-          model::StepContext step{ctx, activations, communication, attention, nullptr};
-          Arena::Scope scope(activations);
-          const double loss = network->forward(
-              step, shard, {.training = true, .grad_scale = 1.0 / static_cast<double>(targets)});
-          network->backward(step);
-          if (ctx.measuring()) return;
-          result.loss = group.sum(loss, "test") / static_cast<double>(targets);
-          Stream stream;
-          for (const auto& bucket : store.buckets()) {
-            group.all_reduce(stream, bucket.gradients, dist::ReduceOp::kSum, "test").wait(stream);
-          }
-          for (const auto& entry : store.entries()) {
-            const TensorView gradient =
-                store.bucket_of(entry).gradients.rows(entry.offset, entry.size());
-            std::vector<double>& to = result.gradients[entry.spec.name];
-            visit_float(gradient.dtype(), [&]<class T>() {
-              for (T value : gradient.span<T>()) to.push_back(static_cast<double>(value));
-            });
-          }
-        };
-        Arena plan[] = {Arena::measure("v"), Arena::measure("g"), Arena::measure("a"),
-                        Arena::measure("w"), Arena::measure("c")};
-        pass(plan[0], plan[1], plan[2], plan[3], plan[4]);
-        std::vector<Arena> real;
-        for (const Arena& arena : plan) {
-          real.emplace_back(arena.name(), arena.peak());
-          real.back().poison();
-        }
-        pass(real[0], real[1], real[2], real[3], real[4]);
-        for (size_t i = 0; i < real.size(); ++i) {
-          LONGHAUL_CHECK(real[i].peak() == plan[i].peak(), real[i].name());
-        }
-        result.attention_forwards = attention.forward_count();
-        result.activation_bytes = plan[2].peak();
-        return result;
-      }
-
-  ModelRun
-  run_on_one_rank(const ModelCase& c) {
-    ModelRun result;
-    dist::run_local(1, std::chrono::seconds(60),
-                    [&](dist::Group& group) { result = run_model(group, c); });
-    return result;
-  }
-
-  double largest_deviation(const ModelRun& a, const ModelRun& b) {
-    double worst = 0;
-    for (const auto& [name, expected] : a.gradients) {
-      const std::vector<double>& actual = b.gradients.at(name);
-      double scale = 0, difference = 0;
-      for (size_t i = 0; i < expected.size(); ++i) {
-        scale = std::max(scale, std::abs(expected[i]));
-        // A NaN must not disappear in max().
-        const double d = std::abs(expected[i] - actual[i]);
-        if (!(d <= difference)) difference = d;
-      }
-      const double relative = scale > 0 ? difference / scale : difference;
-      if (!(relative <= worst)) worst = relative;
+  const auto pass = [&](Arena& values, Arena& gradients, Arena& activations, Arena& workspace,
+                        Arena& communication) {
+    const Context ctx{.pool = &pool, .scratch = &workspace};
+    parallel::ParameterStore store(c.options.dtype, group.size());
+    const auto network =
+        model::architecture(c.config.architecture).make(c.config, c.options, store);
+    store.allocate(ctx, values, gradients);
+    store.initialize(ctx, 3);
+    for (const auto& entry : store.entries()) {
+      if (ctx.measuring() || entry.spec.name != c.moved_parameter) continue;
+      store.bucket_of(entry).values.data<double>()[entry.offset + c.moved_element] += c.moved_by;
     }
-    return worst;
+    model::StepContext step{ctx, activations, communication, attention, nullptr};
+    Arena::Scope scope(activations);
+    const double loss = network->forward(
+        step, shard, {.training = true, .grad_scale = 1.0 / static_cast<double>(targets)});
+    network->backward(step);
+    if (ctx.measuring()) return;
+    result.loss = group.sum(loss, "test") / static_cast<double>(targets);
+    Stream stream;
+    for (const auto& bucket : store.buckets()) {
+      group.all_reduce(stream, bucket.gradients, dist::ReduceOp::kSum, "test").wait(stream);
+    }
+    for (const auto& entry : store.entries()) {
+      const TensorView gradient = store.bucket_of(entry).gradients.rows(entry.offset, entry.size());
+      std::vector<double>& to = result.gradients[entry.spec.name];
+      visit_float(gradient.dtype(), [&]<class T>() {
+        for (T value : gradient.span<T>()) to.push_back(static_cast<double>(value));
+      });
+    }
+  };
+  Arena plan[] = {Arena::measure("v"), Arena::measure("g"), Arena::measure("a"),
+                  Arena::measure("w"), Arena::measure("c")};
+  pass(plan[0], plan[1], plan[2], plan[3], plan[4]);
+  std::vector<Arena> real;
+  for (const Arena& arena : plan) {
+    real.emplace_back(arena.name(), arena.peak());
+    real.back().poison();
   }
+  pass(real[0], real[1], real[2], real[3], real[4]);
+  for (size_t i = 0; i < real.size(); ++i) {
+    LONGHAUL_CHECK(real[i].peak() == plan[i].peak(), real[i].name());
+  }
+  result.attention_forwards = attention.forward_count();
+  result.activation_bytes = plan[2].peak();
+  return result;
+}
+
+ModelRun run_on_one_rank(const ModelCase& c) {
+  ModelRun result;
+  dist::run_local(1, std::chrono::seconds(60),
+                  [&](dist::Group& group) { result = run_model(group, c); });
+  return result;
+}
+
+double largest_deviation(const ModelRun& a, const ModelRun& b) {
+  double worst = 0;
+  for (const auto& [name, expected] : a.gradients) {
+    const std::vector<double>& actual = b.gradients.at(name);
+    double scale = 0, difference = 0;
+    for (size_t i = 0; i < expected.size(); ++i) {
+      scale = std::max(scale, std::abs(expected[i]));
+      // A NaN must not disappear in max().
+      const double d = std::abs(expected[i] - actual[i]);
+      if (!(d <= difference)) difference = d;
+    }
+    const double relative = scale > 0 ? difference / scale : difference;
+    if (!(relative <= worst)) worst = relative;
+  }
+  return worst;
+}
 
 }  // namespace longhaul::test
