@@ -21,8 +21,8 @@ struct LinearCrossEntropy {
   // Gradients of grad_scale * sum(row_loss); leave dx and dweight empty to have the loss alone.
   bool with_gradients = false;
   double grad_scale = 1.0;
-  TensorView dx;       // [T, C], overwritten
-  TensorView dweight;  // [V, C] accumulator type; +=
+  TensorView dx{};       // [T, C], overwritten
+  TensorView dweight{};  // [V, C] accumulator type; +=
 };
 
 void linear_cross_entropy(const Context&, const LinearCrossEntropy&);

@@ -21,7 +21,7 @@ struct RopeScaling {
 
 struct RopeOptions {
   double theta = 10000.0;
-  std::optional<RopeScaling> scaling;
+  std::optional<RopeScaling> scaling{};
 };
 
 // cos and sin of every position: [T, D/2], accumulator type. Angles are computed in f64, since f32

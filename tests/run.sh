@@ -31,10 +31,9 @@ if ! $quick; then
   # Tests under mpirun are left to the release build: Open MPI's own leaks and races would drown
   # ours, and the transport-independent code is the same in ranks as threads.
   build asan
-  run asan --label-exclude 'mpi|script'
-  # Whatever has threads. Everything else would only be slow.
+  run asan --exclude-regex '_mpi_|include_edges'
   build tsan
   TSAN_OPTIONS="halt_on_error=1 second_deadlock_stack=1" \
-    run tsan --label-exclude 'mpi|script' --tests-regex 'core|dist|parallel|attention|launch|train'
+    run tsan --exclude-regex '_mpi_|include_edges|launch_cli'
 fi
 run release

@@ -112,8 +112,8 @@ class LocalTransport final : public Transport {
       int key;
       int64_t group;  // a number for the new group, if this rank becomes its first
     };
-    const auto choices = hub_->gather(group_, members_, index_,
-                                      std::make_shared<Choice>(color, key, hub_->new_group()));
+    const auto choices = hub_->gather(
+        group_, members_, index_, std::make_shared<Choice>(Choice{color, key, hub_->new_group()}));
     const auto choice = [&](int rank) -> const Choice& {
       return *static_cast<const Choice*>(choices[static_cast<size_t>(rank)].get());
     };
@@ -134,10 +134,10 @@ class LocalTransport final : public Transport {
     const SlabLayout layout{slots, slot_bytes};
     // At least the flags' page, so that no rank brings a null pointer.
     const int64_t bytes = std::max(layout.bytes(), kSlabAlignment);
-    const auto alignment = std::align_val_t{static_cast<size_t>(kSlabAlignment)};
+    constexpr auto alignment = std::align_val_t{static_cast<size_t>(kSlabAlignment)};
     auto* memory = static_cast<std::byte*>(
         ::operator new(static_cast<size_t>(bytes), alignment, std::nothrow));
-    const Slab slab(memory, [alignment](std::byte* p) { ::operator delete(p, alignment); });
+    const Slab slab(memory, [](std::byte* p) { ::operator delete(p, alignment); });
     if (memory != nullptr) initialise_slab(memory, layout);
 
     // A rank without memory still comes to the board, where the others expect it.

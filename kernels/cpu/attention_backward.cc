@@ -9,9 +9,9 @@
 //
 // where the left operands of all five products are broadcast from rows, so only K and V are ever
 // transposed. Two tasks that share query or key rows must not run together, and sums need a fixed
-// order: the matrix is cut into a grid, and the grid's antidiagonals are done one after the other.
-// Tiles of one antidiagonal share no rows, so they run in parallel and add to dq, dk and dv in
-// place: five products, no partial sums, whatever the number of heads.
+// order: the matrix is cut into a grid whose tiles are done in rounds, no two tiles of a round in
+// one row or column of the grid. So they run in parallel and add to dq, dk and dv in place: five
+// products, no partial sums, whatever the number of heads.
 #include "kernels/cpu/attention_backward.h"
 
 #include <cmath>
@@ -316,8 +316,9 @@ int64_t grid_rows(int64_t rows, int64_t kv_heads, int threads) {
   return std::max(wanted, rounded_up((rows + kMostRows - 1) / kMostRows, kPanel));
 }
 
-void add_segment(const Segment& s, int64_t rows, const AttentionBackward& args,
-                 std::map<std::pair<int64_t, int64_t>, GridTile>& tiles) {
+using Grid = std::map<std::pair<int64_t, int64_t>, GridTile>;
+
+void add_segment(const Segment& s, int64_t rows, const AttentionBackward& args, Grid& tiles) {
   if (s.q_len == 0) return;
   for (int64_t a = s.q_row / rows; a * rows < s.q_row + s.q_len; ++a) {
     const int64_t q_end = std::min(args.q.dim(0), (a + 1) * rows);
@@ -327,7 +328,6 @@ void add_segment(const Segment& s, int64_t rows, const AttentionBackward& args,
     if (seen.begin >= seen.end) continue;
     for (int64_t b = (s.k_row + seen.begin) / rows; b * rows < s.k_row + seen.end; ++b) {
       GridTile& tile = tiles[{a, b}];
-      tile.round = a + b;
       tile.q_begin = a * rows;
       tile.q_end = q_end;
       tile.k_begin = b * rows;
@@ -340,11 +340,29 @@ void add_segment(const Segment& s, int64_t rows, const AttentionBackward& args,
   }
 }
 
+// Gives each tile the first round that its row and column have not used: on a full grid round
+// a XOR b, so a causal mask takes as many rounds as the grid has rows, with equal work in each; the
+// tiles of short documents, which share no rows, all go into the first.
+void assign_rounds(Grid& grid) {
+  std::map<int64_t, std::vector<bool>> by_row, by_column;
+  for (auto& [position, tile] : grid) {
+    std::vector<bool>&row = by_row[position.first], &column = by_column[position.second];
+    size_t round = 0;
+    while ((round < row.size() && row[round]) || (round < column.size() && column[round])) ++round;
+    for (std::vector<bool>* used : {&row, &column}) {
+      if (used->size() <= round) used->resize(round + 1);
+      (*used)[round] = true;
+    }
+    tile.round = static_cast<int64_t>(round);
+  }
+}
+
 // All tiles with anything to do: by rounds, the heaviest first within each.
 std::vector<GridTile> tiles_of(const AttentionBackward& args, int threads) {
   const int64_t rows = grid_rows(std::max(args.q.dim(0), args.k.dim(0)), args.k.dim(1), threads);
-  std::map<std::pair<int64_t, int64_t>, GridTile> grid;
+  Grid grid;
   for (const Segment& segment : args.segments) add_segment(segment, rows, args, grid);
+  assign_rounds(grid);
   std::vector<GridTile> tiles;
   tiles.reserve(grid.size());
   for (auto& [position, tile] : grid) tiles.push_back(std::move(tile));

@@ -9,7 +9,9 @@
 //
 // Row statistics are vectors, so nothing is ever reduced across lanes, and head dimensions may be
 // any number, since they run along tile rows. The running state starts as the folded result so far:
-// (m, l, O) = (lse, 1, out).
+// (m, l, O) = (lse, 1, out). A masked score is selected away, so a NaN in a key does not reach
+// queries that do not see it; one in a value may, within a panel, as P = 0 is still multiplied by
+// it.
 #include <algorithm>
 #include <cmath>
 #include <limits>

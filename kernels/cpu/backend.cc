@@ -13,7 +13,7 @@ namespace {
 
 // Highway's targets in bits, the best one lowest.
 std::string describe() {
-  const int64_t targets = hwy::SupportedTargets();
+  const int64_t targets = hwy::SupportedTargets() & HWY_TARGETS;
   const int64_t best = targets & -targets;
   const bool fast_bf16 = dnnl::get_effective_cpu_isa() >= dnnl::cpu_isa::avx512_core_bf16;
   return absl::StrCat("CPU: vector code for ", hwy::TargetName(best),

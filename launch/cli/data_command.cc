@@ -28,7 +28,7 @@ Action add_prepare(CLI::App& app) {
       ->capture_default_str()
       ->type_name("NAME");
   return [options] {
-    std::cout << describe(prepare(*options), *options) << std::flush;
+    std::cout << describe(prepare(*options), *options) << std::endl;
     return 0;
   };
 }

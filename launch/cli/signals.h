@@ -3,12 +3,18 @@
 
 namespace longhaul::launch {
 
-// The handler only sets a flag. The training loop reads it at the end of every step, agrees over
-// the ranks (a signal may reach only some of them), saves and ends with exit status 75, which asks
-// the scheduler to start the same command again. Ctrl-C (SIGINT) ends the program at once.
+// The training loop reads the request at the end of every step, agrees over the ranks (a signal may
+// reach only some of them), saves and ends with exit status 75, which asks the scheduler to start
+// the same command again. Ctrl-C (SIGINT) ends the program at once.
+//
+// There is no handler: the signals are blocked and stay pending. A handler may run on any thread in
+// the middle of a matrix product, and oneDNN's (2.6.3, AVX2 and AVX-512) keep data where a
+// handler's stack frame is put: one signal then corrupts the heap.
 class StopRequest {
  public:
+  // From the main thread, before there are others: they inherit what is blocked.
   static void install();
+  // From any thread. Once true, always true.
   static bool requested();
 };
 

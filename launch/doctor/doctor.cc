@@ -19,7 +19,7 @@ namespace {
 constexpr int64_t kMiB = int64_t{1} << 20;
 // What the quickstart takes, with room; larger models say what they need when they start.
 constexpr int64_t kLeastMemory = 1024 * kMiB;
-constexpr int64_t kLeastSharedMemory = 64 * kMiB;
+constexpr int64_t kLeastSharedMemory = 32 * kMiB;
 
 std::vector<Version> versions() {
   const dnnl_version_t* dnnl = dnnl_version();
@@ -84,18 +84,16 @@ std::vector<Finding> judge(const Diagnosis& d) {
                         "end other programs or raise the control group's limit"});
   }
   if (!d.shared_memory.present) {
-    findings.push_back(
-        {false,
-         "/dev/shm is missing or not writable: ranks of one node must copy "
-         "keys and values instead of reading them in place",
-         "mount it: mount -t tmpfs tmpfs /dev/shm, or set parallel.in_place: false"});
+    findings.push_back({false,
+                        "/dev/shm is missing or not writable: Open MPI keeps its messages between "
+                        "ranks of a node there, or else in slower files",
+                        "mount it: mount -t tmpfs tmpfs /dev/shm"});
   } else if (d.shared_memory.free_bytes < kLeastSharedMemory) {
     findings.push_back({false,
-                        absl::StrFormat("/dev/shm has %d MiB free; ranks of one node share keys "
-                                        "and values there",
+                        absl::StrFormat("/dev/shm has %d MiB free; Open MPI takes some MiB of it "
+                                        "for each rank",
                                         d.shared_memory.free_bytes / kMiB),
-                        "enlarge it: mount -o remount,size=50% /dev/shm (Docker: --shm-size=8g), "
-                        "or set parallel.in_place: false"});
+                        "enlarge it: mount -o remount,size=1G /dev/shm (Docker: --shm-size=1g)"});
   }
   if (!d.mpirun) {
     findings.push_back({false, "mpirun is not in PATH: ranks can only be threads (--ranks N)",

@@ -23,7 +23,7 @@ struct HostMemory {
 };
 HostMemory memory();
 
-// Shared memory, where ranks of one node read each other's keys and values in place.
+// /dev/shm, where MPI libraries keep what goes between ranks of a node.
 struct SharedMemory {
   bool present = false;
   int64_t size_bytes = 0;

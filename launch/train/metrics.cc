@@ -111,7 +111,8 @@ std::string human_bytes(double bytes) {
     bytes /= 1024;
     ++unit;
   }
-  return absl::StrFormat(bytes < 10 && unit > 0 ? "%.2f %s" : "%.0f %s", bytes, kUnits[unit]);
+  return bytes < 10 && unit > 0 ? absl::StrFormat("%.2f %s", bytes, kUnits[unit])
+                                : absl::StrFormat("%.0f %s", bytes, kUnits[unit]);
 }
 
 std::string human_seconds(double seconds) {

@@ -2,8 +2,10 @@
 // head maps, threads and instruction sets.
 #include "kernels/attention.h"
 
-#include "hwy/targets.h"
+#include <algorithm>
+
 #include "tests/kernels/attention_problem.h"
+#include "tests/kernels/instruction_sets.h"
 
 namespace longhaul::kernels::testing {
 namespace {
@@ -86,6 +88,20 @@ TEST(Attention, EveryMask) {
   });
 }
 
+// Long enough for blocks of several panels and tiles of several steps. Small heads keep the truth
+// quick.
+TEST(Attention, LargeBlocks) {
+  const AttentionShape shape{
+      .q_heads = 4, .kv_heads = 4, .head_dim = 4, .value_dim = 5, .heads = {}};
+  for_each_row(&Backend::attention, [&](const AttentionKernel& row) {
+    for (const Corpus& corpus :
+         {Corpus{.documents = {701}}, Corpus{.documents = {410, 3, 320}},
+          Corpus{.documents = {650}, .window = 201}, Corpus{.documents = {613}, .causal = false}}) {
+      expect_row(row, shape, {"large", corpus, all(corpus), all(corpus)}, 1);
+    }
+  });
+}
+
 TEST(Attention, EveryHeadDimension) {
   const Corpus corpus{.documents = {40, 93}};
   for_each_row(&Backend::attention, [&](const AttentionKernel& row) {
@@ -131,13 +147,10 @@ TEST(Attention, EveryInstructionSet) {
   const Mask mask{"packed window", corpus, all(corpus), all(corpus)};
   const AttentionShape shape{
       .q_heads = 4, .kv_heads = 2, .head_dim = 40, .value_dim = 48, .heads = {.group = 2}};
-  for (int64_t target : hwy::SupportedAndGeneratedTargets()) {
-    SCOPED_TRACE(hwy::TargetName(target));
-    hwy::SetSupportedTargetsForTest(target);
+  for_each_instruction_set([&] {
     for_each_row(&Backend::attention,
                  [&](const AttentionKernel& row) { expect_row(row, shape, mask, 2); });
-  }
-  hwy::SetSupportedTargetsForTest(0);
+  });
 }
 
 // sum(out * g) along random directions, by central differences of the f64 row.
@@ -196,20 +209,40 @@ TEST(Attention, LargeScores) {
   });
 }
 
-// A NaN shows in the rows that see it, however many others there are.
-TEST(Attention, NanIsNotHidden) {
+// Row i of head h of a [T, 2, 16] tensor holds a NaN.
+bool has_nan(const Tensor& x, int64_t i, int64_t h) {
+  const std::vector<double> row = values(x.view().rows(i, 1).slice(1, h, 1));
+  return std::any_of(row.begin(), row.end(), [](double v) { return std::isnan(v); });
+}
+
+// A NaN in a key shows in the rows that see it, however many others there are, and in no other.
+TEST(Attention, NanInAKey) {
   const Corpus corpus{.documents = {300}};
   for_each_row(&Backend::attention, [&](const AttentionKernel& row) {
     Rig rig(1);
     const Problem p(row.dtype, kPlain, corpus, all(corpus), all(corpus));
-    const TensorView k = p.k.view().rows(150, 1).slice(1, 1, 1).slice(2, 3, 1);
-    set(k, [](int64_t) { return std::nan(""); });
-    const std::vector<double> out = values(forward(rig, row, p).out);
-    for (int64_t i = 150; i < 300; ++i) {
-      EXPECT_TRUE(std::isnan(out[static_cast<size_t>((i * 2 + 1) * 16)])) << i;
-      EXPECT_FALSE(std::isnan(out[static_cast<size_t>(i * 2 * 16)])) << i;
+    set(p.k.view().rows(150, 1).slice(1, 1, 1), [](int64_t) { return std::nan(""); });
+    const Forward f = forward(rig, row, p);
+    for (int64_t i = 0; i < 300; ++i) {
+      EXPECT_FALSE(has_nan(f.out, i, 0)) << i;
+      EXPECT_EQ(has_nan(f.out, i, 1), i >= 150) << i;
     }
-    EXPECT_FALSE(std::isnan(out[static_cast<size_t>((100 * 2 + 1) * 16)]));
+  });
+}
+
+// A masked gradient is selected away, not multiplied by P = 0.
+TEST(Attention, NanInAValueAndBackward) {
+  const Corpus corpus{.documents = {300}};
+  for_each_row(&Backend::attention, [&](const AttentionKernel& row) {
+    Rig rig(1);
+    const Problem p(row.dtype, kPlain, corpus, all(corpus), all(corpus));
+    const Forward f = forward(rig, row, p);
+    set(p.v.view().rows(150, 1).slice(1, 1, 1), [](int64_t) { return std::nan(""); });
+    const Backward b = backward(rig, row, p, f);
+    for (int64_t i = 0; i < 300; ++i) {
+      EXPECT_FALSE(has_nan(b.dq, i, 0)) << i;
+      EXPECT_EQ(has_nan(b.dq, i, 1), i >= 150) << i;
+    }
   });
 }
 

@@ -1,1 +1,211 @@
+// The doors refuse arguments that contradict each other, pick rows by dtype, and touch nothing
+// while measuring.
+#include <functional>
+
 #include "tests/kernels/reference.h"
+
+namespace longhaul::kernels::testing {
+namespace {
+
+void expect_refused(const std::function<void(const Context&)>& call, const std::string& message) {
+  try {
+    Rig(1).run(call);
+    ADD_FAILURE() << "accepted: " << message;
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::kInternal);
+    EXPECT_THAT(error.what(), ::testing::HasSubstr(message));
+  }
+}
+
+Tensor f32(const Shape& shape) { return Tensor(DType::kF32, shape); }
+
+TEST(Doors, Gemm) {
+  const Tensor a = f32({3, 4}), b = f32({4, 5}), c = f32({3, 5});
+  Rig(1).run([&](const Context& ctx) { gemm(ctx, {.a = a, .b = b, .c = c}); });
+  expect_refused([&](const Context& ctx) { gemm(ctx, {.a = a, .b = a, .c = c}); }, "gemm: b");
+  expect_refused([&](const Context& ctx) { gemm(ctx, {.a = a, .b = b, .c = a}); }, "gemm: c");
+  expect_refused([&](const Context& ctx) { gemm(ctx, {.a = a, .b = b, .c = c, .beta = 0.5}); },
+                 "beta");
+  const Tensor wide(DType::kF64, {4, 5});
+  expect_refused([&](const Context& ctx) { gemm(ctx, {.a = a, .b = wide, .c = c}); }, "gemm: b");
+}
+
+TEST(Doors, RmsNorm) {
+  const Tensor x = f32({3, 4}), w = f32({4}), rstd = f32({3});
+  expect_refused(
+      [&](const Context& ctx) {
+        rms_norm_forward(ctx, {.x = x, .weight = rstd, .y = x, .rstd = rstd});
+      },
+      "rms_norm: weight is f32 [3] and must be f32 [4]");
+  const Tensor bf(DType::kBF16, {3, 4});
+  expect_refused(
+      [&](const Context& ctx) {
+        rms_norm_forward(ctx, {.x = x, .weight = w, .y = bf, .rstd = rstd});
+      },
+      "rms_norm: y");
+  expect_refused(
+      [&](const Context& ctx) {
+        rms_norm_backward(ctx,
+                          {.dy = x, .x = x, .weight = w, .rstd = rstd, .dx = x, .dweight = rstd});
+      },
+      "rms_norm: dweight");
+}
+
+TEST(Doors, RopeSwigluEmbedding) {
+  const Tensor table = f32({2, 3}), x = f32({2, 1, 6}), odd = f32({2, 1, 5});
+  expect_refused([&](const Context& ctx) { rope(ctx, {.cos = table, .sin = table, .x = odd}); },
+                 "even");
+  expect_refused([&](const Context& ctx) { rope(ctx, {.cos = table, .sin = odd, .x = x}); },
+                 "rope: sin");
+  EXPECT_THROW(rope_table({}, std::vector<int64_t>{1, 2, 3}, 6, table, table), Error);
+  expect_refused(
+      [&](const Context& ctx) {
+        swiglu_forward(ctx, {.gate = table, .up = f32({3, 2}), .y = table});
+      },
+      "swiglu: up");
+  expect_refused(
+      [&](const Context& ctx) {
+        embedding_forward(ctx, {.tokens = f32({5}), .table = table, .out = f32({5, 3})});
+      },
+      "embedding: tokens");
+}
+
+TEST(Doors, LossAndOptimizer) {
+  const Tensor x = f32({2, 3}), w = f32({5, 3}), loss = f32({2});
+  LinearCrossEntropy args{.x = x, .weight = w, .labels = integers({1, 2}), .row_loss = loss};
+  args.with_gradients = true;  // and no room for them
+  expect_refused([&](const Context& ctx) { linear_cross_entropy(ctx, args); }, "dx");
+  expect_refused(
+      [&](const Context& ctx) {
+        adamw(ctx, {.step = 0, .grad = loss, .master = loss, .m = loss, .v = loss, .param = loss});
+      },
+      "step");
+  expect_refused(
+      [&](const Context& ctx) {
+        adamw(ctx, {.grad = x, .master = loss, .m = loss, .v = loss, .param = loss});
+      },
+      "adamw: grad");
+}
+
+TEST(Doors, Attention) {
+  const Tensor q = f32({8, 4, 16}), k = f32({6, 2, 16}), out = f32({8, 4, 16}), lse = f32({4, 8});
+  const Segment segment{.q_len = 8, .k_len = 6, .band_lo = -kBandOpen, .band_hi = 0};
+  const AttentionForward good{.segments = {&segment, 1},
+                              .heads = {.group = 2},
+                              .q = q,
+                              .k = k,
+                              .v = k,
+                              .options = {},
+                              .out_acc = out,
+                              .lse = lse};
+  Rig(2).run([&](const Context& ctx) { attention_forward(ctx, good); });
+  const auto refused = [&](const std::function<void(AttentionForward&)>& damage,
+                           const std::string& message) {
+    AttentionForward bad = good;
+    damage(bad);
+    expect_refused([&](const Context& ctx) { attention_forward(ctx, bad); }, message);
+  };
+  const Segment too_long{.q_row = 1, .q_len = 8, .k_len = 6};
+  const Segment beyond_keys{.q_len = 8, .k_row = 3, .k_len = 4};
+  refused([&](AttentionForward& a) { a.segments = {&too_long, 1}; }, "outside the 8 rows of q");
+  refused([&](AttentionForward& a) { a.segments = {&beyond_keys, 1}; }, "outside the 6 rows of k");
+  refused([&](AttentionForward& a) { a.heads.group = 1; }, "kv heads 0 to 3 of 2");
+  refused([&](AttentionForward& a) { a.heads.kv_begin = 1; }, "kv heads -1");
+  refused([&](AttentionForward& a) { a.lse = out; }, "attention: lse");
+  refused([&](AttentionForward& a) { a.v = q; }, "attention: v");
+  const Tensor bf(DType::kBF16, {8, 4, 16});
+  refused([&](AttentionForward& a) { a.out_acc = bf; }, "attention: out_acc");
+}
+
+// The same call measures and runs; while measuring, memory that does not exist is not touched.
+TEST(Doors, MeasureWithoutData) {
+  ThreadPool pool(2);
+  Arena scratch = Arena::measure("scratch");
+  const Context ctx{.device = kCpu, .stream = {}, .pool = &pool, .scratch = &scratch, .poll = {}};
+  for (DType dtype : {DType::kBF16, DType::kF32, DType::kF64}) {
+    const DType acc = accumulator(dtype);
+    const auto view = [](DType type, const Shape& shape) {
+      return TensorView(nullptr, type, shape);
+    };
+    const TensorView x = view(dtype, {90, 64}), w = view(dtype, {64}), per_row = view(acc, {90});
+    const TensorView square = view(dtype, {64, 64}), ids = view(DType::kI32, {90});
+    const TensorView heads = x.split_last(4, 16), kv = view(dtype, {90, 2, 16});
+    const TensorView out = view(acc, {90, 4, 16}), lse = view(acc, {4, 90});
+    const TensorView dkv = view(acc, {90, 2, 16}), flat = view(acc, {64});
+    const Segment segment{.q_len = 90, .k_len = 90, .band_lo = -kBandOpen, .band_hi = 0};
+    rms_norm_forward(ctx, {.x = x, .weight = w, .y = x, .rstd = per_row});
+    rms_norm_backward(ctx,
+                      {.dy = x, .x = x, .weight = w, .rstd = per_row, .dx = x, .dweight = flat});
+    gemm(ctx, {.a = x, .b = square, .c = x});
+    rope_table({}, std::vector<int64_t>(90), 16, view(acc, {90, 8}), view(acc, {90, 8}));
+    rope(ctx, {.cos = view(acc, {90, 8}), .sin = view(acc, {90, 8}), .x = heads});
+    swiglu_forward(ctx, {.gate = x, .up = x, .y = x});
+    swiglu_backward(ctx, {.dy = x, .gate = x, .up = x, .dgate = x, .dup = x});
+    embedding_forward(ctx, {.tokens = ids, .table = square, .out = x});
+    embedding_backward(ctx, {.tokens = ids, .dout = x, .dtable = view(acc, {64, 64})});
+    linear_cross_entropy(ctx, {.x = x,
+                               .weight = square,
+                               .labels = ids,
+                               .row_loss = per_row,
+                               .tile_rows = 40,
+                               .with_gradients = true,
+                               .dx = x,
+                               .dweight = view(acc, {64, 64})});
+    adamw(ctx, {.grad = flat, .master = flat, .m = flat, .v = flat, .param = w});
+    attention_init(ctx, out, lse);
+    attention_forward(ctx, {.segments = {&segment, 1},
+                            .heads = {.group = 2},
+                            .q = heads,
+                            .k = kv,
+                            .v = kv,
+                            .options = {},
+                            .out_acc = out,
+                            .lse = lse});
+    attention_delta(ctx, out, heads, lse);
+    attention_backward(ctx, {.segments = {},
+                             .heads = {.group = 2},
+                             .q = heads,
+                             .k = kv,
+                             .v = kv,
+                             .options = {},
+                             .dout = heads,
+                             .lse = lse,
+                             .delta = lse,
+                             .dq_acc = out,
+                             .dk_acc = dkv,
+                             .dv_acc = dkv});
+    attention_merge(ctx, out, lse, out, lse);
+    fill_zero(ctx, x);
+    copy(ctx, x, x);
+    add_to(ctx, x, x);
+    add(ctx, x, x, x);
+    EXPECT_EQ(sum_of_squares(ctx, x), 0.0);
+    EXPECT_EQ(find_non_finite(ctx, x), -1);
+  }
+  EXPECT_GT(scratch.peak(), 0);
+  EXPECT_EQ(scratch.used(), 0);
+}
+
+TEST(Doors, NameTheMissingKernel) {
+  // Nothing runs on a device whose backend was not built.
+  if (!cuda_backend().gemm.empty()) GTEST_SKIP() << "this binary has a CUDA backend";
+  ThreadPool pool(1);
+  Arena scratch("scratch", 0);
+  const Context ctx{.device = {.kind = DeviceKind::kCuda},
+                    .stream = {},
+                    .pool = &pool,
+                    .scratch = &scratch,
+                    .poll = {}};
+  const Tensor a = f32({2, 2}), c = f32({2, 2});
+  try {
+    gemm(ctx, {.a = a, .b = a, .c = c});
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::kEnvironment);
+    EXPECT_THAT(error.what(), ::testing::HasSubstr("gemm"));
+    EXPECT_THAT(error.what(), ::testing::HasSubstr("cuda:0"));
+  }
+}
+
+}  // namespace
+}  // namespace longhaul::kernels::testing

@@ -1,1 +1,96 @@
+#include "kernels/embedding.h"
+
 #include "tests/kernels/reference.h"
+
+namespace longhaul::kernels::testing {
+namespace {
+
+// Tokens that repeat, so that gradients of one row come from many.
+std::vector<int32_t> tokens(int64_t count, int64_t vocabulary) {
+  std::vector<int32_t> result;
+  for (int64_t t = 0; t < count; ++t) {
+    result.push_back(
+        static_cast<int32_t>(random_u64({.seed = 1, .stream = 2}, static_cast<uint64_t>(t)) %
+                             static_cast<uint64_t>(vocabulary)));
+  }
+  return result;
+}
+
+TEST(Embedding, ForwardCopiesRows) {
+  for_each_row(&Backend::embedding, [](const EmbeddingKernel& row) {
+    for (int64_t count : {0, 1, 333}) {
+      Rig rig(3);
+      Gapped table(row.dtype, {11, 70}), out(row.dtype, {count, 70});
+      fill_random(table, 3);
+      const std::vector<int32_t> ids = tokens(count, 11);
+      rig.run([&](const Context& ctx) {
+        row.forward(ctx, {.tokens = integers(ids), .table = table, .out = out});
+      });
+      const std::vector<double> got = values(out), rows = values(table);
+      for (size_t t = 0; t < ids.size(); ++t) {
+        for (size_t c = 0; c < 70; ++c) {
+          ASSERT_EQ(got[t * 70 + c], rows[static_cast<size_t>(ids[t]) * 70 + c]);
+        }
+      }
+      EXPECT_TRUE(out.gaps_intact());
+    }
+  });
+}
+
+TEST(Embedding, BackwardAddsInTokenOrder) {
+  for_each_row(&Backend::embedding, [](const EmbeddingKernel& row) {
+    const DType acc = accumulator(row.dtype);
+    const std::vector<int32_t> ids = tokens(500, 11);
+    Gapped dout(row.dtype, {500, 70});
+    fill_random(dout, 4);
+    std::vector<Tensor> results;
+    for (int threads : {1, 3}) {
+      Rig rig(threads);
+      Tensor dtable = random(acc, {11, 70}, 5);
+      std::vector<double> expected = values(dtable);
+      const std::vector<double> g = values(dout);
+      for (size_t t = 0; t < ids.size(); ++t) {
+        for (size_t c = 0; c < 70; ++c) {
+          expected[static_cast<size_t>(ids[t]) * 70 + c] += g[t * 70 + c];
+        }
+      }
+      rig.run([&](const Context& ctx) {
+        row.backward(ctx, {.tokens = integers(ids), .dout = dout, .dtable = dtable});
+      });
+      // About 45 terms a row.
+      expect_near(dtable, expected, 45 * epsilon(acc), "dtable");
+      results.push_back(std::move(dtable));
+    }
+    // Token order, whatever the threads.
+    EXPECT_TRUE(same_bits(results[0], results[1]));
+  });
+}
+
+TEST(Embedding, NamesATokenOutsideTheVocabulary) {
+  for_each_row(&Backend::embedding, [](const EmbeddingKernel& row) {
+    Rig rig(1);
+    const Tensor table(row.dtype, {11, 4}), out(row.dtype, {3, 4});
+    const Tensor dtable(accumulator(row.dtype), {11, 4});
+    for (int32_t bad : {-1, 11}) {
+      const Tensor ids = integers({0, bad, 2});
+      const auto expect_message = [&](const std::function<void(const Context&)>& call) {
+        try {
+          rig.run(call);
+          ADD_FAILURE() << "no error for token " << bad;
+        } catch (const Error& error) {
+          EXPECT_EQ(error.code(), ErrorCode::kData);
+          EXPECT_THAT(error.what(), ::testing::HasSubstr("token " + std::to_string(bad) + " "));
+        }
+      };
+      expect_message([&](const Context& ctx) {
+        row.forward(ctx, {.tokens = ids, .table = table, .out = out});
+      });
+      expect_message([&](const Context& ctx) {
+        row.backward(ctx, {.tokens = ids, .dout = out, .dtable = dtable});
+      });
+    }
+  });
+}
+
+}  // namespace
+}  // namespace longhaul::kernels::testing

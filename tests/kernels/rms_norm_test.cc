@@ -1,1 +1,145 @@
+#include "kernels/rms_norm.h"
+
 #include "tests/kernels/reference.h"
+
+namespace longhaul::kernels::testing {
+namespace {
+
+constexpr double kEps = 1e-5;
+
+struct Truth {
+  std::vector<double> y, rstd, dx, dweight;
+};
+
+// dx by the chain rule through rstd, written out per pair of channels.
+Truth truth(const std::vector<double>& x, const std::vector<double>& w,
+            const std::vector<double>& dy, size_t rows, size_t channels) {
+  Truth t;
+  t.dweight.assign(channels, 0.0);
+  for (size_t r = 0; r < rows; ++r) {
+    const double* row = x.data() + r * channels;
+    double squares = 0;
+    for (size_t c = 0; c < channels; ++c) squares += row[c] * row[c];
+    const double rms = std::sqrt(squares / static_cast<double>(channels) + kEps);
+    t.rstd.push_back(1 / rms);
+    double along = 0;  // d(loss)/d(rms)
+    for (size_t c = 0; c < channels; ++c) {
+      t.y.push_back(row[c] / rms * w[c]);
+      t.dweight[c] += dy[r * channels + c] * row[c] / rms;
+      along -= dy[r * channels + c] * w[c] * row[c] / (rms * rms);
+    }
+    for (size_t c = 0; c < channels; ++c) {
+      const double drms = row[c] / (static_cast<double>(channels) * rms);
+      t.dx.push_back(dy[r * channels + c] * w[c] / rms + along * drms);
+    }
+  }
+  return t;
+}
+
+TEST(RmsNorm, ForwardAndBackward) {
+  for_each_row(&Backend::rms_norm, [](const RmsNormKernel& row) {
+    const DType acc = accumulator(row.dtype);
+    for (const auto& [rows, channels] :
+         std::vector<std::pair<int64_t, int64_t>>{{0, 8}, {1, 1}, {3, 17}, {130, 64}, {1, 1000}}) {
+      for (int threads : {1, 3}) {
+        SCOPED_TRACE(std::to_string(rows) + "x" + std::to_string(channels));
+        Rig rig(threads);
+        Gapped x(row.dtype, {rows, channels}), y(row.dtype, {rows, channels});
+        Gapped dy(row.dtype, {rows, channels}), dx(row.dtype, {rows, channels});
+        fill_random(x, 1);
+        fill_random(dy, 3);
+        fill_random(dx, 4);
+        const Tensor weight = random(row.dtype, {channels}, 2), rstd = poisoned(acc, {rows});
+        const Tensor dweight = random(acc, {channels}, 5);
+        const Truth t = truth(values(x), values(weight), values(dy), static_cast<size_t>(rows),
+                              static_cast<size_t>(channels));
+        std::vector<double> expected_dx = values(dx), expected_dweight = values(dweight);
+        for (size_t i = 0; i < expected_dx.size(); ++i) expected_dx[i] += t.dx[i];
+        for (size_t i = 0; i < expected_dweight.size(); ++i) expected_dweight[i] += t.dweight[i];
+        rig.run([&](const Context& ctx) {
+          row.forward(ctx, {.x = x, .weight = weight, .eps = kEps, .y = y, .rstd = rstd});
+          row.backward(
+              ctx,
+              {.dy = dy, .x = x, .weight = weight, .rstd = rstd, .dx = dx, .dweight = dweight});
+        });
+        // Sums of up to 1000 terms in the accumulator, and one rounding of the result.
+        const double tolerance = 32 * epsilon(acc);
+        expect_near(y, t.y, tolerance + epsilon(row.dtype), "y");
+        expect_near(rstd, t.rstd, tolerance, "rstd");
+        // One channel normalises to a sign, so its gradient cancels.
+        expect_near(dx, expected_dx, tolerance + epsilon(row.dtype), "dx",
+                    channels == 1 ? norm(values(dy)) / norm(values(x)) : 0.0);
+        expect_near(dweight, expected_dweight, tolerance, "dweight");
+        EXPECT_TRUE(y.gaps_intact() && dx.gaps_intact());
+      }
+    }
+  });
+}
+
+TEST(RmsNorm, FiniteDifferences) {
+  for_each_row(&Backend::rms_norm, [](const RmsNormKernel& row) {
+    if (row.dtype != DType::kF64) return;
+    Rig rig(1);
+    const Shape shape{5, 12};
+    const Tensor dy = random(row.dtype, shape, 3);
+    const Tensor rstd(row.dtype, {5}), y(row.dtype, shape);
+    const auto loss = [&](const Tensor& x, const Tensor& w) {
+      rig.run([&](const Context& ctx) {
+        row.forward(ctx, {.x = x, .weight = w, .eps = kEps, .y = y, .rstd = rstd});
+      });
+      const std::vector<double> out = values(y), g = values(dy);
+      double sum = 0;
+      for (size_t i = 0; i < out.size(); ++i) sum += out[i] * g[i];
+      return sum;
+    };
+    const Tensor x = random(row.dtype, shape, 1), w = random(row.dtype, {12}, 2);
+    loss(x, w);
+    const Tensor dx(row.dtype, shape), dw(row.dtype, {12});
+    rig.run([&](const Context& ctx) {
+      row.backward(ctx, {.dy = dy, .x = x, .weight = w, .rstd = rstd, .dx = dx, .dweight = dw});
+    });
+    constexpr double kStep = 1e-6;
+    for (const auto& [operand, gradient] : {std::pair(&x, &dx), std::pair(&w, &dw)}) {
+      for (size_t i = 0; i < operand->span<double>().size(); ++i) {
+        double& value = operand->span<double>()[i];
+        const double base = value;
+        value = base + kStep;
+        const double up = loss(x, w);
+        value = base - kStep;
+        const double down = loss(x, w);
+        value = base;
+        EXPECT_NEAR((up - down) / (2 * kStep), gradient->span<double>()[i], 1e-8);
+      }
+    }
+  });
+}
+
+TEST(RmsNorm, RerunsAreBitIdentical) {
+  for_each_row(&Backend::rms_norm, [](const RmsNormKernel& row) {
+    const DType acc = accumulator(row.dtype);
+    for (int threads : {1, 3}) {
+      Rig rig(threads);
+      const Shape shape{333, 40};
+      const Tensor dy = random(row.dtype, shape, 1), x = random(row.dtype, shape, 2);
+      const Tensor weight = random(row.dtype, {40}, 3), rstd = filled(acc, {333}, 0.7);
+      Tensor first;
+      for (int rerun = 0; rerun < 4; ++rerun) {
+        const Tensor dx(row.dtype, shape);
+        Tensor dweight(acc, {40});
+        rig.run([&](const Context& ctx) {
+          row.backward(
+              ctx,
+              {.dy = dy, .x = x, .weight = weight, .rstd = rstd, .dx = dx, .dweight = dweight});
+        });
+        if (rerun == 0) {
+          first = std::move(dweight);
+        } else {
+          EXPECT_TRUE(same_bits(first, dweight));
+        }
+      }
+    }
+  });
+}
+
+}  // namespace
+}  // namespace longhaul::kernels::testing

@@ -1,1 +1,128 @@
+#include "kernels/rope.h"
+
+#include <complex>
+#include <numbers>
+
 #include "tests/kernels/reference.h"
+
+namespace longhaul::kernels::testing {
+namespace {
+
+// Angle of dimension d at a position, in extended precision and with plain powers.
+long double angle(int64_t position, int64_t d, int64_t head_dim, long double theta) {
+  return static_cast<long double>(position) /
+         std::pow(theta, 2.0L * static_cast<long double>(d) / static_cast<long double>(head_dim));
+}
+
+TEST(Rope, TableIsExactFarOut) {
+  const std::vector<int64_t> positions{0, 1, 4095, 1'000'003, 16'000'000};
+  const Tensor cos(DType::kF64, {5, 32}), sin(DType::kF64, {5, 32});
+  rope_table({.theta = 500000.0}, positions, 64, cos, sin);
+  const Tensor cos32(DType::kF32, {5, 32}), sin32(DType::kF32, {5, 32});
+  rope_table({.theta = 500000.0}, positions, 64, cos32, sin32);
+  for (size_t t = 0; t < positions.size(); ++t) {
+    for (size_t d = 0; d < 32; ++d) {
+      const long double a = angle(positions[t], static_cast<int64_t>(d), 64, 500000.0L);
+      // The frequency's rounding, times the position.
+      const double bound = 4e-16 * static_cast<double>(positions[t]) + 1e-15;
+      EXPECT_NEAR(cos.span<double>()[t * 32 + d], static_cast<double>(std::cos(a)), bound);
+      EXPECT_NEAR(sin.span<double>()[t * 32 + d], static_cast<double>(std::sin(a)), bound);
+      EXPECT_NEAR(cos32.span<float>()[t * 32 + d], static_cast<double>(std::cos(a)),
+                  bound + epsilon(DType::kF32));
+      EXPECT_NEAR(sin32.span<float>()[t * 32 + d], static_cast<double>(std::sin(a)),
+                  bound + epsilon(DType::kF32));
+    }
+  }
+}
+
+// Hugging Face's _compute_llama3_parameters, in its own terms: wavelengths.
+TEST(Rope, Llama3Scaling) {
+  const RopeScaling scaling{.factor = 32.0,
+                            .low_frequency_factor = 1.0,
+                            .high_frequency_factor = 4.0,
+                            .original_length = 8192};
+  const Tensor cos(DType::kF64, {1, 32}), sin(DType::kF64, {1, 32});
+  rope_table({.theta = 500000.0, .scaling = scaling}, std::vector<int64_t>{1}, 64, cos, sin);
+  const double low_wavelength = 8192.0 / 1.0, high_wavelength = 8192.0 / 4.0;
+  int slow = 0, fast = 0, between = 0;
+  for (size_t d = 0; d < 32; ++d) {
+    const double inverse = 1.0 / std::pow(500000.0, 2.0 * static_cast<double>(d) / 64.0);
+    const double wavelength = 2 * std::numbers::pi / inverse;
+    double expected = inverse;
+    if (wavelength > low_wavelength) {
+      expected = inverse / 32.0;
+      ++slow;
+    } else if (wavelength >= high_wavelength) {
+      const double smooth = (8192.0 / wavelength - 1.0) / (4.0 - 1.0);
+      expected = (1 - smooth) * inverse / 32.0 + smooth * inverse;
+      ++between;
+    } else {
+      ++fast;
+    }
+    // At position 1 the angle is the frequency.
+    EXPECT_NEAR(std::atan2(sin.span<double>()[d], cos.span<double>()[d]), expected, 1e-15);
+  }
+  EXPECT_GT(slow, 0);
+  EXPECT_GT(between, 0);
+  EXPECT_GT(fast, 0);
+}
+
+// A pair (x[d], x[d + D/2]) is a complex number, turned by the angle.
+TEST(Rope, RotatesPairs) {
+  for_each_row(&Backend::rope, [](const RopeKernel& row) {
+    const DType acc = accumulator(row.dtype);
+    for (const auto& [count, heads, dim] :
+         std::vector<std::tuple<int64_t, int64_t, int64_t>>{{0, 2, 8}, {1, 1, 2}, {75, 3, 40}}) {
+      for (bool inverse : {false, true}) {
+        Rig rig(3);
+        std::vector<int64_t> positions;
+        for (int64_t t = 0; t < count; ++t) positions.push_back(t * t);
+        const Tensor cos(acc, {count, dim / 2}), sin(acc, {count, dim / 2});
+        rope_table({}, positions, dim, cos, sin);
+        Gapped x(row.dtype, {count, heads, dim});
+        fill_random(x, 1);
+        std::vector<double> expected = values(x);
+        for (int64_t t = 0; t < count; ++t) {
+          for (int64_t h = 0; h < heads; ++h) {
+            for (int64_t d = 0; d < dim / 2; ++d) {
+              const auto a = static_cast<size_t>((t * heads + h) * dim + d);
+              const auto b = a + static_cast<size_t>(dim / 2);
+              const auto turn = static_cast<double>(angle(t * t, d, dim, 10000.0L));
+              const std::complex<double> z =
+                  std::complex(expected[a], expected[b]) * std::polar(1.0, inverse ? -turn : turn);
+              expected[a] = z.real();
+              expected[b] = z.imag();
+            }
+          }
+        }
+        rig.run([&](const Context& ctx) {
+          row.run(ctx, {.cos = cos, .sin = sin, .inverse = inverse, .x = x});
+        });
+        expect_near(x, expected, 4 * epsilon(acc) + epsilon(row.dtype) + 1e-12, "x");
+        EXPECT_TRUE(x.gaps_intact());
+      }
+    }
+  });
+}
+
+// Scores depend on the distance of two positions only.
+TEST(Rope, ScoresDependOnDistance) {
+  for_each_row(&Backend::rope, [](const RopeKernel& row) {
+    if (row.dtype != DType::kF64) return;
+    Rig rig(1);
+    const auto score = [&](int64_t q_position, int64_t k_position) {
+      const Tensor cos(DType::kF64, {2, 32}), sin(DType::kF64, {2, 32});
+      rope_table({}, std::vector<int64_t>{q_position, k_position}, 64, cos, sin);
+      const Tensor x = random(DType::kF64, {2, 1, 64}, 8);
+      rig.run([&](const Context& ctx) { row.run(ctx, {.cos = cos, .sin = sin, .x = x}); });
+      double sum = 0;
+      for (size_t d = 0; d < 64; ++d) sum += x.span<double>()[d] * x.span<double>()[64 + d];
+      return sum;
+    };
+    EXPECT_NEAR(score(17, 5), score(1'000'017, 1'000'005), 1e-8);
+    EXPECT_GT(std::abs(score(17, 5) - score(17, 6)), 1e-3);
+  });
+}
+
+}  // namespace
+}  // namespace longhaul::kernels::testing
