@@ -15,9 +15,9 @@ struct AdamW {
   double grad_scale = 1.0;  // multiplies the gradient first: gradient clipping
   int64_t step = 1;         // from 1; for the bias correction
 
-  ConstTensorView grad;          // [n] accumulator type of param
-  TensorView master, m, v;       // [n] accumulator type
-  TensorView param;              // [n] storage type: master rounded; may be master itself
+  ConstTensorView grad;     // [n] accumulator type of param
+  TensorView master, m, v;  // [n] accumulator type
+  TensorView param;         // [n] storage type: master rounded; may be master itself
 };
 
 void adamw(const Context&, const AdamW&);

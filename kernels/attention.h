@@ -1,7 +1,8 @@
 // Softmax attention on segments (kernels/segment.h), forward and backward.
 //
 //   q [Tq, Hq, D]   k [Tk, Hkv, D]   v [Tk, Hkv, Dv]    one dtype: bf16, f32 or f64; last dim dense
-//   out_acc [Tq, Hq, Dv]   lse [Hq, Tq]                  accumulator type, dense; lse is natural-log
+//   out_acc [Tq, Hq, Dv]   lse [Hq, Tq]                  accumulator type, dense; lse is
+//   natural-log
 //
 // Results are folded: out_acc and lse hold the attention over all keys seen so far, and a call adds
 // the keys of its segments. An empty row has lse = -inf and out = 0. Online softmax after
@@ -47,9 +48,9 @@ struct AttentionBackward {
   HeadMap heads;
   ConstTensorView q, k, v;
   AttentionOptions options;
-  ConstTensorView dout;                // [Tq, Hq, Dv], dtype of q
-  ConstTensorView lse, delta;          // [Hq, Tq]: the FINAL lse over all keys of all calls
-  TensorView dq_acc, dk_acc, dv_acc;   // shapes of q, k, v in the accumulator type, dense; +=
+  ConstTensorView dout;               // [Tq, Hq, Dv], dtype of q
+  ConstTensorView lse, delta;         // [Hq, Tq]: the FINAL lse over all keys of all calls
+  TensorView dq_acc, dk_acc, dv_acc;  // shapes of q, k, v in the accumulator type, dense; +=
 };
 
 // lse = -inf, out_acc = 0: what the first fold starts from.
@@ -71,7 +72,7 @@ void attention_merge(const Context&, ConstTensorView part, ConstTensorView part_
 struct AttentionKernel {
   std::string_view name;
   DType dtype;
-  bool (*available)();                                      // can this machine run it?
+  bool (*available)();  // can this machine run it?
   bool (*supports)(int64_t head_dim, int64_t value_dim);
   void (*forward)(const Context&, const AttentionForward&);
   void (*backward)(const Context&, const AttentionBackward&);

@@ -2,8 +2,8 @@
 //
 // A row names an implementation, its dtype and whether this machine can run it; the first row that
 // fits is taken, so the best comes first. CMake chooses which backends a binary holds: a build
-// without CUDA links kernels/no_cuda, whose tables are empty. To add a kernel, write its file, add a
-// row to the backend's table and a line to its CMakeLists.txt; tests and benchmarks iterate the
+// without CUDA links kernels/no_cuda, whose tables are empty. To add a kernel, write its file, add
+// a row to the backend's table and a line to its CMakeLists.txt; tests and benchmarks iterate the
 // tables.
 #pragma once
 

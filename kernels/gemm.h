@@ -12,10 +12,10 @@ enum class Transpose { kNo, kYes };
 struct Gemm {
   Transpose transpose_a = Transpose::kNo;
   Transpose transpose_b = Transpose::kNo;
-  ConstTensorView a;   // op(a) is [M, K]
-  ConstTensorView b;   // op(b) is [K, N], the dtype of a
-  TensorView c;        // [M, N]: the dtype of a, or its accumulator type
-  double beta = 0.0;   // 0: c is overwritten (and may hold NaN), 1: c is added to
+  ConstTensorView a;  // op(a) is [M, K]
+  ConstTensorView b;  // op(b) is [K, N], the dtype of a
+  TensorView c;       // [M, N]: the dtype of a, or its accumulator type
+  double beta = 0.0;  // 0: c is overwritten (and may hold NaN), 1: c is added to
 };
 
 // c = op(a) op(b) + beta c, accumulated in the accumulator type. Rows may have any stride >= their

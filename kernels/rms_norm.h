@@ -11,8 +11,8 @@ struct RmsNormForward {
   ConstTensorView x;       // [T, C]
   ConstTensorView weight;  // [C]
   double eps = 1e-5;
-  TensorView y;            // [T, C]
-  TensorView rstd;         // [T] accumulator type: 1 / sqrt(mean(x^2) + eps), kept for backward
+  TensorView y;     // [T, C]
+  TensorView rstd;  // [T] accumulator type: 1 / sqrt(mean(x^2) + eps), kept for backward
 };
 struct RmsNormBackward {
   ConstTensorView dy, x;   // [T, C]

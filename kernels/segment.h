@@ -28,8 +28,8 @@ struct Segment {
   int64_t k_len = 0;
   int64_t band_lo = 0;
   int64_t band_hi = 0;
-  int64_t q_pos = 0;  // global position of query 0
-  int64_t k_pos = 0;  // global position of key 0
+  int64_t q_pos = 0;   // global position of query 0
+  int64_t k_pos = 0;   // global position of key 0
   int64_t stride = 1;  // distance of neighbouring rows in global positions
 
   bool operator==(const Segment&) const = default;
@@ -71,8 +71,8 @@ LONGHAUL_HOST_DEVICE inline TileMask classify(const Segment& s, int64_t i0, int6
 // Number of (query, key) pairs that see each other: the exact work of a segment.
 int64_t area(const Segment& s);
 
-// Log-sum-exp merge of two partial softmax results of one row (out, lse): returns the merged lse and
-// the factors for the two outputs. An empty part has lse = -inf and out = 0.
+// Log-sum-exp merge of two partial softmax results of one row (out, lse): returns the merged lse
+// and the factors for the two outputs. An empty part has lse = -inf and out = 0.
 template <class A>
 struct MergeFactors {
   A lse;

@@ -43,8 +43,7 @@ void Arena::release(int64_t mark) {
 
 void Arena::poison() {
   if (measuring_ || memory_.view().empty()) return;
-  std::memset(memory_.view().raw() + used_, 0xff,
-              static_cast<size_t>(aligned(capacity_) - used_));
+  std::memset(memory_.view().raw() + used_, 0xff, static_cast<size_t>(aligned(capacity_) - used_));
 }
 
 }  // namespace longhaul

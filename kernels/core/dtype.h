@@ -14,11 +14,16 @@ enum class DType : uint8_t { kBF16, kF32, kF64, kI32, kI64 };
 
 constexpr int64_t size_of(DType dtype) {
   switch (dtype) {
-    case DType::kBF16: return 2;
-    case DType::kF32: return 4;
-    case DType::kF64: return 8;
-    case DType::kI32: return 4;
-    case DType::kI64: return 8;
+    case DType::kBF16:
+      return 2;
+    case DType::kF32:
+      return 4;
+    case DType::kF64:
+      return 8;
+    case DType::kI32:
+      return 4;
+    case DType::kI64:
+      return 8;
   }
   return 0;
 }
@@ -86,10 +91,14 @@ using Accumulator = typename AccumulatorOf<T>::type;
 template <class F>
 decltype(auto) visit_float(DType dtype, F&& f) {
   switch (dtype) {
-    case DType::kBF16: return std::forward<F>(f).template operator()<bf16>();
-    case DType::kF32: return std::forward<F>(f).template operator()<float>();
-    case DType::kF64: return std::forward<F>(f).template operator()<double>();
-    default: check_failed(__FILE__, __LINE__, "dtype is a floating type");
+    case DType::kBF16:
+      return std::forward<F>(f).template operator()<bf16>();
+    case DType::kF32:
+      return std::forward<F>(f).template operator()<float>();
+    case DType::kF64:
+      return std::forward<F>(f).template operator()<double>();
+    default:
+      check_failed(__FILE__, __LINE__, "dtype is a floating type");
   }
 }
 

@@ -30,8 +30,8 @@ class Error : public std::runtime_error {
   ErrorCode code_;
 };
 
-// An error that every rank of the job throws, as dist::Group::agree does: rank 0 reports it, and the
-// job ends without being aborted.
+// An error that every rank of the job throws, as dist::Group::agree does: rank 0 reports it, and
+// the job ends without being aborted.
 class SharedError : public Error {
  public:
   using Error::Error;
@@ -41,9 +41,9 @@ class SharedError : public Error {
 [[noreturn]] void fail(ErrorCode code, const std::string& message);
 
 // For promises between parts of the program, not for user input: throws Error(kInternal).
-#define LONGHAUL_CHECK(condition, ...)                                        \
-  do {                                                                        \
-    if (!(condition)) [[unlikely]]                                            \
+#define LONGHAUL_CHECK(condition, ...)                                         \
+  do {                                                                         \
+    if (!(condition)) [[unlikely]]                                             \
       ::longhaul::check_failed(__FILE__, __LINE__, #condition, ##__VA_ARGS__); \
   } while (false)
 [[noreturn]] void check_failed(const char* file, int line, const char* condition,

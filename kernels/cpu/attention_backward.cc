@@ -16,7 +16,6 @@
 
 #include <cmath>
 #include <limits>
-#include <map>
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/attention_backward.cc"
@@ -306,72 +305,6 @@ auto backward_tile() {
   }
 }
 
-// Rows of a grid tile. Large tiles reuse packed keys best; an antidiagonal of a causal mask has
-// half as many tiles as the grid has rows, and every thread should find a few of them. The grid is
-// bounded, so that listing its tiles costs nothing for long sequences.
-int64_t grid_rows(int64_t rows, int64_t kv_heads, int threads) {
-  constexpr int64_t kTilesPerThread = 4, kLargest = 512, kMostRows = 256;
-  const int64_t for_threads = rows * kv_heads / (2 * kTilesPerThread * threads);
-  const int64_t wanted = std::clamp(rounded_up(for_threads, kPanel), kPanel, kLargest);
-  return std::max(wanted, rounded_up((rows + kMostRows - 1) / kMostRows, kPanel));
-}
-
-using Grid = std::map<std::pair<int64_t, int64_t>, GridTile>;
-
-void add_segment(const Segment& s, int64_t rows, const AttentionBackward& args, Grid& tiles) {
-  if (s.q_len == 0) return;
-  for (int64_t a = s.q_row / rows; a * rows < s.q_row + s.q_len; ++a) {
-    const int64_t q_end = std::min(args.q.dim(0), (a + 1) * rows);
-    const int64_t i0 = std::max(a * rows - s.q_row, int64_t{0});
-    const int64_t i1 = std::min(q_end - s.q_row, s.q_len);
-    const IndexRange seen = keys_seen(s, i0, i1);
-    if (seen.begin >= seen.end) continue;
-    for (int64_t b = (s.k_row + seen.begin) / rows; b * rows < s.k_row + seen.end; ++b) {
-      GridTile& tile = tiles[{a, b}];
-      tile.q_begin = a * rows;
-      tile.q_end = q_end;
-      tile.k_begin = b * rows;
-      tile.k_end = std::min(args.k.dim(0), (b + 1) * rows);
-      const int64_t j0 = std::max(tile.k_begin - s.k_row, seen.begin);
-      const int64_t j1 = std::min(tile.k_end - s.k_row, seen.end);
-      tile.work += (i1 - i0) * (j1 - j0);
-      tile.segments.push_back(&s);
-    }
-  }
-}
-
-// Gives each tile the first round that its row and column have not used: on a full grid round
-// a XOR b, so a causal mask takes as many rounds as the grid has rows, with equal work in each; the
-// tiles of short documents, which share no rows, all go into the first.
-void assign_rounds(Grid& grid) {
-  std::map<int64_t, std::vector<bool>> by_row, by_column;
-  for (auto& [position, tile] : grid) {
-    std::vector<bool>&row = by_row[position.first], &column = by_column[position.second];
-    size_t round = 0;
-    while ((round < row.size() && row[round]) || (round < column.size() && column[round])) ++round;
-    for (std::vector<bool>* used : {&row, &column}) {
-      if (used->size() <= round) used->resize(round + 1);
-      (*used)[round] = true;
-    }
-    tile.round = static_cast<int64_t>(round);
-  }
-}
-
-// All tiles with anything to do: by rounds, the heaviest first within each.
-std::vector<GridTile> tiles_of(const AttentionBackward& args, int threads) {
-  const int64_t rows = grid_rows(std::max(args.q.dim(0), args.k.dim(0)), args.k.dim(1), threads);
-  Grid grid;
-  for (const Segment& segment : args.segments) add_segment(segment, rows, args, grid);
-  assign_rounds(grid);
-  std::vector<GridTile> tiles;
-  tiles.reserve(grid.size());
-  for (auto& [position, tile] : grid) tiles.push_back(std::move(tile));
-  std::stable_sort(tiles.begin(), tiles.end(), [](const GridTile& a, const GridTile& b) {
-    return a.round != b.round ? a.round < b.round : a.work > b.work;
-  });
-  return tiles;
-}
-
 }  // namespace
 
 template <class T>
@@ -383,7 +316,7 @@ void attention_backward_tiled(const Context& ctx, const AttentionBackward& args)
   const int64_t elements = BackwardScratch<A>::size(head_dim, value_dim);
   const TensorView scratch = ctx.scratch->allocate(dtype_of<A>, {threads, elements});
   if (ctx.measuring() || args.q.empty() || args.k.empty()) return;
-  const std::vector<GridTile> tiles = tiles_of(args, threads);
+  const std::vector<GridTile> tiles = grid_tiles(args, threads);
   const auto run_tile = backward_tile<T>();
   for (size_t first = 0; first < tiles.size();) {
     size_t last = first;

@@ -25,6 +25,10 @@ struct GridTile {
   std::vector<const Segment*> segments;
 };
 
+// All tiles with anything to do: by rounds, the heaviest first within each. No two tiles of a round
+// share query or key rows.
+std::vector<GridTile> grid_tiles(const AttentionBackward&, int threads);
+
 template <class A>
 struct BackwardScratch {
   BackwardScratch(A* memory, int64_t head_dim, int64_t value_dim) {

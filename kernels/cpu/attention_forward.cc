@@ -15,7 +15,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <vector>
 
 #include "kernels/cpu/attention_forward.h"
 
@@ -283,44 +282,6 @@ auto forward_block() {
   }
 }
 
-// Large blocks reuse keys best; smaller ones where the threads would otherwise have no work.
-int64_t block_rows(int64_t queries, int64_t heads, int threads) {
-  constexpr int64_t kTasksPerThread = 4;
-  int64_t panels = kMostPanels;
-  while (panels > 1 && heads * rounded_up(queries, panels * kPanel) / (panels * kPanel) <
-                           kTasksPerThread * threads) {
-    panels /= 2;
-  }
-  return panels * kPanel;
-}
-
-// Blocks that see any key, the heaviest first.
-std::vector<QueryBlock> blocks_of(const AttentionForward& args, int threads) {
-  const int64_t queries = args.q.dim(0);
-  const int64_t rows = block_rows(queries, args.q.dim(1), threads);
-  std::vector<QueryBlock> blocks(static_cast<size_t>(rounded_up(queries, rows) / rows));
-  for (size_t b = 0; b < blocks.size(); ++b) {
-    blocks[b].begin = static_cast<int64_t>(b) * rows;
-    blocks[b].end = std::min(queries, blocks[b].begin + rows);
-  }
-  for (const Segment& s : args.segments) {
-    if (s.q_len == 0) continue;
-    for (int64_t b = s.q_row / rows; b * rows < s.q_row + s.q_len; ++b) {
-      QueryBlock& block = blocks[static_cast<size_t>(b)];
-      const int64_t i0 = std::max(block.begin - s.q_row, int64_t{0});
-      const int64_t i1 = std::min(block.end - s.q_row, s.q_len);
-      const IndexRange keys = keys_seen(s, i0, i1);
-      if (keys.begin >= keys.end) continue;
-      block.segments.push_back(&s);
-      block.work += (i1 - i0) * (keys.end - keys.begin);
-    }
-  }
-  std::erase_if(blocks, [](const QueryBlock& block) { return block.segments.empty(); });
-  std::stable_sort(blocks.begin(), blocks.end(),
-                   [](const QueryBlock& a, const QueryBlock& b) { return a.work > b.work; });
-  return blocks;
-}
-
 }  // namespace
 
 template <class T>
@@ -332,7 +293,7 @@ void attention_forward_tiled(const Context& ctx, const AttentionForward& args) {
   const int64_t elements = ForwardScratch<A>::size(head_dim, value_dim);
   const TensorView scratch = ctx.scratch->allocate(dtype_of<A>, {threads, elements});
   if (ctx.measuring() || args.q.empty()) return;
-  const std::vector<QueryBlock> blocks = blocks_of(args, threads);
+  const std::vector<QueryBlock> blocks = query_blocks(args, threads);
   const auto run_block = forward_block<T>();
   ctx.pool->run(
       static_cast<int64_t>(blocks.size()) * heads,

@@ -18,6 +18,9 @@ struct QueryBlock {
   std::vector<const Segment*> segments;
 };
 
+// Blocks that see any key, the heaviest first.
+std::vector<QueryBlock> query_blocks(const AttentionForward&, int threads);
+
 template <class A>
 struct ForwardScratch {
   ForwardScratch(A* memory, int64_t head_dim, int64_t value_dim) {

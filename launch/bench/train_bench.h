@@ -16,8 +16,8 @@ struct BenchTrainOptions {
   bool json = false;                   // one object a line instead of the table
 };
 
-// Prints a table or JSON lines; returns the exit status. Throws Error for what is wrong before ranks
-// are started.
+// Prints a table or JSON lines; returns the exit status. Throws Error for what is wrong before
+// ranks are started.
 int bench_train(const BenchTrainOptions& options);
 
 }  // namespace longhaul::launch

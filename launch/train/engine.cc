@@ -133,10 +133,10 @@ parallel::Shard Engine::shard_of(const Sample& sample) {
                         mesh_.sequence_rank());
 }
 
-double Engine::accumulate(const Sample& sample, double grad_scale) {
+double Engine::accumulate(const Sample& sample, double grad_scale, model::NumericsProbe* probe) {
   Arena::Scope scope(memory_.activations);
   const parallel::Shard shard = shard_of(sample);
-  model::StepContext step = step_context();
+  model::StepContext step = step_context(probe);
   const double loss =
       replica_.model->forward(step, shard, {.training = true, .grad_scale = grad_scale});
   replica_.model->backward(step);

@@ -33,8 +33,9 @@ class Engine {
   const parallel::ParameterStore& parameters() const { return replica_.store; }
 
   // Forward and backward over one sample of this replica: adds the gradients of
-  // grad_scale * (sum of token losses) and returns this rank's part of that sum of losses.
-  double accumulate(const Sample& sample, double grad_scale);
+  // grad_scale * (sum of token losses) and returns this rank's part of that sum of losses. A probe
+  // looks at every layer's output.
+  double accumulate(const Sample& sample, double grad_scale, model::NumericsProbe* probe = nullptr);
 
   // Collective: sums gradients over all ranks; their global norm.
   double reduce_gradients() { return replica_.optimizer->reduce_gradients(replica_.ctx); }

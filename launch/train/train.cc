@@ -72,24 +72,25 @@ void make_run_folder(const Config& config) {
   }
 }
 
+constexpr const char* kAfterNan =
+    "the parameters were not updated; go on from the last checkpoint with a lower "
+    "train.learning_rate or a longer train.warmup_steps";
+
 // Names rank, layer and tensor of the first value that is not finite, and ends the run everywhere.
 [[noreturn]] void stop_for_numerics(dist::Group& world, Engine& engine, const Sample& sample,
                                     int64_t step, double loss, double norm) {
   const std::optional<std::string> finding = engine.find_non_finite(sample);
-  const std::string last =
-      "the parameters were not updated; go on from the last checkpoint with a lower "
-      "train.learning_rate or a longer train.warmup_steps";
   std::optional<Error> mine;
   if (finding) {
     mine =
         Error(ErrorCode::kNumerics,
               absl::StrFormat("step %d: loss %g, gradient norm %g; first seen on rank %d in %s; %s",
-                              step, loss, norm, world.rank(), *finding, last));
+                              step, loss, norm, world.rank(), *finding, kAfterNan));
   }
   world.agree(mine, "looking for NaN");
   fail(ErrorCode::kNumerics, absl::StrFormat("step %d: loss %g, gradient norm %g, but every tensor "
                                              "is finite: sums overflow; %s",
-                                             step, loss, norm, last));
+                                             step, loss, norm, kAfterNan));
 }
 
 class Run {
@@ -114,7 +115,7 @@ class Run {
                   metrics_.emplace(train.run_directory(), info_.step, world.rank() == 0);
                 }),
                 "making the run folder");
-    peak_flops_ = world.sum(kernels::measured_peak_flops(config.parallel().threads()), "peak");
+    measure_peak();
     introduce();
   }
 
@@ -157,12 +158,15 @@ class Run {
     const int64_t targets = targets_of_step();
     RankStep mine;
     Sample sample;
+    model::NumericsProbe probe;
+    model::NumericsProbe* look = config_.train().check_numerics() ? &probe : nullptr;
     for (int64_t i = samples_.first(info_.samples); i < samples_.end(info_.samples);
          i += samples_.replicas) {
       sample = corpus_->training->load(i);
-      mine.loss_sum += engine_.accumulate(sample, 1.0 / static_cast<double>(targets));
+      mine.loss_sum += engine_.accumulate(sample, 1.0 / static_cast<double>(targets), look);
       mine.flops += engine_.sample_flops();
     }
+    if (look != nullptr) stop_if_found(probe, step);
     world_.job().place = "optimizer";
     const double norm = engine_.reduce_gradients();
     const double learning_rate = schedule_(step);
@@ -180,6 +184,8 @@ class Run {
     }
     info_.step = step;
     info_.samples += samples_.per_step;
+    constexpr int64_t kPeakEvery = 50;
+    if (step % kPeakEvery == 0) measure_peak();
     const double seconds = seconds_since(begin);
     metrics_->write({.step = step,
                      .steps = config_.train().steps(),
@@ -196,6 +202,16 @@ class Run {
                      .slowest_rank = report.slowest_rank,
                      .eta_seconds = eta(seconds)});
     return report;
+  }
+
+  void stop_if_found(const model::NumericsProbe& probe, int64_t step) {
+    std::optional<Error> mine;
+    if (probe.finding()) {
+      mine = Error(ErrorCode::kNumerics,
+                   absl::StrFormat("step %d: not finite on rank %d in %s; %s", step, world_.rank(),
+                                   *probe.finding(), kAfterNan));
+    }
+    world_.agree(mine, "looking for NaN");
   }
 
   // The loss's denominator: known before backward, from the index alone.
@@ -249,6 +265,13 @@ class Run {
         Error(ErrorCode::kInterrupted,
               absl::StrCat("stopped by a signal after step ", info_.step,
                            "; the checkpoint is saved: start the same command to go on")));
+  }
+
+  // The best of several moments: a machine that was busy with something else in one of them would
+  // make every later step look better than it is.
+  void measure_peak() {
+    const double peak = kernels::measured_peak_flops(config_.parallel().threads());
+    peak_flops_ = std::max(peak_flops_, world_.sum(peak, "peak"));
   }
 
   bool due(int64_t every, bool ends) const {

@@ -35,8 +35,7 @@ double ShardedOptimizer::reduce_gradients(const Context& ctx) {
   double squares = 0;
   for (size_t i = 0; i < shards_.size(); ++i) {
     if (!ctx.measuring()) {
-      group_
-          .reduce_scatter(stream, store_.buckets()[i].gradients, shards_[i].gradient, "gradients")
+      group_.reduce_scatter(stream, store_.buckets()[i].gradients, shards_[i].gradient, "gradients")
           .wait(stream);
     }
     squares += kernels::sum_of_squares(ctx, shards_[i].gradient);
