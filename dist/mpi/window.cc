@@ -95,14 +95,18 @@ Slab open_offer(const Offer& offer, const SlabLayout& layout) {
   if (fd.get() < 0) {
     fail(ErrorCode::kEnvironment,
          absl::StrCat("cannot open the window of rank ", offer.rank, " at ", path, ": ",
-                      error_text(), ": start all ranks of a node as one user in one container"));
+                      error_text(),
+                      ": start all ranks of a node as one user in one container, or set "
+                      "parallel.in_place: false"));
   }
   // Checked before it is mapped: reading beyond another process's smaller file would be fatal.
   const bool size_fits = lseek(fd.get(), 0, SEEK_END) == mapped_bytes(layout);
   Slab slab = size_fits ? map(fd.get(), mapped_bytes(layout)) : nullptr;
   if (slab == nullptr || token(slab.get(), layout) != offer.token) {
-    fail(ErrorCode::kEnvironment, absl::StrCat(path, " is not the window of rank ", offer.rank,
-                                               ": start all ranks of a node in one container"));
+    fail(ErrorCode::kEnvironment,
+         absl::StrCat(path, " is not the window of rank ", offer.rank,
+                      ": start all ranks of a node in one container, or set "
+                      "parallel.in_place: false"));
   }
   return slab;
 }
