@@ -41,6 +41,7 @@ Launch detect_launch() {
     launch = {true, "mpirun", size, count("OMPI_COMM_WORLD_LOCAL_RANK").value_or(0)};
   } else if (is_slurm_task()) {
     launch = {true, "srun", count("SLURM_NTASKS"), count("SLURM_LOCALID").value_or(0)};
+    launch.process_manager = number("PMIX_RANK") || number("PMI_RANK");
   } else if (number("OMPI_COMM_WORLD_RANK") || number("PMI_RANK") || number("PMIX_RANK")) {
     // The launcher of MPICH or PRRTE.
     launch = {true, "mpirun", count("PMI_SIZE"), count("MPI_LOCALRANKID").value_or(0)};

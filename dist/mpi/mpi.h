@@ -16,6 +16,7 @@ struct Launch {
   std::string launcher;               // "mpirun", "srun" or ""
   std::optional<int> expected_ranks;  // SLURM_NTASKS or OMPI_COMM_WORLD_SIZE
   int local_rank = 0;                 // rank among those of this node
+  bool process_manager = true;        // whether MPI's processes can find each other
 };
 Launch detect_launch();
 

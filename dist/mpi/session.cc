@@ -58,6 +58,10 @@ MpiSession::MpiSession(const Launch& launch, milliseconds deadline) {
   int initialized = 0;
   MPI_Initialized(&initialized);
   LONGHAUL_CHECK(initialized == 0, "one MpiSession per process");
+  // Open MPI would end the process in MPI_Init, with a screenful about its own build.
+  if (!launch.process_manager && launch.expected_ranks.value_or(1) > 1) {
+    fail(ErrorCode::kEnvironment, mismatch(launch, 1));
+  }
   int provided = 0;
   if (MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided) != MPI_SUCCESS) {
     fail(ErrorCode::kEnvironment, "MPI does not start");

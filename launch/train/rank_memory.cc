@@ -1,7 +1,5 @@
 #include "launch/train/rank_memory.h"
 
-#include <sys/resource.h>
-
 namespace longhaul::launch {
 
 RankMemory RankMemory::measure() {
@@ -40,11 +38,5 @@ RankMemory::Classes RankMemory::peaks() const { return classes(*this, &Arena::pe
 RankMemory::Classes RankMemory::capacities() const { return classes(*this, &Arena::capacity); }
 int64_t RankMemory::peak() const { return total(peaks()); }
 int64_t RankMemory::capacity() const { return total(capacities()); }
-
-int64_t resident_peak_bytes() {
-  rusage usage{};
-  getrusage(RUSAGE_SELF, &usage);
-  return static_cast<int64_t>(usage.ru_maxrss) * 1024;
-}
 
 }  // namespace longhaul::launch

@@ -25,7 +25,4 @@ struct RankMemory {
   int64_t capacity() const;
 };
 
-// Peak resident memory of this process, as the kernel counts it.
-int64_t resident_peak_bytes();
-
 }  // namespace longhaul::launch

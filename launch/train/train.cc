@@ -15,6 +15,7 @@
 #include "launch/data/batch.h"
 #include "launch/train/engine.h"
 #include "launch/train/metrics.h"
+#include "launch/train/process.h"
 #include "launch/train/schedule.h"
 #include "launch/train/step_report.h"
 
@@ -304,7 +305,9 @@ class Run {
     metrics_->say(absl::StrCat(
         "memory a rank: ", human_bytes(static_cast<double>(engine_.memory().capacity())), " (",
         classes, ")"));
-    metrics_->say(absl::StrFormat("measured peak: %.0f GFLOP/s over all ranks", peak_flops_ / 1e9));
+    metrics_->say(absl::StrFormat(
+        "measured peak: %.0f GFLOP/s over all ranks; ready %.2f s after the process began",
+        peak_flops_ / 1e9, seconds_since_process_start()));
     if (info_.step > 0) {
       metrics_->say(absl::StrCat("resumed from ", resumed_from_, ": ", info_.step, " of ",
                                  train.steps(), " steps are done"));

@@ -94,6 +94,11 @@ class Training(unittest.TestCase):
                 found.append(int(entry.name))
         return found
 
+    def rank_of(self, pid):
+        environment = pathlib.Path("/proc/%d/environ" % pid).read_bytes().split(b"\0")
+        prefix = b"OMPI_COMM_WORLD_RANK="
+        return next(int(word[len(prefix):]) for word in environment if word.startswith(prefix))
+
     def test_losses_are_equal_on_any_number_of_processes(self):
         expected = self.train(0, "one", "train.steps=20")
         for ranks in (2, 4):
@@ -119,6 +124,18 @@ class Training(unittest.TestCase):
         self.assertNotEqual(status, 0)
         losses = self.train(3, "killed")
         self.assertEqual(losses, expected)  # to the last bit, each step once
+
+    def test_a_rank_that_hangs_is_named_within_the_deadline(self):
+        process = self.start(3, "hung", "parallel.timeout_seconds=2")
+        self.wait_for_step(process, "hung", 5)
+        victim = next(pid for pid in self.ranks_of(process) if self.rank_of(pid) == 1)
+        os.kill(victim, signal.SIGSTOP)
+        status, out, err = self.finish(process, timeout=60)
+        self.assertEqual(status, 6, out + err)
+        lines = [line for line in err.splitlines() if line.startswith("longhaul: error: ")]
+        self.assertGreaterEqual(len(lines), 1, err)
+        self.assertRegex(lines[0], r"rank [02].* at step \d+ .*rank 1")
+        self.assertGreater(max(self.losses("hung")), 0)
 
     def test_kill_at_any_time_leaves_a_run_that_goes_on(self):
         expected = self.train(2, "whole", "checkpoint.every=1")
