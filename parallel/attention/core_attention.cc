@@ -96,6 +96,17 @@ int64_t CoreAttention::forward_area() const {
   return total;
 }
 
+ExecutionSetup CoreAttention::setup(Direction direction, Arena& communication) const {
+  return {.group = &group_,
+          .plan = &plan(direction),
+          .direction = direction,
+          .heads = options_.heads,
+          .dtype = options_.dtype,
+          .kernel_options = {.scale = options_.scale},
+          .in_place = {window_.get(), &node_of_, epoch_},
+          .communication = &communication};
+}
+
 CoreAttention::Pending CoreAttention::begin(const Context& ctx, Arena& communication,
                                             const CoreAttentionForward& args) {
   FieldViews home;
@@ -109,16 +120,7 @@ CoreAttention::Pending CoreAttention::begin(const Context& ctx, Arena& communica
     ++epoch_;
   }
   auto execution =
-      std::make_unique<Execution>(ctx,
-                                  Execution::Setup{.group = &group_,
-                                                   .plan = &forward_plan_,
-                                                   .direction = Direction::kForward,
-                                                   .heads = options_.heads,
-                                                   .dtype = options_.dtype,
-                                                   .kernel_options = {.scale = options_.scale},
-                                                   .in_place = {window_.get(), &node_of_, epoch_},
-                                                   .communication = &communication},
-                                  home);
+      std::make_unique<Execution>(ctx, setup(Direction::kForward, communication), home);
   execution->start(ctx);
   return Pending(std::move(execution));
 }
@@ -138,16 +140,7 @@ void CoreAttention::backward(const Context& ctx, Arena& communication,
   at(home, Field::kDK) = args.dk_acc;
   at(home, Field::kDV) = args.dv_acc;
   if (!ctx.measuring()) ++epoch_;
-  Execution execution(ctx,
-                      {.group = &group_,
-                       .plan = &backward_plan_,
-                       .direction = Direction::kBackward,
-                       .heads = options_.heads,
-                       .dtype = options_.dtype,
-                       .kernel_options = {.scale = options_.scale},
-                       .in_place = {window_.get(), &node_of_, epoch_},
-                       .communication = &communication},
-                      home);
+  Execution execution(ctx, setup(Direction::kBackward, communication), home);
   execution.start(ctx);
   execution.finish(ctx);
 }

@@ -19,6 +19,7 @@
 namespace longhaul::parallel {
 
 class Execution;
+struct ExecutionSetup;
 
 struct CoreAttentionOptions {
   HeadShape heads;
@@ -81,6 +82,8 @@ class CoreAttention {
   const Plan& plan(Direction direction) const;
 
  private:
+  ExecutionSetup setup(Direction direction, Arena& communication) const;
+
   dist::Group& group_;
   TokenLayout layout_;
   CoreAttentionOptions options_;

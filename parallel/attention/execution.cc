@@ -72,7 +72,7 @@ void Staging::give_back(const TensorView& view) {
   }
 }
 
-Execution::Execution(const Context& ctx, const Setup& setup, const FieldViews& home)
+Execution::Execution(const Context& ctx, const ExecutionSetup& setup, const FieldViews& home)
     : setup_(setup),
       scope_(*setup.communication),
       staging_(*setup.communication),

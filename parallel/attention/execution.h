@@ -55,21 +55,21 @@ class Staging {
   std::vector<Buffer> buffers_;
 };
 
+struct ExecutionSetup {
+  dist::Group* group = nullptr;
+  const Plan* plan = nullptr;
+  Direction direction = Direction::kForward;
+  HeadShape heads;
+  DType dtype = DType::kF32;
+  kernels::AttentionOptions kernel_options;
+  InPlace in_place;
+  Arena* communication = nullptr;
+};
+
 class Execution {
  public:
-  struct Setup {
-    dist::Group* group = nullptr;
-    const Plan* plan = nullptr;
-    Direction direction = Direction::kForward;
-    HeadShape heads;
-    DType dtype = DType::kF32;
-    kernels::AttentionOptions kernel_options;
-    InPlace in_place;
-    Arena* communication = nullptr;
-  };
-
   // home: the rank's own tensors. Returns memory to the arena on destruction.
-  Execution(const Context&, const Setup&, const FieldViews& home);
+  Execution(const Context&, const ExecutionSetup&, const FieldViews& home);
 
   // Publishes home keys and values and starts the first step's transfers.
   void start(const Context&);
@@ -104,7 +104,7 @@ class Execution {
   std::string_view what() const;
   Stream& stream() { return stream_; }
 
-  Setup setup_;
+  ExecutionSetup setup_;
   Arena::Scope scope_;
   Staging staging_;
   Stream stream_;
