@@ -66,6 +66,13 @@ MetricsWriter::MetricsWriter(const std::string& run_directory, int64_t resumed_s
   if (error || !file_) fail(ErrorCode::kEnvironment, absl::StrCat("cannot write ", path_));
 }
 
+void MetricsWriter::append(const std::string& line) {
+  file_ << line << "\n";
+  if (!file_.flush()) {
+    fail(ErrorCode::kEnvironment, absl::StrCat("cannot write ", path_, "; is the disk full?"));
+  }
+}
+
 void MetricsWriter::say(const std::string& line) {
   if (!active_) return;
   std::printf("%s\n", line.c_str());
@@ -87,7 +94,7 @@ void MetricsWriter::write(const StepMetrics& m) {
       m.memory_plan_bytes > 0 ? 100 * m.memory_peak_bytes / m.memory_plan_bytes : 0.0,
       100 * m.exposed_communication, absl::StrCat("r", m.slowest_rank),
       human_seconds(m.eta_seconds)));
-  file_ << to_json(m).dump() << "\n" << std::flush;
+  append(to_json(m).dump());
 }
 
 void MetricsWriter::write(const ValidationMetrics& m) {
@@ -101,7 +108,7 @@ void MetricsWriter::write(const ValidationMetrics& m) {
                      {"validation_tokens", m.tokens},
                      {"loss_by_position", m.loss_by_position},
                      {"seconds", m.seconds}};
-  file_ << json.dump() << "\n" << std::flush;
+  append(json.dump());
 }
 
 std::string human_bytes(double bytes) {

@@ -40,12 +40,15 @@ class MetricsWriter {
   // ranks) does nothing. Throws Error(kEnvironment).
   MetricsWriter(const std::string& run_directory, int64_t resumed_step, bool active);
 
+  // Throw Error(kEnvironment) if the line cannot be written.
   void write(const StepMetrics& metrics);
   void write(const ValidationMetrics& metrics);
   // A sentence on the terminal.
   void say(const std::string& line);
 
  private:
+  void append(const std::string& line);
+
   bool active_;
   std::string path_;
   std::ofstream file_;

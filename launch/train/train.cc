@@ -74,7 +74,7 @@ void make_run_folder(const Config& config) {
 }
 
 constexpr const char* kAfterNan =
-    "the parameters were not updated; go on from the last checkpoint with a lower "
+    "nothing of this step is saved; go on from the last checkpoint with a lower "
     "train.learning_rate or a longer train.warmup_steps";
 
 // Names rank, layer and tensor of the first value that is not finite, and ends the run everywhere.
