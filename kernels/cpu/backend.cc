@@ -3,21 +3,17 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
-#include "dnnl.hpp"
-#include "hwy/targets.h"
+#include "kernels/cpu/instruction_set.h"
 #include "kernels/cpu/tables.h"
+#include "kernels/instruction_set.h"
 
 namespace longhaul::kernels {
 
 namespace {
 
-// Highway's targets in bits, the best one lowest.
 std::string describe() {
-  const int64_t targets = hwy::SupportedTargets() & HWY_TARGETS;
-  const int64_t best = targets & -targets;
-  const bool fast_bf16 = dnnl::get_effective_cpu_isa() >= dnnl::cpu_isa::avx512_core_bf16;
-  return absl::StrCat("CPU: vector code for ", hwy::TargetName(best),
-                      fast_bf16 ? ", bf16 products in hardware" : "");
+  return absl::StrCat("CPU: vector code for ", std::string(instruction_set()),
+                      cpu::has_bf16_products() ? ", bf16 products in hardware" : "");
 }
 
 }  // namespace

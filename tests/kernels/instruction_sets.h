@@ -2,20 +2,22 @@
 #pragma once
 
 #include <functional>
+#include <string>
 
 #include "gtest/gtest.h"
-#include "hwy/targets.h"
+#include "kernels/instruction_set.h"
 
 namespace longhaul::kernels::testing {
 
 // Runs `body` with each instruction set that this machine has and the code was compiled for.
 inline void for_each_instruction_set(const std::function<void()>& body) {
-  for (int64_t target : hwy::SupportedAndGeneratedTargets()) {
-    SCOPED_TRACE(hwy::TargetName(target));
-    hwy::SetSupportedTargetsForTest(target);
+  const std::string before(instruction_set());
+  for (std::string_view name : instruction_sets()) {
+    SCOPED_TRACE(std::string(name));
+    use_instruction_set(name);
     body();
   }
-  hwy::SetSupportedTargetsForTest(0);
+  use_instruction_set(before);
 }
 
 }  // namespace longhaul::kernels::testing
