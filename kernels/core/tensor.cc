@@ -1,5 +1,7 @@
 #include "kernels/core/tensor.h"
 
+#include <sys/mman.h>
+
 #include <cstring>
 #include <new>
 
@@ -9,7 +11,13 @@
 namespace longhaul {
 
 namespace {
-constexpr std::align_val_t kAlignment{64};
+
+constexpr size_t kAlignment = 64;
+constexpr size_t kHugePage = size_t{2} << 20;
+
+// An advice: a system without huge pages refuses it, and the memory is good all the same.
+void ask_for_huge_pages(std::byte* p, size_t bytes) { madvise(p, bytes, MADV_HUGEPAGE); }
+
 }  // namespace
 
 Shape::Shape(std::initializer_list<int64_t> dims)
@@ -33,11 +41,16 @@ std::string Shape::to_string() const { return absl::StrCat("[", absl::StrJoin(di
 
 Tensor::Tensor(DType dtype, const Shape& shape) {
   const auto bytes = static_cast<size_t>(shape.elements() * size_of(dtype));
-  memory_.reset(static_cast<std::byte*>(::operator new(bytes == 0 ? 1 : bytes, kAlignment)));
+  const bool large = bytes >= 2 * kHugePage;
+  const std::align_val_t alignment{large ? kHugePage : kAlignment};
+  auto* p = static_cast<std::byte*>(::operator new(bytes == 0 ? 1 : bytes, alignment));
+  memory_ = std::unique_ptr<std::byte, Free>(p, Free{alignment});
+  // Before the first touch, which decides.
+  if (large) ask_for_huge_pages(p, bytes);
   std::memset(memory_.get(), 0, bytes);
   view_ = TensorView(memory_.get(), dtype, shape);
 }
 
-void Tensor::Free::operator()(std::byte* p) const { ::operator delete(p, kAlignment); }
+void Tensor::Free::operator()(std::byte* p) const { ::operator delete(p, alignment); }
 
 }  // namespace longhaul

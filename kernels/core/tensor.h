@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <initializer_list>
 #include <memory>
+#include <new>
 #include <span>
 #include <string>
 #include <type_traits>
@@ -137,7 +138,9 @@ class BasicTensorView {
 using TensorView = BasicTensorView<std::byte>;
 using ConstTensorView = BasicTensorView<const std::byte>;
 
-// Owns zeroed CPU memory aligned to 64 bytes; for set-up, tests and host-side state.
+// Owns zeroed CPU memory aligned to 64 bytes; for set-up, tests, host-side state and arenas. Large
+// ones lie on huge pages where the system grants them: kernels that walk through long rows spend
+// much of their time on address translation otherwise.
 class Tensor {
  public:
   Tensor() = default;
@@ -154,6 +157,7 @@ class Tensor {
 
  private:
   struct Free {
+    std::align_val_t alignment;
     void operator()(std::byte* p) const;
   };
   std::unique_ptr<std::byte, Free> memory_;
