@@ -1,10 +1,22 @@
-// What this machine's cores can do: the limit that speeds are compared with.
+// What this machine can do: the limits that speeds are compared with. Both measure for a few tens
+// of milliseconds, over `threads` threads at once and with the instruction set in use
+// (kernels/instruction_set.h), and give the rate over the whole time: threads may have to share
+// cores, and the cores' clocks.
 #pragma once
+
+#include "kernels/core/dtype.h"
 
 namespace longhaul::kernels {
 
-// f32 fused multiply-adds a second x 2, over `threads` threads at once, measured on registers in a
-// few tens of milliseconds with the widest vectors this machine has.
-double measured_peak_flops(int threads);
+// FLOPs a second of multiply-adds on registers (2 each) with the widest vectors: f32 or f64; for
+// bf16 pairs of bf16 with f32 sums where the instruction set has those products, the f32 figure
+// where it has not, since bf16 is then computed in f32.
+double measured_peak_flops(DType dtype, int threads);
+
+// Bytes a second of copying between arrays that are, together, eight times the last level of cache
+// (at least 256 MiB), as STREAM counts (McCalpin 1995): every byte read and every byte written
+// counts once, but not what a cache reads only to overwrite it. The faster of ordinary and
+// non-temporal stores.
+double measured_copy_bandwidth(int threads);
 
 }  // namespace longhaul::kernels

@@ -1,30 +1,39 @@
-// Multiply-adds on registers alone, as fast as the cores can: enough independent chains to hide the
-// latency of the units, and no memory.
 #include "kernels/peak.h"
+
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <functional>
+#include <memory>
 #include <thread>
 #include <vector>
+
+#include "kernels/core/tensor.h"
+#include "kernels/cpu/instruction_set.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/peak.cc"
 #include "hwy/foreach_target.h"
 //
+#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace longhaul::kernels::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Returns the FLOPs done; `sink` keeps the compiler from dropping them.
-double MultiplyAdds(int64_t rounds, float* sink) {
-  const hn::ScalableTag<float> d;
-  const auto a = hn::Set(d, 0.999f), b = hn::Set(d, 0.001f);
+// Independent chains of multiply-adds, to hide the latency of the units: two of 4 cycles each need
+// 8 at least, but reach their full speed with 12 (as with 24; 10 lack 4 %), which the 16 registers
+// of AVX2 can hold. Returns the FLOPs done; `sink` keeps the compiler from dropping them.
+template <class T>
+HWY_INLINE double MultiplyAdds(int64_t rounds, volatile T* sink) {
+  const hn::ScalableTag<T> d;
+  const auto a = hn::Set(d, T(0.999)), b = hn::Set(d, T(0.001));
   auto c0 = hn::Iota(d, 0), c1 = hn::Iota(d, 1), c2 = hn::Iota(d, 2), c3 = hn::Iota(d, 3);
   auto c4 = hn::Iota(d, 4), c5 = hn::Iota(d, 5), c6 = hn::Iota(d, 6), c7 = hn::Iota(d, 7);
-  auto c8 = hn::Iota(d, 8), c9 = hn::Iota(d, 9);
+  auto c8 = hn::Iota(d, 8), c9 = hn::Iota(d, 9), c10 = hn::Iota(d, 10), c11 = hn::Iota(d, 11);
   for (int64_t i = 0; i < rounds; ++i) {
     c0 = hn::MulAdd(c0, a, b);
     c1 = hn::MulAdd(c1, a, b);
@@ -36,12 +45,77 @@ double MultiplyAdds(int64_t rounds, float* sink) {
     c7 = hn::MulAdd(c7, a, b);
     c8 = hn::MulAdd(c8, a, b);
     c9 = hn::MulAdd(c9, a, b);
+    c10 = hn::MulAdd(c10, a, b);
+    c11 = hn::MulAdd(c11, a, b);
   }
-  const auto low = hn::Add(hn::Add(hn::Add(c0, c1), hn::Add(c2, c3)), c8);
-  const auto high = hn::Add(hn::Add(hn::Add(c4, c5), hn::Add(c6, c7)), c9);
+  const auto low = hn::Add(hn::Add(hn::Add(c0, c1), hn::Add(c2, c3)), hn::Add(c8, c9));
+  const auto high = hn::Add(hn::Add(hn::Add(c4, c5), hn::Add(c6, c7)), hn::Add(c10, c11));
   *sink = hn::GetLane(hn::SumOfLanes(d, hn::Add(low, high)));
-  constexpr double kChains = 10, kFlopsPerLane = 2;
+  constexpr double kChains = 12, kFlopsPerLane = 2;
   return static_cast<double>(rounds) * kChains * kFlopsPerLane * static_cast<double>(hn::Lanes(d));
+}
+
+double MultiplyAddsF32(int64_t rounds) {
+  volatile float sink = 0;
+  return MultiplyAdds(rounds, &sink);
+}
+
+double MultiplyAddsF64(int64_t rounds) {
+  volatile double sink = 0;
+  return MultiplyAdds(rounds, &sink);
+}
+
+// Products of bf16 pairs take longer than multiply-adds: 16 chains. Only for machines that have
+// them (cpu::has_bf16_products()).
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
+using Sums = hn::Vec<hn::ScalableTag<float>>;
+
+HWY_INLINE void AddProducts(Sums pairs, Sums& sums) {
+  asm volatile("vdpbf16ps %1, %1, %0" : "+v"(sums.raw) : "v"(pairs.raw));
+}
+
+double Bf16Products(int64_t rounds) {
+  // Ones throughout: what is in the registers does not change the time.
+  const hn::ScalableTag<float> d;
+  const auto ones = hn::BitCast(d, hn::Set(hn::ScalableTag<uint16_t>(), uint16_t{0x3f80}));
+  auto c0 = hn::Zero(d), c1 = c0, c2 = c0, c3 = c0, c4 = c0, c5 = c0, c6 = c0, c7 = c0;
+  auto c8 = c0, c9 = c0, c10 = c0, c11 = c0, c12 = c0, c13 = c0, c14 = c0, c15 = c0;
+  for (int64_t i = 0; i < rounds; ++i) {
+    AddProducts(ones, c0);
+    AddProducts(ones, c1);
+    AddProducts(ones, c2);
+    AddProducts(ones, c3);
+    AddProducts(ones, c4);
+    AddProducts(ones, c5);
+    AddProducts(ones, c6);
+    AddProducts(ones, c7);
+    AddProducts(ones, c8);
+    AddProducts(ones, c9);
+    AddProducts(ones, c10);
+    AddProducts(ones, c11);
+    AddProducts(ones, c12);
+    AddProducts(ones, c13);
+    AddProducts(ones, c14);
+    AddProducts(ones, c15);
+  }
+  constexpr double kChains = 16, kFlopsPerLane = 4;
+  return static_cast<double>(rounds) * kChains * kFlopsPerLane * static_cast<double>(hn::Lanes(d));
+}
+#else
+double Bf16Products(int64_t) { return 0; }
+#endif
+
+void Copy(const float* HWY_RESTRICT from, int64_t n, float* HWY_RESTRICT to) {
+  const hn::ScalableTag<float> d;
+  const auto step = static_cast<int64_t>(hn::Lanes(d));
+  for (int64_t i = 0; i + step <= n; i += step) hn::Store(hn::Load(d, from + i), d, to + i);
+}
+
+void CopyPastCache(const float* HWY_RESTRICT from, int64_t n, float* HWY_RESTRICT to) {
+  const hn::ScalableTag<float> d;
+  const auto step = static_cast<int64_t>(hn::Lanes(d));
+  for (int64_t i = 0; i + step <= n; i += step) hn::Stream(hn::Load(d, from + i), d, to + i);
+  hwy::FlushStream();
 }
 
 }  // namespace longhaul::kernels::cpu::HWY_NAMESPACE
@@ -50,37 +124,85 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace longhaul::kernels {
 namespace cpu {
-HWY_EXPORT(MultiplyAdds);
+HWY_EXPORT(MultiplyAddsF32);
+HWY_EXPORT(MultiplyAddsF64);
+HWY_EXPORT(Bf16Products);
+HWY_EXPORT(Copy);
+HWY_EXPORT(CopyPastCache);
 }  // namespace cpu
 
-double measured_peak_flops(int threads) {
+namespace {
+
+// Does a part of some work and returns how much it was.
+using Work = std::function<double()>;
+
+// What all threads do a second together. `prepare` makes each thread's work, on that thread, so
+// that memory is first touched by who uses it.
+double rate(int threads, const std::function<Work()>& prepare) {
   using Clock = std::chrono::steady_clock;
   // Long enough for the clock to settle, short enough not to delay a start.
   constexpr auto kDuration = std::chrono::milliseconds(40);
-  constexpr int64_t kRounds = 20'000;
   std::vector<double> rates(static_cast<size_t>(threads));
   std::atomic<int> ready{0};
   const auto measure = [&](int thread) {
-    // All threads at once, since cores share power and clock.
+    const Work work = prepare();
+    // All threads at once, since cores share power, clock and memory.
     for (++ready; ready.load() < threads;) std::this_thread::yield();
-    // The rate over the whole time, not the best moment: threads may have to share cores.
-    float sink = 0;
-    double flops = 0;
+    double done = 0;
     const auto begin = Clock::now();
     std::chrono::duration<double> elapsed{};
     while (elapsed < kDuration) {
-      flops += HWY_DYNAMIC_DISPATCH(cpu::MultiplyAdds)(kRounds, &sink);
+      done += work();
       elapsed = Clock::now() - begin;
     }
-    rates[static_cast<size_t>(thread)] = flops / elapsed.count();
+    rates[static_cast<size_t>(thread)] = done / elapsed.count();
   };
   std::vector<std::thread> others;
   for (int thread = 1; thread < threads; ++thread) others.emplace_back(measure, thread);
   measure(0);
   for (std::thread& thread : others) thread.join();
   double total = 0;
-  for (double rate : rates) total += rate;
+  for (double each : rates) total += each;
   return total;
+}
+
+int64_t last_level_cache_bytes() {
+  // What a machine does not tell is 0 or -1.
+  const int64_t third = sysconf(_SC_LEVEL3_CACHE_SIZE), second = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  return std::max(third, second);
+}
+
+}  // namespace
+
+double measured_peak_flops(DType dtype, int threads) {
+  constexpr int64_t kRounds = 20'000;
+  return rate(threads, [&]() -> Work {
+    if (dtype == DType::kF64) {
+      return [] { return HWY_DYNAMIC_DISPATCH(cpu::MultiplyAddsF64)(kRounds); };
+    }
+    if (dtype == DType::kBF16 && cpu::has_bf16_products()) {
+      return [] { return HWY_DYNAMIC_DISPATCH(cpu::Bf16Products)(kRounds); };
+    }
+    return [] { return HWY_DYNAMIC_DISPATCH(cpu::MultiplyAddsF32)(kRounds); };
+  });
+}
+
+double measured_copy_bandwidth(int threads) {
+  constexpr int64_t kLeastBytes = int64_t{128} << 20;
+  const int64_t bytes = std::max(4 * last_level_cache_bytes(), kLeastBytes);
+  const int64_t each = bytes / threads / size_of(DType::kF32) / 64 * 64;
+  const auto copying = [&](auto copy) {
+    return rate(threads, [&]() -> Work {
+      const auto from = std::make_shared<Tensor>(DType::kF32, Shape{each});
+      const auto to = std::make_shared<Tensor>(DType::kF32, Shape{each});
+      return [=] {
+        copy(from->span<float>().data(), each, to->span<float>().data());
+        return static_cast<double>(2 * each * size_of(DType::kF32));
+      };
+    });
+  };
+  return std::max(copying(HWY_DYNAMIC_DISPATCH(cpu::Copy)),
+                  copying(HWY_DYNAMIC_DISPATCH(cpu::CopyPastCache)));
 }
 
 }  // namespace longhaul::kernels

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "kernels/core/random.h"
 #include "kernels/peak.h"
@@ -56,7 +57,8 @@ CaseResult run_case(dist::Group& world, const Config& config, int64_t steps) {
   const Sample sample = random_sample(config);
   const auto peak = [&] {
     world.barrier("bench");
-    return world.sum(kernels::measured_peak_flops(config.parallel().threads()), "bench");
+    return world.sum(kernels::measured_peak_flops(dtype(config), config.parallel().threads()),
+                     "bench");
   };
   const int64_t samples =
       config.train().batch_tokens() / config.data().sequence_length() / config.parallel().data();
@@ -114,7 +116,8 @@ void print_json(const Config& config, int ranks, const CaseResult& r) {
       {"value", r.tokens_per_second},
       {"unit", "tokens/s"},
       {"limit", r.tokens_per_second / r.mfu()},
-      {"limit_name", "all model FLOPs at the measured f32 multiply-add peak"},
+      {"limit_name", absl::StrCat("all model FLOPs at the measured ",
+                                  std::string(name(dtype(config))), " multiply-add peak")},
       {"ratio", r.mfu()},
       {"seconds", r.seconds},
       {"exposed_communication", r.communication},

@@ -271,7 +271,7 @@ class Run {
   // The best of several moments: a machine that was busy with something else in one of them would
   // make every later step look better than it is.
   void measure_peak() {
-    const double peak = kernels::measured_peak_flops(config_.parallel().threads());
+    const double peak = kernels::measured_peak_flops(dtype(config_), config_.parallel().threads());
     peak_flops_ = std::max(peak_flops_, world_.sum(peak, "peak"));
   }
 
