@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "absl/strings/str_cat.h"
+#include "launch/bench/kernel_benches.h"
 #include "launch/bench/train_bench.h"
 #include "launch/cli/ranks.h"
 
@@ -50,10 +51,16 @@ Action add_train_bench(CLI::App& app) {
 }  // namespace
 
 std::span<const Command> bench_commands() {
-  static constexpr std::array<Command, 1> kCommands = {
+  static constexpr std::array<Command, 3> kCommands = {
       Command{.name = "train",
               .help = "Throughput, MFU and memory of training steps",
-              .add = add_train_bench}};
+              .add = add_train_bench},
+      Command{.name = "attention",
+              .help = "Attention forward and backward, against the multiply-add peak",
+              .add = add_attention_bench},
+      Command{.name = "gemm",
+              .help = "Matrix products of linear layers, against the multiply-add peak",
+              .add = add_gemm_bench}};
   return kCommands;
 }
 

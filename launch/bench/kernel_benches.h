@@ -1,0 +1,12 @@
+// The benchmarks of single operations, each in a file of its own: rows of bench_commands().
+#pragma once
+
+#include "launch/cli/command.h"
+
+namespace longhaul::launch {
+
+Action add_attention_bench(CLI::App& app);
+Action add_gemm_bench(CLI::App& app);
+Action add_pointwise_bench(CLI::App& app);
+
+}  // namespace longhaul::launch
