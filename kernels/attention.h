@@ -72,6 +72,7 @@ void attention_merge(const Context&, ConstTensorView part, ConstTensorView part_
 struct AttentionKernel {
   std::string_view name;
   DType dtype;
+  DType products;       // what probabilities and their gradients are rounded to for products
   bool (*available)();  // can this machine run it?
   bool (*supports)(int64_t head_dim, int64_t value_dim);
   void (*forward)(const Context&, const AttentionForward&);

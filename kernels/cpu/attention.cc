@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "kernels/cpu/attention_tiles.h"
+#include "kernels/cpu/instruction_set.h"
 #include "kernels/cpu/tables.h"
 
 namespace longhaul::kernels::cpu {
@@ -72,11 +73,16 @@ void merge(const Context& ctx, ConstTensorView part, ConstTensorView part_lse, T
 }
 
 bool any_dim(int64_t, int64_t) { return true; }
+// Pairs lie along the rows of q, k and v.
+bool even_dim(int64_t head_dim, int64_t value_dim) {
+  return head_dim % 2 == 0 && value_dim % 2 == 0;
+}
 
 template <class T>
 constexpr AttentionKernel row() {
   return {.name = "tiled",
           .dtype = dtype_of<T>,
+          .products = dtype_of<Accumulator<T>>,
           .available = always_available,
           .supports = any_dim,
           .forward = attention_forward_tiled<T>,
@@ -86,7 +92,17 @@ constexpr AttentionKernel row() {
           .merge = merge<Accumulator<T>>};
 }
 
-constexpr AttentionKernel kTable[] = {row<bf16>(), row<float>(), row<double>()};
+constexpr AttentionKernel pairs_row() {
+  AttentionKernel kernel = row<bf16>();
+  kernel.name = "tiled-pairs";
+  kernel.products = DType::kBF16;
+  kernel.available = has_bf16_products;
+  kernel.supports = even_dim;
+  kernel.forward = attention_forward_pairs;
+  return kernel;
+}
+
+constexpr AttentionKernel kTable[] = {pairs_row(), row<bf16>(), row<float>(), row<double>()};
 
 }  // namespace
 

@@ -194,8 +194,9 @@ class TileRun {
     const T* v = args_.v.data<T>() + row * v_stride + kv_head_ * args_.v.stride(1);
     for (int64_t j = 0; j < count; j += kPanel) {
       const int64_t rows = std::min(kPanel, count - j);
-      pack_panel(k + j * k_stride, k_stride, rows, head_dim_, A(1), s_.k_panels + j * head_dim_);
-      pack_panel(v + j * v_stride, v_stride, rows, value_dim_, A(1), s_.v_panels + j * value_dim_);
+      load_panel<Single>(k + j * k_stride, k_stride, rows, head_dim_, s_.k_panels + j * head_dim_);
+      load_panel<Single>(v + j * v_stride, v_stride, rows, value_dim_,
+                         s_.v_panels + j * value_dim_);
     }
     widen_rows(k, k_stride, count, head_dim_, width_, s_.k);
     const int64_t padded = rounded_up(count, kPanel);

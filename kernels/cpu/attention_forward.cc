@@ -9,9 +9,14 @@
 //
 // Row statistics are vectors, so nothing is ever reduced across lanes, and head dimensions may be
 // any number, since they run along tile rows. The running state starts as the folded result so far:
-// (m, l, O) = (lse, 1, out). A masked score is selected away, so a NaN in a key does not reach
-// queries that do not see it; one in a value may, within a panel, as P = 0 is still multiplied by
-// it.
+// (m, l, O) = (lse, 1, out).
+//
+// Any m near the largest score will do, as it cancels. So most steps keep m and take the
+// exponential of a tile while it is in registers; only the first step of a row, and one whose sums
+// grow beyond all measure, stores its scores and finds m' first.
+//
+// A masked score is selected away, so a NaN in a key does not reach queries that do not see it; one
+// in a value may, within a panel, as P = 0 is still multiplied by it.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -32,35 +37,100 @@ template <class A>
 struct Step {
   const A *q, *k, *v;
   A *out, *max, *sum;
-  A *scores, *step_max, *rescale;
-  int64_t keys, head_dim, value_dim;
-  // Lanes that see key j, if masked: [first_lane + j, last_lane + j) within [lane_begin, lane_end).
+  A *scores, *step_max, *rescale, *step_sum;
+  int64_t keys;   // a multiple of the arithmetic's depth
+  int64_t depth;  // units of a row of q and k
+  int64_t value_dim;
+  A factor;  // of what q k^T gives, for scores in units of log 2
+  // If masked: lanes [first_lane + j, last_lane + j) within [lane_begin, lane_end) see key j, and
+  // none sees a key from `valid` on.
   bool masked;
-  int64_t first_lane, last_lane, lane_begin, lane_end;
+  int64_t first_lane, last_lane, lane_begin, lane_end, valid;
 };
 
-// S = K Q^T, masked, and the largest score of every query.
-template <class A>
+// tile(r, :) = scores of key j + r, in units of log 2, for queries from column x on.
+template <class Arithmetic, bool kMasked, int kRows, class A>
+HWY_INLINE void make_score_tile(const Step<A>& s, int64_t j, int64_t x,
+                                const hn::Vec<VectorOf<A>>* shift, Tile<kRows, VectorOf<A>>& tile) {
+  const VectorOf<A> d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  const auto factor = hn::Set(d, s.factor);
+  clear(d, tile);
+  multiply<Arithmetic>(d, s.k + j * s.depth, s.depth, 1, s.q + x, kPanel, s.depth, tile);
+  for_tile(tile, [&](int r, int v, auto& c) HWY_ATTR {
+    c = hn::MulSub(c, factor, shift[v]);
+    if constexpr (kMasked) {
+      const int64_t first = std::max(s.lane_begin, s.first_lane + j + r);
+      const int64_t last = j + r < s.valid ? std::min(s.lane_end, s.last_lane + j + r) : 0;
+      c = hn::IfThenElse(
+          lanes_between(d, x + v * lanes, std::min(first, kPanel), std::max<int64_t>(last, 0)), c,
+          hn::Set(d, -std::numeric_limits<A>::infinity()));
+    }
+  });
+}
+
+// Stores rows of P, first key j, as units.
+template <class Arithmetic, int kRows, class A>
+HWY_INLINE void store_probabilities(const Step<A>& s, int64_t j, int64_t x,
+                                    Tile<kRows, VectorOf<A>>& tile) {
+  const VectorOf<A> d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  A* to = s.scores + j / Arithmetic::kDepth * kPanel + x;
+  for_tile(tile, [&](int r, int v, auto& p) HWY_ATTR {
+    if constexpr (Arithmetic::kDepth == 1) {
+      hn::StoreU(p, d, to + r * kPanel + v * lanes);
+    } else if (r % 2 == 1) {
+      hn::StoreU(interleave_bf16(d, tile.v[r - 1][v], p), d, to + r / 2 * kPanel + v * lanes);
+    }
+  });
+}
+
+// P = 2^(S - m) with the m of the steps before, and sums of its columns with l. False if a row has
+// no m yet or its sum outgrows it: then only the scratch was touched.
+template <class Arithmetic, bool kMasked, class A>
+bool try_probabilities(const Step<A>& s) {
+  const VectorOf<A> d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  // Far from overflow, even of sums over all keys times values.
+  const auto limit = hn::Set(d, A(0x1p60));
+  for (int64_t x = 0; x < kPanel; x += tile_columns(d)) {
+    hn::Vec<VectorOf<A>> shift[kTileVectors], sum[kTileVectors];
+    for (int v = 0; v < kTileVectors; ++v) {
+      shift[v] = hn::LoadU(d, s.max + x + v * lanes);
+      sum[v] = hn::LoadU(d, s.sum + x + v * lanes);
+      if (!hn::AllTrue(d, hn::Ge(shift[v], hn::Set(d, std::numeric_limits<A>::lowest()))))
+        return false;
+    }
+    for_row_tiles(s.keys, [&](auto rows, int64_t j) HWY_ATTR {
+      Tile<rows, VectorOf<A>> tile;
+      make_score_tile<Arithmetic, kMasked>(s, j, x, shift, tile);
+      for_tile(tile, [&](int, int v, auto& c) HWY_ATTR {
+        c = exp2(d, c);
+        sum[v] = hn::Add(sum[v], c);
+      });
+      store_probabilities<Arithmetic>(s, j, x, tile);
+    });
+    for (int v = 0; v < kTileVectors; ++v) {
+      if (!hn::AllTrue(d, hn::Lt(sum[v], limit))) return false;
+      hn::StoreU(sum[v], d, s.step_sum + x + v * lanes);
+    }
+  }
+  std::copy_n(s.step_sum, kPanel, s.sum);
+  return true;
+}
+
+// S = K Q^T and the largest score of every query.
+template <class Arithmetic, class A>
 void make_scores(const Step<A>& s) {
   const VectorOf<A> d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
-  const auto lowest = hn::Set(d, -std::numeric_limits<A>::infinity());
   for (int64_t x = 0; x < kPanel; x += tile_columns(d)) {
-    hn::Vec<VectorOf<A>> largest[kTileVectors];
-    for (auto& l : largest) l = lowest;
+    hn::Vec<VectorOf<A>> largest[kTileVectors], none[kTileVectors];
+    for (auto& l : largest) l = hn::Set(d, -std::numeric_limits<A>::infinity());
+    for (auto& n : none) n = hn::Zero(d);
     for_row_tiles(s.keys, [&](auto rows, int64_t j) HWY_ATTR {
       Tile<rows, VectorOf<A>> tile;
-      clear(d, tile);
-      multiply(d, s.k + j * s.head_dim, s.head_dim, 1, s.q + x, kPanel, s.head_dim, tile);
-      if (s.masked) {
-        for_tile(tile, [&](int r, int v, auto& c) HWY_ATTR {
-          const int64_t first = std::max(s.lane_begin, s.first_lane + j + r);
-          const int64_t last = std::min(s.lane_end, s.last_lane + j + r);
-          c = hn::IfThenElse(
-              lanes_between(d, x + v * lanes, std::min(first, kPanel), std::max<int64_t>(last, 0)),
-              c, lowest);
-        });
-      }
+      make_score_tile<Arithmetic, true>(s, j, x, none, tile);
       for_tile(tile, [&](int r, int v, auto& c) HWY_ATTR {
         largest[v] = hn::Max(largest[v], c);
         hn::StoreU(c, d, s.scores + (j + r) * kPanel + x + v * lanes);
@@ -71,15 +141,14 @@ void make_scores(const Step<A>& s) {
 }
 
 // P = 2^(S - m'), the new m and l, and the factor for what was summed before.
-template <class A>
+template <class Arithmetic, class A>
 void make_probabilities(const Step<A>& s) {
   const VectorOf<A> d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
   const auto lowest = hn::Set(d, -std::numeric_limits<A>::infinity());
-  constexpr int kVectors = 4;
-  for (int64_t x = 0; x < kPanel; x += kVectors * lanes) {
-    hn::Vec<VectorOf<A>> shift[kVectors], sum[kVectors];
-    for (int v = 0; v < kVectors; ++v) {
+  for (int64_t x = 0; x < kPanel; x += tile_columns(d)) {
+    hn::Vec<VectorOf<A>> shift[kTileVectors], sum[kTileVectors];
+    for (int v = 0; v < kTileVectors; ++v) {
       const int64_t at = x + v * lanes;
       const auto before = hn::LoadU(d, s.max + at);
       const auto now = hn::Max(before, hn::LoadU(d, s.step_max + at));
@@ -90,42 +159,54 @@ void make_probabilities(const Step<A>& s) {
       hn::StoreU(rescale, d, s.rescale + at);
       hn::StoreU(now, d, s.max + at);
     }
-    A* row = s.scores + x;
-    for (int64_t j = 0; j < s.keys; ++j, row += kPanel) {
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        const auto p = exp2(d, hn::Sub(hn::LoadU(d, row + v * lanes), shift[v]));
-        hn::StoreU(p, d, row + v * lanes);
-        sum[v] = hn::Add(sum[v], p);
-      }
+    constexpr int kRows = Arithmetic::kDepth;
+    // Units replace scores from the front, behind what is still to be read.
+    for (int64_t j = 0; j < s.keys; j += kRows) {
+      Tile<kRows, VectorOf<A>> tile;
+      for_tile(tile, [&](int r, int v, auto& c) HWY_ATTR {
+        c = exp2(d, hn::Sub(hn::LoadU(d, s.scores + (j + r) * kPanel + x + v * lanes), shift[v]));
+        sum[v] = hn::Add(sum[v], c);
+      });
+      store_probabilities<Arithmetic>(s, j, x, tile);
     }
-    for (int v = 0; v < kVectors; ++v) hn::StoreU(sum[v], d, s.sum + x + v * lanes);
+    for (int v = 0; v < kTileVectors; ++v) hn::StoreU(sum[v], d, s.sum + x + v * lanes);
   }
 }
 
-// O^T = O^T 2^(m - m') + V^T P
-template <class A>
+// O^T = O^T 2^(m - m') + V^T P; the factor is 1 unless `kRescale`.
+template <class Arithmetic, bool kRescale, class A>
 void add_values(const Step<A>& s) {
   const VectorOf<A> d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
   for (int64_t x = 0; x < kPanel; x += tile_columns(d)) {
-    hn::Vec<VectorOf<A>> rescale[kTileVectors];
-    for (int v = 0; v < kTileVectors; ++v) rescale[v] = hn::LoadU(d, s.rescale + x + v * lanes);
     for_row_tiles(s.value_dim, [&](auto rows, int64_t e) HWY_ATTR {
       A* out = s.out + e * kPanel + x;
       Tile<rows, VectorOf<A>> tile;
       for_tile(tile, [&](int r, int v, auto& c) HWY_ATTR {
-        c = hn::Mul(hn::LoadU(d, out + r * kPanel + v * lanes), rescale[v]);
+        c = hn::LoadU(d, out + r * kPanel + v * lanes);
+        if constexpr (kRescale) c = hn::Mul(c, hn::LoadU(d, s.rescale + x + v * lanes));
       });
-      multiply(d, s.v + e, 1, s.value_dim, s.scores + x, kPanel, s.keys, tile);
+      multiply<Arithmetic>(d, s.v + e, 1, s.value_dim, s.scores + x, kPanel,
+                           s.keys / Arithmetic::kDepth, tile);
       for_tile(tile, [&](int r, int v, auto& c)
                          HWY_ATTR { hn::StoreU(c, d, out + r * kPanel + v * lanes); });
     });
   }
 }
 
+template <class Arithmetic, class A>
+void fold_step(const Step<A>& s) {
+  if (s.masked ? try_probabilities<Arithmetic, true>(s) : try_probabilities<Arithmetic, false>(s)) {
+    add_values<Arithmetic, false>(s);
+  } else {
+    make_scores<Arithmetic>(s);
+    make_probabilities<Arithmetic>(s);
+    add_values<Arithmetic, true>(s);
+  }
+}
+
 // The part of one task that belongs to one call: where its rows lie.
-template <class T>
+template <class T, class Arithmetic>
 class BlockRun {
   using A = Accumulator<T>;
 
@@ -137,7 +218,7 @@ class BlockRun {
         kv_head_(args.heads.kv_head(head)),
         block_(block),
         s_(scratch),
-        head_dim_(args.q.dim(2)),
+        depth_(units<Arithmetic>(args.q.dim(2))),
         value_dim_(args.v.dim(2)) {}
 
   void run(Poller& poller) {
@@ -155,16 +236,16 @@ class BlockRun {
   A* out_of(int64_t row) const {
     return args_.out_acc.data<A>() + (row * args_.q.dim(1) + head_) * value_dim_;
   }
+  int64_t out_stride() const { return args_.q.dim(1) * value_dim_; }
 
   void read_state() {
-    const A factor = static_cast<A>(args_.options.scale * kLog2E);
-    const int64_t out_stride = args_.q.dim(1) * value_dim_;
     for (int64_t p = 0; p < panels(); ++p) {
       const int64_t row = block_.begin + p * kPanel, rows = panel_rows(p);
-      pack_panel(args_.q.data<T>() + row * args_.q.stride(0) + head_ * args_.q.stride(1),
-                 args_.q.stride(0), rows, head_dim_, factor, s_.q + p * kPanel * head_dim_);
-      pack_panel<A>(out_of(row), out_stride, rows, value_dim_, A(1),
-                    s_.out + p * kPanel * value_dim_);
+      load_panel<Arithmetic>(
+          args_.q.data<T>() + row * args_.q.stride(0) + head_ * args_.q.stride(1),
+          args_.q.stride(0), rows, args_.q.dim(2), s_.q + p * kPanel * depth_);
+      load_panel<Single>(out_of(row), out_stride(), rows, value_dim_,
+                         s_.out + p * kPanel * value_dim_);
       for (int64_t r = 0; r < kPanel; ++r) {
         const A lse = r < rows ? *lse_of(row + r) : -std::numeric_limits<A>::infinity();
         s_.max[p * kPanel + r] = lse * static_cast<A>(kLog2E);
@@ -175,18 +256,46 @@ class BlockRun {
 
   void write_state() {
     for (int64_t p = 0; p < panels(); ++p) {
-      for (int64_t r = 0; r < panel_rows(p); ++r) {
-        const int64_t row = block_.begin + p * kPanel + r;
+      const int64_t row = block_.begin + p * kPanel, rows = panel_rows(p);
+      A* out = s_.out + p * kPanel * value_dim_;
+      A* factor = s_.rescale;
+      bool unchanged = false;
+      for (int64_t r = 0; r < rows; ++r) {
         const A max = s_.max[p * kPanel + r], sum = s_.sum[p * kPanel + r];
         // A row to which nothing was added keeps its bits.
-        const A before = *lse_of(row) * static_cast<A>(kLog2E);
-        if (sum == A(0) || (sum == A(1) && max == before)) continue;
-        *lse_of(row) = (max + std::log2(sum)) / static_cast<A>(kLog2E);
-        const A* panel = s_.out + p * kPanel * value_dim_ + r;
-        A* out = out_of(row);
-        for (int64_t e = 0; e < value_dim_; ++e) out[e] = panel[e * kPanel] / sum;
+        const A before = *lse_of(row + r) * static_cast<A>(kLog2E);
+        const bool keep = sum == A(0) || (sum == A(1) && max == before);
+        unchanged = unchanged || keep;
+        factor[r] = keep ? A(0) : A(1) / sum;
+        if (!keep) *lse_of(row + r) = (max + std::log2(sum)) / static_cast<A>(kLog2E);
+      }
+      if (!unchanged) {
+        scale_columns(factor, out);
+        transpose(out, kPanel, value_dim_, rows, out_of(row), out_stride());
+        continue;
+      }
+      for (int64_t r = 0; r < rows; ++r) {
+        if (factor[r] == A(0)) continue;
+        for (int64_t e = 0; e < value_dim_; ++e)
+          out_of(row + r)[e] = out[e * kPanel + r] * factor[r];
       }
     }
+  }
+
+  // panel(e, r) *= factor[r]
+  void scale_columns(const A* factor, A* panel) const {
+    const VectorOf<A> d;
+    const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+    for (int64_t i = 0; i < value_dim_ * kPanel; i += lanes) {
+      hn::StoreU(hn::Mul(hn::LoadU(d, panel + i), hn::LoadU(d, factor + i % kPanel)), d, panel + i);
+    }
+  }
+
+  const T* k_row(int64_t row) const {
+    return args_.k.data<T>() + row * args_.k.stride(0) + kv_head_ * args_.k.stride(1);
+  }
+  const T* v_row(int64_t row) const {
+    return args_.v.data<T>() + row * args_.v.stride(0) + kv_head_ * args_.v.stride(1);
   }
 
   void fold(const Segment& segment, Poller& poller) {
@@ -195,68 +304,93 @@ class BlockRun {
     const IndexRange keys = keys_seen(segment, i0, i1);
     for (int64_t j0 = keys.begin; j0 < keys.end; j0 += kKeys) {
       const int64_t j1 = std::min(keys.end, j0 + kKeys);
-      const int64_t row = segment.k_row + j0;
-      widen_rows(args_.k.data<T>() + row * args_.k.stride(0) + kv_head_ * args_.k.stride(1),
-                 args_.k.stride(0), j1 - j0, head_dim_, head_dim_, s_.k);
-      widen_rows(args_.v.data<T>() + row * args_.v.stride(0) + kv_head_ * args_.v.stride(1),
-                 args_.v.stride(0), j1 - j0, value_dim_, value_dim_, s_.v);
-      for (int64_t p = 0; p < panels(); ++p) fold_panel(segment, i0, i1, j0, j1, p);
-      poller.did((i1 - i0) * (j1 - j0) * (head_dim_ + value_dim_));
+      const int64_t row = segment.k_row + j0, count = j1 - j0;
+      load_rows<Arithmetic>(k_row(row), args_.k.stride(0), count, args_.k.dim(2), s_.k);
+      // The row that makes the keys a whole number of units.
+      std::fill_n(s_.k + count * depth_, depth_, A(0));
+      interleave_rows<Arithmetic>(v_row(row), args_.v.stride(0), count, value_dim_, s_.v);
+      for (int64_t p = 0; p < panels(); ++p) {
+        // Rows of the next step come meanwhile; short rows far apart are not foreseen by hardware.
+        const Range next = part_of(std::min(kKeys, keys.end - j1), p, panels());
+        prefetch_rows(k_row(segment.k_row + j1 + next.begin), args_.k.stride(0), next.size(),
+                      args_.k.dim(2));
+        prefetch_rows(v_row(segment.k_row + j1 + next.begin), args_.v.stride(0), next.size(),
+                      value_dim_);
+        fold_panel(segment, i0, i1, j0, j1, p);
+      }
+      poller.did((i1 - i0) * count * (args_.q.dim(2) + value_dim_));
     }
   }
 
   // Queries [i0, i1) of the segment that lie in panel p, against keys [j0, j1), which are loaded.
   void fold_panel(const Segment& segment, int64_t i0, int64_t i1, int64_t j0, int64_t j1,
                   int64_t p) {
+    constexpr int64_t kDepth = Arithmetic::kDepth;
     // Lane x of the panel is query base + x of the segment.
     const int64_t base = block_.begin + p * kPanel - segment.q_row;
     const int64_t first = std::max(i0, base), last = std::min(i1, base + kPanel);
     if (first >= last) return;
     const IndexRange seen = keys_seen(segment, first, last);
-    const int64_t begin = std::max(j0, seen.begin), end = std::min(j1, seen.end);
+    // Whole units of the keys that are loaded.
+    const int64_t begin = j0 + (std::max(j0, seen.begin) - j0) / kDepth * kDepth;
+    const int64_t end = std::min(j1, seen.end);
     if (begin >= end) return;
     const TileMask mask = classify(segment, first, last, begin, end);
     if (mask == TileMask::kEmpty) return;
-    const Step<A> step{.q = s_.q + p * kPanel * head_dim_,
-                       .k = s_.k + (begin - j0) * head_dim_,
-                       .v = s_.v + (begin - j0) * value_dim_,
-                       .out = s_.out + p * kPanel * value_dim_,
-                       .max = s_.max + p * kPanel,
-                       .sum = s_.sum + p * kPanel,
-                       .scores = s_.scores,
-                       .step_max = s_.step_max,
-                       .rescale = s_.rescale,
-                       .keys = end - begin,
-                       .head_dim = head_dim_,
-                       .value_dim = value_dim_,
-                       .masked = mask == TileMask::kPartial || last - first < panel_rows(p),
-                       .first_lane = begin - segment.band_hi - base,
-                       .last_lane = begin - segment.band_lo - base + 1,
-                       .lane_begin = first - base,
-                       .lane_end = last - base};
-    make_scores(step);
-    make_probabilities(step);
-    add_values(step);
+    const int64_t keys = rounded_up(end - begin, kDepth);
+    fold_step<Arithmetic>(Step<A>{
+        .q = s_.q + p * kPanel * depth_,
+        .k = s_.k + (begin - j0) * depth_,
+        .v = s_.v + (begin - j0) / kDepth * value_dim_,
+        .out = s_.out + p * kPanel * value_dim_,
+        .max = s_.max + p * kPanel,
+        .sum = s_.sum + p * kPanel,
+        .scores = s_.scores,
+        .step_max = s_.step_max,
+        .rescale = s_.rescale,
+        .step_sum = s_.step_sum,
+        .keys = keys,
+        .depth = depth_,
+        .value_dim = value_dim_,
+        .factor = static_cast<A>(args_.options.scale * kLog2E),
+        .masked = mask == TileMask::kPartial || last - first < panel_rows(p) || keys > end - begin,
+        .first_lane = begin - segment.band_hi - base,
+        .last_lane = begin - segment.band_lo - base + 1,
+        .lane_begin = first - base,
+        .lane_end = last - base,
+        .valid = end - begin});
   }
 
   const AttentionForward& args_;
   const int64_t head_, kv_head_;
   const QueryBlock& block_;
   const ForwardScratch<A>& s_;
-  const int64_t head_dim_, value_dim_;
+  const int64_t depth_;  // units of a row of q and k
+  const int64_t value_dim_;
 };
 
+#if HWY_TARGET == HWY_AVX3
+using Bf16Arithmetic = Pairs;
+#else
+// Not reached: a row that asks for the instructions is not chosen without them.
+using Bf16Arithmetic = Single;
+#endif
+
+void forward_block_pairs(const AttentionForward& args, int64_t head, const QueryBlock& block,
+                         const ForwardScratch<float>& scratch, Poller& poller) {
+  BlockRun<bf16, Bf16Arithmetic>(args, head, block, scratch).run(poller);
+}
 void forward_block_bf16(const AttentionForward& args, int64_t head, const QueryBlock& block,
                         const ForwardScratch<float>& scratch, Poller& poller) {
-  BlockRun<bf16>(args, head, block, scratch).run(poller);
+  BlockRun<bf16, Single>(args, head, block, scratch).run(poller);
 }
 void forward_block_f32(const AttentionForward& args, int64_t head, const QueryBlock& block,
                        const ForwardScratch<float>& scratch, Poller& poller) {
-  BlockRun<float>(args, head, block, scratch).run(poller);
+  BlockRun<float, Single>(args, head, block, scratch).run(poller);
 }
 void forward_block_f64(const AttentionForward& args, int64_t head, const QueryBlock& block,
                        const ForwardScratch<double>& scratch, Poller& poller) {
-  BlockRun<double>(args, head, block, scratch).run(poller);
+  BlockRun<double, Single>(args, head, block, scratch).run(poller);
 }
 
 }  // namespace longhaul::kernels::cpu::HWY_NAMESPACE
@@ -265,28 +399,15 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace longhaul::kernels::cpu {
 
+HWY_EXPORT(forward_block_pairs);
 HWY_EXPORT(forward_block_bf16);
 HWY_EXPORT(forward_block_f32);
 HWY_EXPORT(forward_block_f64);
 
 namespace {
 
-template <class T>
-auto forward_block() {
-  if constexpr (std::is_same_v<T, bf16>) {
-    return HWY_DYNAMIC_DISPATCH(forward_block_bf16);
-  } else if constexpr (std::is_same_v<T, float>) {
-    return HWY_DYNAMIC_DISPATCH(forward_block_f32);
-  } else {
-    return HWY_DYNAMIC_DISPATCH(forward_block_f64);
-  }
-}
-
-}  // namespace
-
-template <class T>
-void attention_forward_tiled(const Context& ctx, const AttentionForward& args) {
-  using A = Accumulator<T>;
+template <class A, class RunBlock>
+void run_blocks(const Context& ctx, const AttentionForward& args, RunBlock run_block) {
   const int64_t heads = args.q.dim(1), head_dim = args.q.dim(2), value_dim = args.v.dim(2);
   const int threads = ctx.pool->threads();
   const Arena::Scope scope(*ctx.scratch);
@@ -294,7 +415,6 @@ void attention_forward_tiled(const Context& ctx, const AttentionForward& args) {
   const TensorView scratch = ctx.scratch->allocate(dtype_of<A>, {threads, elements});
   if (ctx.measuring() || args.q.empty()) return;
   const std::vector<QueryBlock> blocks = query_blocks(args, threads);
-  const auto run_block = forward_block<T>();
   ctx.pool->run(
       static_cast<int64_t>(blocks.size()) * heads,
       [&](int64_t task, int worker) {
@@ -305,9 +425,26 @@ void attention_forward_tiled(const Context& ctx, const AttentionForward& args) {
       ctx.poll);
 }
 
-template void attention_forward_tiled<bf16>(const Context&, const AttentionForward&);
-template void attention_forward_tiled<float>(const Context&, const AttentionForward&);
-template void attention_forward_tiled<double>(const Context&, const AttentionForward&);
+}  // namespace
+
+void attention_forward_pairs(const Context& ctx, const AttentionForward& args) {
+  run_blocks<float>(ctx, args, HWY_DYNAMIC_DISPATCH(forward_block_pairs));
+}
+
+template <>
+void attention_forward_tiled<bf16>(const Context& ctx, const AttentionForward& args) {
+  run_blocks<float>(ctx, args, HWY_DYNAMIC_DISPATCH(forward_block_bf16));
+}
+
+template <>
+void attention_forward_tiled<float>(const Context& ctx, const AttentionForward& args) {
+  run_blocks<float>(ctx, args, HWY_DYNAMIC_DISPATCH(forward_block_f32));
+}
+
+template <>
+void attention_forward_tiled<double>(const Context& ctx, const AttentionForward& args) {
+  run_blocks<double>(ctx, args, HWY_DYNAMIC_DISPATCH(forward_block_f64));
+}
 
 }  // namespace longhaul::kernels::cpu
 #endif  // HWY_ONCE

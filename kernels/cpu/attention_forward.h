@@ -33,7 +33,8 @@ struct ForwardScratch {
     scores = carver.take(kPanel * kKeys);
     step_max = carver.take(kPanel);
     rescale = carver.take(kPanel);
-    k = carver.take(kKeys * head_dim);
+    step_sum = carver.take(kPanel);
+    k = carver.take((kKeys + 1) * head_dim);
     v = carver.take(kKeys * value_dim);
     elements = carver.taken();
   }
@@ -41,12 +42,13 @@ struct ForwardScratch {
     return ForwardScratch(nullptr, head_dim, value_dim).elements;
   }
 
-  A *q, *out;    // panels of Q^T (times scale * log2 e) and O^T
+  A *q, *out;    // panels of Q^T (units along the rows of Q) and O^T
   A *max, *sum;  // per query: m in units of log 2, l
-  A* scores;     // [kKeys][kPanel]: S, then P
+  A* scores;     // [kKeys][kPanel]: S, then units of P
   A* step_max;   // [kPanel]: the largest score of the step
   A* rescale;    // [kPanel]: 2^(m - m')
-  A *k, *v;      // rows of this step's keys and values
+  A* step_sum;   // [kPanel]: l with the step's keys
+  A *k, *v;      // units of this step's keys (along their rows) and values (across the rows)
   int64_t elements;
 };
 

@@ -53,6 +53,9 @@ class Carver {
   int64_t taken_ = 0;
 };
 
+// By products of bf16 pairs (has_bf16_products()).
+void attention_forward_pairs(const Context&, const AttentionForward&);
+
 template <class T>
 void attention_forward_tiled(const Context&, const AttentionForward&);
 template <class T>

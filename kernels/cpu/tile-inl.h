@@ -10,6 +10,8 @@
 #define LONGHAUL_KERNELS_CPU_TILE_INL_H_
 #endif
 
+#include <cstring>
+
 #include "kernels/cpu/attention_tiles.h"
 #include "kernels/cpu/vector-inl.h"
 
@@ -31,9 +33,55 @@ struct Tile {
   hn::Vec<D> v[kRows][kVectors];
 };
 
+// What a product multiplies. An operand is made of units of the size of an accumulator: one
+// element, or two bf16 that are neighbours along the sum.
+struct Single {
+  static constexpr int64_t kDepth = 1;  // elements of the sum in a unit
+  template <class D, class V>
+  static HWY_INLINE V multiply_add(D, V a, V b, V sum) {
+    return hn::MulAdd(a, b, sum);
+  }
+};
+
+#if HWY_TARGET == HWY_AVX3
+// Needs has_bf16_products(). As assembly, since Debian's Highway has no target with the
+// instruction.
+struct Pairs {
+  static constexpr int64_t kDepth = 2;
+  template <class D, class V>
+  static HWY_INLINE V multiply_add(D, V a, V b, V sum) {
+    asm("vdpbf16ps %2, %1, %0" : "+v"(sum.raw) : "v"(a.raw), "v"(b.raw));
+    return sum;
+  }
+};
+
+// Rounds two vectors to bf16, to nearest even, and puts them together lane by lane: units of a
+// product that sums over (first, second).
+template <class D, class V>
+HWY_INLINE V interleave_bf16(D d, V first, V second) {
+  __m512i both;  // all of `first`, then all of `second`
+  asm("vcvtne2ps2bf16 %2, %1, %0" : "=v"(both) : "v"(second.raw), "v"(first.raw));
+  const hn::Repartition<uint16_t, D> halves;
+  alignas(64) static constexpr uint16_t kOrder[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                      21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                      11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  const auto order = hn::Load(halves, kOrder);
+  return hn::BitCast(d, hn::Vec<decltype(halves)>{_mm512_permutexvar_epi16(order.raw, both)});
+}
+
+// Rounds two vectors to bf16, one after the other.
+template <class D, class V>
+HWY_INLINE V concatenate_bf16(D d, V first, V second) {
+  const hn::Repartition<uint16_t, D> halves;
+  __m512i both;
+  asm("vcvtne2ps2bf16 %2, %1, %0" : "=v"(both) : "v"(second.raw), "v"(first.raw));
+  return hn::BitCast(d, hn::Vec<decltype(halves)>{both});
+}
+#endif
+
 // tile(r, :) += sum over i < depth of a(r, i) * b(i, :), where a(r, i) is at a[r * a_row + i * a_i]
-// and row i of b starts at b + i * b_row.
-template <int kRows, int kVectors, class D, class A = hn::TFromD<D>>
+// and row i of b starts at b + i * b_row; distances and depth count units.
+template <class Arithmetic = Single, int kRows, int kVectors, class D, class A = hn::TFromD<D>>
 HWY_INLINE void multiply(D d, const A* HWY_RESTRICT a, int64_t a_row, int64_t a_i,
                          const A* HWY_RESTRICT b, int64_t b_row, int64_t depth,
                          Tile<kRows, D, kVectors>& tile) {
@@ -47,7 +95,8 @@ HWY_INLINE void multiply(D d, const A* HWY_RESTRICT a, int64_t a_row, int64_t a_
     for (int r = 0; r < kRows; ++r) {
       const auto av = hn::Set(d, a[r * a_row + i * a_i]);
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) t.v[r][v] = hn::MulAdd(av, bv[v], t.v[r][v]);
+      for (int v = 0; v < kVectors; ++v)
+        t.v[r][v] = Arithmetic::multiply_add(d, av, bv[v], t.v[r][v]);
     }
   }
   tile = t;
@@ -101,54 +150,176 @@ HWY_INLINE void for_column_tiles(D d, int64_t n, F&& body) {
   for (; c < n; c += lanes) body(std::integral_constant<int, 1>(), c);
 }
 
-// 2^x for x <= 0, to a relative 2e-7; exactly 0 below -127 and at -inf, NaN at NaN. A polynomial
-// for the fraction (minimax on [-1/2, 1/2], 9.2e-8), integer arithmetic for the exponent.
+// 2^x for x < 128, to a relative 2e-7; exactly 0 far below -127 and at -inf, NaN at NaN. A
+// polynomial for the fraction (minimax on [-1/2, 1/2], 9.2e-8) and arithmetic on exponents.
 template <class D, class V>
 HWY_INLINE V exp2(D d, V x) {
   if constexpr (std::is_same_v<hn::TFromD<D>, double>) {
     return exp(d, hn::Mul(x, hn::Set(d, 0.6931471805599453094)));
   } else {
+    const auto polynomial = [d](auto f) HWY_ATTR {
+      auto p = hn::Set(d, 1.326472664793e-3f);
+      p = hn::MulAdd(p, f, hn::Set(d, 9.671512677017e-3f));
+      p = hn::MulAdd(p, f, hn::Set(d, 5.550733745079e-2f));
+      p = hn::MulAdd(p, f, hn::Set(d, 2.402224208456e-1f));
+      p = hn::MulAdd(p, f, hn::Set(d, 6.931469775979e-1f));
+      return hn::MulAdd(p, f, hn::Set(d, 1.0f));
+    };
+#if HWY_TARGET == HWY_AVX3
+    // vreduceps gives x - round(x), and 0 at -inf; vscalefps multiplies by 2^n.
+    const auto f = V{_mm512_reduce_ps(x.raw, 0)};
+    return V{_mm512_scalef_ps(polynomial(f).raw, hn::Sub(x, f).raw)};
+#else
     const hn::RebindToSigned<D> integers;
-    x = hn::Max(hn::Set(d, -127.0f), x);  // this order keeps NaN
-    const auto n = hn::NearestInt(x);
-    const auto f = hn::Sub(x, hn::ConvertTo(d, n));
-    auto p = hn::Set(d, 1.326472664793e-3f);
-    p = hn::MulAdd(p, f, hn::Set(d, 9.671512677017e-3f));
-    p = hn::MulAdd(p, f, hn::Set(d, 5.550733745079e-2f));
-    p = hn::MulAdd(p, f, hn::Set(d, 2.402224208456e-1f));
-    p = hn::MulAdd(p, f, hn::Set(d, 6.931469775979e-1f));
-    p = hn::MulAdd(p, f, hn::Set(d, 1.0f));
-    const auto scale = hn::ShiftLeft<23>(hn::Add(n, hn::Set(integers, 127)));
-    return hn::Mul(p, hn::BitCast(d, scale));
+    // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
+    const auto shift = hn::Set(d, 12582912.0f);
+    const auto limited = hn::Max(hn::Set(d, -126.0f), x);
+    const auto n = hn::Add(limited, shift);
+    const auto p = polynomial(hn::Sub(limited, hn::Sub(n, shift)));
+    const auto scaled = hn::BitCast(
+        d, hn::Add(hn::BitCast(integers, p), hn::ShiftLeft<23>(hn::BitCast(integers, n))));
+    // Not x itself where it is NaN: comparisons with NaN are false.
+    return hn::IfThenElse(hn::Lt(x, hn::Set(d, -125.0f)), hn::Zero(d),
+                          hn::IfThenElse(hn::IsNaN(x), x, scaled));
+#endif
   }
 }
 
-// Widens `rows` rows of `columns` elements to the accumulator type; new rows are `width` apart and
-// filled up with zeros.
+// Widens `rows` rows of `columns` elements to the accumulator type, times `factor`; new rows are
+// `width` apart and filled up with zeros.
 template <class T>
 void widen_rows(const T* from, int64_t stride, int64_t rows, int64_t columns, int64_t width,
-                Accumulator<T>* to) {
+                Accumulator<T>* to, Accumulator<T> factor = 1) {
   const VectorOf<Accumulator<T>> d;
+  const auto times = hn::Set(d, factor);
   for (int64_t r = 0; r < rows; ++r) {
     const T* source = from + r * stride;
     Accumulator<T>* target = to + r * width;
     for_vectors(d, columns, [&](int64_t c, auto part) HWY_ATTR {
-      store(d, load(d, source + c, part), target + c, part);
+      store(d, hn::Mul(load(d, source + c, part), times), target + c, part);
     });
     std::fill(target + columns, target + width, Accumulator<T>(0));
   }
 }
 
-// Puts rows [0, rows) of `columns` elements across a panel: to[c * kPanel + r], times `factor`;
-// lanes from `rows` on become 0.
-template <class T>
-void pack_panel(const T* from, int64_t stride, int64_t rows, int64_t columns, Accumulator<T> factor,
-                Accumulator<T>* to) {
+#if HWY_TARGET == HWY_SCALAR
+template <class A>
+inline constexpr int64_t kSquareOf = 1;
+
+template <class A>
+HWY_INLINE void transpose_square(const A* from, int64_t, A* to, int64_t) {
+  *to = *from;
+}
+#else
+// Squares whose rows have 128 bits.
+template <class A>
+inline constexpr int64_t kSquareOf = 16 / sizeof(A);
+
+template <class A>
+HWY_INLINE void transpose_square(const A* from, int64_t from_row, A* to, int64_t to_row) {
+  const hn::FixedTag<A, kSquareOf<A>> d;
+  const auto r0 = hn::LoadU(d, from), r1 = hn::LoadU(d, from + from_row);
+  if constexpr (kSquareOf<A> == 2) {
+    hn::StoreU(hn::InterleaveLower(d, r0, r1), d, to);
+    hn::StoreU(hn::InterleaveUpper(d, r0, r1), d, to + to_row);
+  } else {
+    const hn::RepartitionToWide<decltype(d)> wide;
+    const auto r2 = hn::LoadU(d, from + 2 * from_row), r3 = hn::LoadU(d, from + 3 * from_row);
+    const auto a = hn::BitCast(wide, hn::InterleaveLower(d, r0, r1));
+    const auto b = hn::BitCast(wide, hn::InterleaveLower(d, r2, r3));
+    const auto e = hn::BitCast(wide, hn::InterleaveUpper(d, r0, r1));
+    const auto f = hn::BitCast(wide, hn::InterleaveUpper(d, r2, r3));
+    hn::StoreU(hn::BitCast(d, hn::InterleaveLower(wide, a, b)), d, to);
+    hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(wide, a, b)), d, to + to_row);
+    hn::StoreU(hn::BitCast(d, hn::InterleaveLower(wide, e, f)), d, to + 2 * to_row);
+    hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(wide, e, f)), d, to + 3 * to_row);
+  }
+}
+#endif
+
+// to(c, r) = from(r, c) for a matrix of rows x columns.
+template <class A>
+void transpose(const A* from, int64_t from_row, int64_t rows, int64_t columns, A* to,
+               int64_t to_row) {
+  constexpr int64_t kSide = kSquareOf<A>;
+  const int64_t whole_rows = rows / kSide * kSide, whole_columns = columns / kSide * kSide;
+  for (int64_t r = 0; r < whole_rows; r += kSide) {
+    for (int64_t c = 0; c < whole_columns; c += kSide) {
+      transpose_square(from + r * from_row + c, from_row, to + c * to_row + r, to_row);
+    }
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = r < whole_rows ? whole_columns : 0; c < columns; ++c) {
+      to[c * to_row + r] = from[r * from_row + c];
+    }
+  }
+}
+
+// The operands of Arithmetic come from tensors of T: a row of n elements has units(n) units.
+template <class Arithmetic>
+constexpr int64_t units(int64_t elements) {
+  return (elements + Arithmetic::kDepth - 1) / Arithmetic::kDepth;
+}
+
+// Units along the rows: to[r * units(columns) + c]. Pairs take no factor, since they would be
+// rounded again, and `columns` must then be even.
+template <class Arithmetic, class T>
+void load_rows(const T* from, int64_t stride, int64_t rows, int64_t columns, Accumulator<T>* to,
+               Accumulator<T> factor = 1) {
+  if constexpr (Arithmetic::kDepth == 1) {
+    widen_rows(from, stride, rows, columns, columns, to, factor);
+  } else {
+    const int64_t width = columns / Arithmetic::kDepth;
+    for (int64_t r = 0; r < rows; ++r) {
+      std::memcpy(to + r * width, from + r * stride, static_cast<size_t>(columns) * sizeof(T));
+    }
+  }
+}
+
+// Units across the rows: to[r * columns + c] for unit row r; a missing last row is 0.
+template <class Arithmetic, class T>
+void interleave_rows(const T* from, int64_t stride, int64_t rows, int64_t columns,
+                     Accumulator<T>* to) {
+  if constexpr (Arithmetic::kDepth == 1) {
+    widen_rows(from, stride, rows, columns, columns, to);
+  } else {
+    const VectorOf<Accumulator<T>> d;
+    const hn::RebindToUnsigned<decltype(d)> bits;
+    for (int64_t r = 0; r < rows; r += 2) {
+      const T *first = from + r * stride, *second = first + stride;
+      for_vectors(d, columns, [&](int64_t c, auto part) HWY_ATTR {
+        // Widened, an element lies in the upper half.
+        const auto low = hn::ShiftRight<16>(hn::BitCast(bits, load(d, first + c, part)));
+        const auto high =
+            r + 1 < rows ? hn::BitCast(bits, load(d, second + c, part)) : hn::Zero(bits);
+        store(d, hn::BitCast(d, hn::Or(low, high)), to + r / 2 * columns + c, part);
+      });
+    }
+  }
+}
+
+// Units along the rows, rows [0, rows) across a panel: to[c * kPanel + r] for unit c; lanes from
+// `rows` on become 0.
+template <class Arithmetic, class T>
+void load_panel(const T* from, int64_t stride, int64_t rows, int64_t columns, Accumulator<T>* to,
+                Accumulator<T> factor = 1) {
   using A = Accumulator<T>;
-  for (int64_t c = 0; c < columns; ++c) {
-    A* lane = to + c * kPanel;
-    for (int64_t r = 0; r < rows; ++r) lane[r] = static_cast<A>(from[r * stride + c]) * factor;
-    for (int64_t r = rows; r < kPanel; ++r) lane[r] = 0;
+  constexpr int64_t kDepth = Arithmetic::kDepth, kChunk = 32;
+  alignas(64) A block[kPanel * kChunk];
+  for (int64_t c = 0; c < columns; c += kChunk * kDepth) {
+    const int64_t width = std::min(kChunk, (columns - c) / kDepth);
+    load_rows<Arithmetic>(from + c, stride, rows, width * kDepth, block, factor);
+    std::fill(block + rows * width, block + kPanel * width, A(0));
+    transpose(block, width, kPanel, width, to + c / kDepth * kPanel, kPanel);
+  }
+}
+
+// Asks for rows that will be read soon, into the second-level cache.
+template <class T>
+void prefetch_rows(const T* from, int64_t stride, int64_t rows, int64_t columns) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < columns; c += kLine) __builtin_prefetch(from + r * stride + c, 0, 2);
   }
 }
 

@@ -54,8 +54,8 @@ TEST(AttentionFold, AnySplitInAnyOrder) {
         row.delta(ctx, f.out, p.dout, b.delta);
         for (const Segment& part : parts) add_gradients(ctx, row, p, {&part, 1}, f, b);
       });
-      expect_forward(p, truth, f);
-      expect_backward(p, truth, b);
+      expect_forward(row, truth, f);
+      expect_backward(row, truth, b);
     }
   });
 }
@@ -74,7 +74,7 @@ TEST(AttentionFold, MergeEqualsFolding) {
         row.merge(ctx, part.out, part.lse, total.out, total.lse);
       }
     });
-    expect_forward(p, p.truth(), total);
+    expect_forward(row, p.truth(), total);
   });
 }
 
@@ -158,7 +158,7 @@ TEST(AttentionFold, DeltaOfRoundedOutput) {
         }
       }
     }
-    expect_near(delta, expected, attention_tolerance(row.dtype), "delta");
+    expect_near(delta, expected, attention_tolerance(row), "delta");
   });
 }
 

@@ -71,13 +71,17 @@ const AttentionShape kPlain{
 void expect_row(const AttentionKernel& row, const AttentionShape& shape, const Mask& mask,
                 int threads) {
   SCOPED_TRACE(mask.name + ", threads " + std::to_string(threads));
-  expect_supported_row(row, shape);
+  if (!row.supports(shape.head_dim, shape.value_dim)) {
+    // Only rows of pairs may leave shapes to others.
+    EXPECT_NE(row.products, accumulator(row.dtype));
+    return;
+  }
   Rig rig(threads);
   const Problem p(row.dtype, shape, mask.corpus, mask.queries, mask.keys);
   const AttentionTruth truth = p.truth();
   const Forward f = forward(rig, row, p);
-  expect_forward(p, truth, f);
-  expect_backward(p, truth, backward(rig, row, p, f));
+  expect_forward(row, truth, f);
+  expect_backward(row, truth, backward(rig, row, p, f));
 }
 
 TEST(Attention, EveryMask) {
