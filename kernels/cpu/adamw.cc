@@ -4,47 +4,124 @@
 
 #include "kernels/cpu/tables.h"
 
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/adamw.cc"
+#include "hwy/foreach_target.h"
+//
+#include "kernels/cpu/vector-inl.h"
+
+#ifndef LONGHAUL_KERNELS_CPU_ADAMW_FACTORS_
+#define LONGHAUL_KERNELS_CPU_ADAMW_FACTORS_
 namespace longhaul::kernels::cpu {
+
+// What a step multiplies with, rounded once to the accumulator type.
+template <class A>
+struct AdamWFactors {
+  explicit AdamWFactors(const AdamW& args) {
+    const auto steps = static_cast<double>(args.step);
+    beta1 = static_cast<A>(args.beta1), beta2 = static_cast<A>(args.beta2);
+    rest1 = static_cast<A>(1 - args.beta1), rest2 = static_cast<A>(1 - args.beta2);
+    rate = static_cast<A>(args.learning_rate / (1 - std::pow(args.beta1, steps)));
+    correction2 = static_cast<A>(1 / std::sqrt(1 - std::pow(args.beta2, steps)));
+    keep = static_cast<A>(1 - args.learning_rate * args.weight_decay);
+    eps = static_cast<A>(args.eps), scale = static_cast<A>(args.grad_scale);
+  }
+
+  A beta1, beta2, rest1, rest2;
+  A rate, correction2;  // with the bias corrections 1 - beta^t of both moments
+  A keep, eps, scale;
+};
+
+template <class T>
+struct AdamWRange {  // of n parameters
+  const Accumulator<T>* grad;
+  Accumulator<T>*master, *m, *v;
+  T* param;
+  int64_t n;
+};
+
+}  // namespace longhaul::kernels::cpu
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace longhaul::kernels::cpu::HWY_NAMESPACE {
+
+// Every element is computed alone, in vectors up to the last: the result does not depend on where a
+// range begins. The root and the quotient are the hardware's, rounded correctly; memory is slower.
+template <class T>
+void update(const AdamWFactors<Accumulator<T>>& f, const AdamWRange<T>& range) {
+  const VectorOf<Accumulator<T>> d;
+  const auto beta1 = hn::Set(d, f.beta1), rest1 = hn::Set(d, f.rest1);
+  const auto beta2 = hn::Set(d, f.beta2), rest2 = hn::Set(d, f.rest2);
+  const auto rate = hn::Set(d, f.rate), correction2 = hn::Set(d, f.correction2);
+  const auto keep = hn::Set(d, f.keep), eps = hn::Set(d, f.eps), scale = hn::Set(d, f.scale);
+  for_vectors(d, range.n, [&](int64_t i, auto part) HWY_ATTR {
+    const auto g = hn::Mul(load(d, range.grad + i, part), scale);
+    const auto m = hn::MulAdd(beta1, load(d, range.m + i, part), hn::Mul(rest1, g));
+    const auto v = hn::MulAdd(beta2, load(d, range.v + i, part), hn::Mul(hn::Mul(rest2, g), g));
+    const auto below = hn::MulAdd(hn::Sqrt(v), correction2, eps);
+    const auto x =
+        hn::NegMulAdd(rate, hn::Div(m, below), hn::Mul(keep, load(d, range.master + i, part)));
+    store(d, m, range.m + i, part);
+    store(d, v, range.v + i, part);
+    store(d, x, range.master + i, part);
+    if constexpr (std::is_same_v<T, Accumulator<T>>) {
+      if (range.param == range.master) return;
+    }
+    store(d, x, range.param + i, part);
+  });
+}
+
+void update_bf16(const AdamWFactors<float>& f, const AdamWRange<bf16>& r) { update(f, r); }
+void update_f32(const AdamWFactors<float>& f, const AdamWRange<float>& r) { update(f, r); }
+void update_f64(const AdamWFactors<double>& f, const AdamWRange<double>& r) { update(f, r); }
+
+}  // namespace longhaul::kernels::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace longhaul::kernels::cpu {
+
+HWY_EXPORT(update_bf16);
+HWY_EXPORT(update_f32);
+HWY_EXPORT(update_f64);
 
 namespace {
 
 constexpr int64_t kGrain = 16384;
 
 template <class T>
-void run(const Context& ctx, const AdamW& args) {
+void run(const Context& ctx, const AdamW& args,
+         void (*update)(const AdamWFactors<Accumulator<T>>&, const AdamWRange<T>&)) {
   if (ctx.measuring()) return;
   using A = Accumulator<T>;
-  const double steps = static_cast<double>(args.step);
-  const A beta1 = static_cast<A>(args.beta1), beta2 = static_cast<A>(args.beta2);
-  const A rest1 = static_cast<A>(1 - args.beta1), rest2 = static_cast<A>(1 - args.beta2);
-  // The bias corrections 1 - beta^t of both moments, as factors.
-  const A rate = static_cast<A>(args.learning_rate / (1 - std::pow(args.beta1, steps)));
-  const A correction2 = static_cast<A>(1 / std::sqrt(1 - std::pow(args.beta2, steps)));
-  const A keep = static_cast<A>(1 - args.learning_rate * args.weight_decay);
-  const A eps = static_cast<A>(args.eps), scale = static_cast<A>(args.grad_scale);
-  const A* grad = args.grad.data<A>();
-  A *master = args.master.data<A>(), *m = args.m.data<A>(), *v = args.v.data<A>();
-  T* param = args.param.data<T>();
+  const AdamWFactors<A> factors(args);
   ctx.parallel_for(args.param.elements(), kGrain, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const A g = grad[i] * scale;
-      const A mi = beta1 * m[i] + rest1 * g;
-      const A vi = beta2 * v[i] + rest2 * g * g;
-      const A x = keep * master[i] - rate * mi / (std::sqrt(vi) * correction2 + eps);
-      m[i] = mi;
-      v[i] = vi;
-      master[i] = x;
-      param[i] = static_cast<T>(x);
-    }
+    update(factors, {.grad = args.grad.data<A>() + begin,
+                     .master = args.master.data<A>() + begin,
+                     .m = args.m.data<A>() + begin,
+                     .v = args.v.data<A>() + begin,
+                     .param = args.param.data<T>() + begin,
+                     .n = end - begin});
   });
 }
 
-constexpr AdamWKernel kTable[] = {{"cpu", DType::kBF16, always_available, run<bf16>},
-                                  {"cpu", DType::kF32, always_available, run<float>},
-                                  {"cpu", DType::kF64, always_available, run<double>}};
+const AdamWKernel kTable[] = {
+    {"vector", DType::kBF16, always_available,
+     [](const Context& ctx, const AdamW& args) {
+       run<bf16>(ctx, args, HWY_DYNAMIC_DISPATCH(update_bf16));
+     }},
+    {"vector", DType::kF32, always_available,
+     [](const Context& ctx, const AdamW& args) {
+       run<float>(ctx, args, HWY_DYNAMIC_DISPATCH(update_f32));
+     }},
+    {"vector", DType::kF64, always_available, [](const Context& ctx, const AdamW& args) {
+       run<double>(ctx, args, HWY_DYNAMIC_DISPATCH(update_f64));
+     }}};
 
 }  // namespace
 
 std::span<const AdamWKernel> adamw_table() { return kTable; }
 
 }  // namespace longhaul::kernels::cpu
+#endif  // HWY_ONCE

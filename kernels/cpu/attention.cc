@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "kernels/cpu/attention_rows.h"
 #include "kernels/cpu/attention_tiles.h"
 #include "kernels/cpu/instruction_set.h"
 #include "kernels/cpu/tables.h"
@@ -31,14 +32,13 @@ template <class O, class T>
 void delta_rows(const Context& ctx, ConstTensorView out, ConstTensorView dout, TensorView delta) {
   using A = Accumulator<T>;
   const int64_t tokens = dout.dim(0), heads = dout.dim(1), dim = dout.dim(2);
+  const DotRow<O, T> dot = dot_row<O, T>();
   ctx.parallel_for(tokens, rows_per_task(dout), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       for (int64_t h = 0; h < heads; ++h) {
         const O* o = out.data<O>() + t * out.stride(0) + h * out.stride(1);
         const T* g = dout.data<T>() + t * dout.stride(0) + h * dout.stride(1);
-        A sum = 0;
-        for (int64_t d = 0; d < dim; ++d) sum += static_cast<A>(o[d]) * static_cast<A>(g[d]);
-        delta.data<A>()[h * tokens + t] = sum;
+        delta.data<A>()[h * tokens + t] = dot(o, g, dim);
       }
     }
   });
@@ -58,15 +58,15 @@ void merge(const Context& ctx, ConstTensorView part, ConstTensorView part_lse, T
   const int64_t tokens = out_acc.dim(0), heads = out_acc.dim(1), dim = out_acc.dim(2);
   const A *part_out = part.data<A>(), *part_l = part_lse.data<A>();
   A *out = out_acc.data<A>(), *l = lse.data<A>();
+  const MixRow<A> mix = mix_row<A>();
   ctx.parallel_for(tokens, rows_per_task(part), [=](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       for (int64_t h = 0; h < heads; ++h) {
         A& row_lse = l[h * tokens + t];
         const MergeFactors<A> f = merge_factors(row_lse, part_l[h * tokens + t]);
         row_lse = f.lse;
-        const A* from = part_out + (t * heads + h) * dim;
-        A* to = out + (t * heads + h) * dim;
-        for (int64_t d = 0; d < dim; ++d) to[d] = to[d] * f.first + from[d] * f.second;
+        const int64_t row = (t * heads + h) * dim;
+        mix(part_out + row, f.second, f.first, out + row, dim);
       }
     }
   });

@@ -3,14 +3,71 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "hwy/cache_control.h"
 #include "kernels/cpu/tables.h"
 
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/embedding.cc"
+#include "hwy/foreach_target.h"
+//
+#include "kernels/cpu/vector-inl.h"
+
+#ifndef LONGHAUL_KERNELS_CPU_EMBEDDING_COLUMNS_
+#define LONGHAUL_KERNELS_CPU_EMBEDDING_COLUMNS_
 namespace longhaul::kernels::cpu {
+
+// `columns` columns of `count` tokens' gradients, to be added to their rows of the table.
+template <class T>
+struct EmbeddingColumns {
+  const int32_t* tokens;
+  int64_t count, columns;
+  const T* dout;
+  int64_t dout_stride;
+  Accumulator<T>* dtable;
+  int64_t dtable_stride;
+};
+
+}  // namespace longhaul::kernels::cpu
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace longhaul::kernels::cpu::HWY_NAMESPACE {
+
+template <class T>
+void add_columns(const EmbeddingColumns<T>& c) {
+  using A = Accumulator<T>;
+  const VectorOf<A> d;
+  for (int64_t t = 0; t < c.count; ++t) {
+    const T* from = c.dout + t * c.dout_stride;
+    A* to = c.dtable + c.tokens[t] * c.dtable_stride;
+    // The next token's row is anywhere in the table: ask for it while this one is added to.
+    const A* next = c.dtable + c.tokens[std::min(t + 1, c.count - 1)] * c.dtable_stride;
+    for_vectors(d, c.columns, [&](int64_t i, auto part) HWY_ATTR {
+      hwy::Prefetch(next + i);
+      store(d, hn::Add(load(d, to + i, part), load(d, from + i, part)), to + i, part);
+    });
+  }
+}
+
+void add_columns_bf16(const EmbeddingColumns<bf16>& c) { add_columns(c); }
+void add_columns_f32(const EmbeddingColumns<float>& c) { add_columns(c); }
+void add_columns_f64(const EmbeddingColumns<double>& c) { add_columns(c); }
+
+}  // namespace longhaul::kernels::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace longhaul::kernels::cpu {
+
+HWY_EXPORT(add_columns_bf16);
+HWY_EXPORT(add_columns_f32);
+HWY_EXPORT(add_columns_f64);
 
 namespace {
 
 constexpr int64_t kElementsPerTask = 16384;
-constexpr int64_t kColumnsPerTask = 32;
+constexpr int64_t kColumnsPerTask = 128;  // at least: short pieces of rows waste memory speed
+constexpr int64_t kElementsPerPoll = 1'000'000;  // about a millisecond
 
 void check_tokens(const int32_t* tokens, int64_t count, int64_t vocabulary) {
   for (int64_t t = 0; t < count; ++t) {
@@ -40,9 +97,11 @@ void forward(const Context& ctx, const EmbeddingForward& args) {
       });
 }
 
-// Tasks own columns, so that each element of dtable is summed in token order.
+// Threads own columns, as wide as possible, so that each element of dtable is summed in token
+// order. Blocks of tokens let the caller poll.
 template <class T>
-void backward(const Context& ctx, const EmbeddingBackward& args) {
+void backward(const Context& ctx, const EmbeddingBackward& args,
+              void (*add_columns)(const EmbeddingColumns<T>&)) {
   if (ctx.measuring() || args.dout.empty()) return;
   using A = Accumulator<T>;
   const int32_t* tokens = args.tokens.data<int32_t>();
@@ -50,23 +109,43 @@ void backward(const Context& ctx, const EmbeddingBackward& args) {
   check_tokens(tokens, count, args.dtable.dim(0));
   const T* dout = args.dout.data<T>();
   A* dtable = args.dtable.data<A>();
-  const int64_t table_stride = args.dtable.stride(0), dout_stride = args.dout.stride(0);
-  ctx.parallel_for(channels, kColumnsPerTask, [&](int64_t begin, int64_t end) {
-    for (int64_t t = 0; t < count; ++t) {
-      const T* from = dout + t * dout_stride;
-      A* to = dtable + tokens[t] * table_stride;
-      for (int64_t c = begin; c < end; ++c) to[c] += static_cast<A>(from[c]);
-    }
-  });
+  const int64_t parts =
+      std::clamp<int64_t>(channels / kColumnsPerTask, 1, int64_t{ctx.pool->threads()});
+  const int64_t block = std::max<int64_t>(1, parts * kElementsPerPoll / channels);
+  for (int64_t t = 0; t < count; t += block) {
+    ctx.pool->run(
+        parts,
+        [&](int64_t p, int) {
+          const Range columns = part_of(channels, p, parts);
+          add_columns({.tokens = tokens + t,
+                       .count = std::min(block, count - t),
+                       .columns = columns.size(),
+                       .dout = dout + t * args.dout.stride(0) + columns.begin,
+                       .dout_stride = args.dout.stride(0),
+                       .dtable = dtable + columns.begin,
+                       .dtable_stride = args.dtable.stride(0)});
+        },
+        ctx.poll);
+  }
 }
 
-constexpr EmbeddingKernel kTable[] = {
-    {"cpu", DType::kBF16, always_available, forward<bf16>, backward<bf16>},
-    {"cpu", DType::kF32, always_available, forward<float>, backward<float>},
-    {"cpu", DType::kF64, always_available, forward<double>, backward<double>}};
+const EmbeddingKernel kTable[] = {
+    {"vector", DType::kBF16, always_available, forward<bf16>,
+     [](const Context& ctx, const EmbeddingBackward& args) {
+       backward<bf16>(ctx, args, HWY_DYNAMIC_DISPATCH(add_columns_bf16));
+     }},
+    {"vector", DType::kF32, always_available, forward<float>,
+     [](const Context& ctx, const EmbeddingBackward& args) {
+       backward<float>(ctx, args, HWY_DYNAMIC_DISPATCH(add_columns_f32));
+     }},
+    {"vector", DType::kF64, always_available, forward<double>,
+     [](const Context& ctx, const EmbeddingBackward& args) {
+       backward<double>(ctx, args, HWY_DYNAMIC_DISPATCH(add_columns_f64));
+     }}};
 
 }  // namespace
 
 std::span<const EmbeddingKernel> embedding_table() { return kTable; }
 
 }  // namespace longhaul::kernels::cpu
+#endif  // HWY_ONCE

@@ -15,64 +15,79 @@
 //
 #include "kernels/cpu/vector-inl.h"
 
+#ifndef LONGHAUL_KERNELS_CPU_SOFTMAX_ROWS_
+#define LONGHAUL_KERNELS_CPU_SOFTMAX_ROWS_
+namespace longhaul::kernels::cpu {
+
+template <class T>
+struct SoftmaxRows {
+  Accumulator<T> (*log_sum_exp)(const Accumulator<T>* logits, int64_t n);
+  void (*softmax)(const Accumulator<T>* logits, int64_t n, Accumulator<T> lse,
+                  Accumulator<T> factor, T* gradient);
+};
+
+}  // namespace longhaul::kernels::cpu
+#endif
+
 HWY_BEFORE_NAMESPACE();
 namespace longhaul::kernels::cpu::HWY_NAMESPACE {
 
-// Replaces a row of logits by exp(logit - max), or leaves it if !keep. Returns
-// log(sum(exp(logit))).
+constexpr int64_t kBlock = 1024;  // logits that stay in the first cache from one look to the next
+
+// log(sum(exp(logit))) of a row in one pass: a sum relative to the largest logit so far, which is
+// scaled down when a block has a larger one (the online softmax of Milakov & Gimelshein 2018).
 template <class A>
-A log_sum_exp(A* row, int64_t n, bool keep, A& sum) {
+A log_sum_exp(const A* row, int64_t n) {
   const VectorOf<A> d;
-  auto largest = hn::Set(d, -std::numeric_limits<A>::infinity());
-  A tail_largest = -std::numeric_limits<A>::infinity();
-  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
-  int64_t i = 0;
-  for (; i + lanes <= n; i += lanes) largest = hn::Max(largest, hn::LoadU(d, row + i));
-  for (; i < n; ++i) tail_largest = std::max(tail_largest, row[i]);
-  const A max = std::max(tail_largest, hn::GetLane(hn::MaxOfLanes(d, largest)));
-  auto total = hn::Zero(d);
-  A tail_total = 0;
-  const auto vmax = hn::Set(d, max);
-  for (i = 0; i + lanes <= n; i += lanes) {
-    const auto e = exp(d, hn::Sub(hn::LoadU(d, row + i), vmax));
-    total = hn::Add(total, e);
-    if (keep) hn::StoreU(e, d, row + i);
+  constexpr A kLowest = std::numeric_limits<A>::lowest();
+  A max = kLowest, sum = 0;
+  for (int64_t begin = 0; begin < n; begin += kBlock) {
+    const A* block = row + begin;
+    const int64_t length = std::min(kBlock, n - begin);
+    auto largest = hn::Set(d, max);
+    const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+    int64_t i = 0;
+    for (; i + lanes <= length; i += lanes) largest = hn::Max(largest, hn::LoadU(d, block + i));
+    A block_max = hn::GetLane(hn::MaxOfLanes(d, largest));
+    for (; i < length; ++i) block_max = std::max(block_max, block[i]);
+    // A NaN may pass both comparisons; the sum below shows it.
+    if (block_max > max) {
+      sum *= std::exp(max - block_max);
+      max = block_max;
+    }
+    const auto reference = hn::Set(d, max);
+    sum += sum_vectors(d, length, [&](int64_t at, auto part) HWY_ATTR {
+      const auto e = exp(d, hn::Sub(load(d, block + at, part), reference));
+      if constexpr (std::is_same_v<decltype(part), Some>) {
+        return hn::IfThenElseZero(hn::FirstN(d, static_cast<size_t>(part.count)), e);
+      }
+      return e;
+    });
   }
-  for (; i < n; ++i) {
-    const A e = std::exp(row[i] - max);
-    tail_total += e;
-    if (keep) row[i] = e;
-  }
-  sum = hn::GetLane(hn::SumOfLanes(d, total)) + tail_total;
   return max + std::log(sum);
 }
 
-float log_sum_exp_f32(float* row, int64_t n, bool keep, float& sum) {
-  return log_sum_exp(row, n, keep, sum);
-}
-double log_sum_exp_f64(double* row, int64_t n, bool keep, double& sum) {
-  return log_sum_exp(row, n, keep, sum);
-}
-
-// to[i] = from[i] * factor, rounded. `to` may be the front of `from`: a vector is read before it is
-// written, and element i is never stored behind where it was read.
-template <class T, class A>
-void scale(const A* from, int64_t n, A factor, T* to) {
-  const VectorOf<A> d;
-  const auto f = hn::Set(d, factor);
+// gradient[i] = exp(logit[i] - lse) * factor, rounded. The gradient may take the place of the
+// logits, though its elements be narrower: a vector is read before it is written, and element i is
+// never stored behind where it was read.
+template <class T>
+void softmax(const Accumulator<T>* logits, int64_t n, Accumulator<T> lse, Accumulator<T> factor,
+             T* gradient) {
+  const VectorOf<Accumulator<T>> d;
+  const auto reference = hn::Set(d, lse), f = hn::Set(d, factor);
   for_vectors(d, n, [&](int64_t i, auto part) HWY_ATTR {
-    store(d, hn::Mul(load(d, from + i, part), f), to + i, part);
+    const auto p = exp(d, hn::Sub(load(d, logits + i, part), reference));
+    store(d, hn::Mul(p, f), gradient + i, part);
   });
 }
-void scale_bf16(const float* from, int64_t n, float factor, bf16* to) {
-  scale(from, n, factor, to);
+
+template <class T>
+SoftmaxRows<T> rows() {
+  return {log_sum_exp<Accumulator<T>>, softmax<T>};
 }
-void scale_f32(const float* from, int64_t n, float factor, float* to) {
-  scale(from, n, factor, to);
-}
-void scale_f64(const double* from, int64_t n, double factor, double* to) {
-  scale(from, n, factor, to);
-}
+SoftmaxRows<bf16> softmax_bf16() { return rows<bf16>(); }
+SoftmaxRows<float> softmax_f32() { return rows<float>(); }
+SoftmaxRows<double> softmax_f64() { return rows<double>(); }
 
 }  // namespace longhaul::kernels::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
@@ -80,31 +95,24 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace longhaul::kernels::cpu {
 
-HWY_EXPORT(log_sum_exp_f32);
-HWY_EXPORT(log_sum_exp_f64);
-HWY_EXPORT(scale_bf16);
-HWY_EXPORT(scale_f32);
-HWY_EXPORT(scale_f64);
+HWY_EXPORT(softmax_bf16);
+HWY_EXPORT(softmax_f32);
+HWY_EXPORT(softmax_f64);
 
 namespace {
 
 constexpr int64_t kTileBytes = int64_t{16} << 20;
 constexpr int64_t kElementsPerTask = 16384;
 
-float log_sum_exp(float* row, int64_t n, bool keep, float& sum) {
-  return HWY_DYNAMIC_DISPATCH(log_sum_exp_f32)(row, n, keep, sum);
-}
-double log_sum_exp(double* row, int64_t n, bool keep, double& sum) {
-  return HWY_DYNAMIC_DISPATCH(log_sum_exp_f64)(row, n, keep, sum);
-}
-void scale(const float* from, int64_t n, float factor, bf16* to) {
-  HWY_DYNAMIC_DISPATCH(scale_bf16)(from, n, factor, to);
-}
-void scale(const float* from, int64_t n, float factor, float* to) {
-  HWY_DYNAMIC_DISPATCH(scale_f32)(from, n, factor, to);
-}
-void scale(const double* from, int64_t n, double factor, double* to) {
-  HWY_DYNAMIC_DISPATCH(scale_f64)(from, n, factor, to);
+template <class T>
+SoftmaxRows<T> rows() {
+  if constexpr (std::is_same_v<T, bf16>) {
+    return HWY_DYNAMIC_DISPATCH(softmax_bf16)();
+  } else if constexpr (std::is_same_v<T, float>) {
+    return HWY_DYNAMIC_DISPATCH(softmax_f32)();
+  } else {
+    return HWY_DYNAMIC_DISPATCH(softmax_f64)();
+  }
 }
 
 void check_labels(const int32_t* labels, int64_t count, int64_t vocabulary) {
@@ -120,22 +128,19 @@ void check_labels(const int32_t* labels, int64_t count, int64_t vocabulary) {
 // Loss of one row, and its logits turned into d(loss)/d(logits) in the storage type, which takes
 // the place of the logits: the rows of the gradient lie as far apart as those of the logits.
 template <class T>
-Accumulator<T> loss_row(Accumulator<T>* logits, int64_t vocabulary, int32_t label, bool gradients,
-                        double grad_scale) {
+Accumulator<T> loss_row(const SoftmaxRows<T>& rows, Accumulator<T>* logits, int64_t vocabulary,
+                        int32_t label, bool gradients, double grad_scale) {
   using A = Accumulator<T>;
   T* gradient = reinterpret_cast<T*>(logits);
   if (label < 0) {
     if (gradients) std::fill_n(gradient, vocabulary, T(0.0f));
     return A(0);
   }
-  const A target = logits[label];
-  A sum = 0;
-  const A lse = log_sum_exp(logits, vocabulary, gradients, sum);
+  const A target = logits[label], lse = rows.log_sum_exp(logits, vocabulary);
   if (gradients) {
-    const A factor = static_cast<A>(grad_scale) / sum;
-    const A at_label = logits[label] * factor - static_cast<A>(grad_scale);
-    scale(logits, vocabulary, factor, gradient);
-    gradient[label] = static_cast<T>(at_label);
+    const A factor = static_cast<A>(grad_scale);
+    rows.softmax(logits, vocabulary, lse, factor, gradient);
+    gradient[label] = static_cast<T>(std::expm1(target - lse) * factor);
   }
   return lse - target;
 }
@@ -187,9 +192,10 @@ class Tiles {
     A* row_loss = args_.row_loss.data<A>() + first;
     const int64_t grain =
         std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(vocabulary_, 1));
+    const SoftmaxRows<T> softmax = rows<T>();
     ctx_.parallel_for(count, grain, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) {
-        row_loss[t] = loss_row<T>(logits + t * vocabulary_, vocabulary_, labels[t],
+        row_loss[t] = loss_row<T>(softmax, logits + t * vocabulary_, vocabulary_, labels[t],
                                   args_.with_gradients, args_.grad_scale);
       }
     });

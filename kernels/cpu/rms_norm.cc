@@ -1,31 +1,118 @@
 #include "kernels/rms_norm.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 
 #include "kernels/cpu/tables.h"
 
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/rms_norm.cc"
+#include "hwy/foreach_target.h"
+//
+#include "kernels/cpu/vector-inl.h"
+
+#ifndef LONGHAUL_KERNELS_CPU_RMS_NORM_ROWS_
+#define LONGHAUL_KERNELS_CPU_RMS_NORM_ROWS_
 namespace longhaul::kernels::cpu {
+
+// Functions on one row of n channels.
+template <class T>
+struct RmsNormRows {
+  // y = x * r * weight; returns r = 1 / sqrt(mean(x^2) + eps).
+  Accumulator<T> (*forward)(const T* x, const T* weight, double eps, int64_t n, T* y);
+  // With g = dy * weight and x^ = x * r:  dx += r * (g - x^ * mean(g * x^)),  dweight += dy * x^.
+  void (*backward)(const T* dy, const T* x, const T* weight, Accumulator<T> r, int64_t n, T* dx,
+                   Accumulator<T>* dweight);
+  // to += from
+  void (*add)(const Accumulator<T>* from, int64_t n, Accumulator<T>* to);
+};
+
+}  // namespace longhaul::kernels::cpu
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace longhaul::kernels::cpu::HWY_NAMESPACE {
+
+template <class T>
+Accumulator<T> forward_row(const T* x, const T* weight, double eps, int64_t n, T* y) {
+  using A = Accumulator<T>;
+  const VectorOf<A> d;
+  const A squares = sum_vectors(d, n, [&](int64_t i, auto part) HWY_ATTR {
+    const auto v = load(d, x + i, part);
+    return hn::Mul(v, v);
+  });
+  const A r = 1 / std::sqrt(squares / static_cast<A>(n) + static_cast<A>(eps));
+  const auto factor = hn::Set(d, r);
+  for_vectors(d, n, [&](int64_t i, auto part) HWY_ATTR {
+    const auto normal = hn::Mul(load(d, x + i, part), factor);
+    store(d, hn::Mul(normal, load(d, weight + i, part)), y + i, part);
+  });
+  return r;
+}
+
+template <class T>
+void backward_row(const T* dy, const T* x, const T* weight, Accumulator<T> r, int64_t n, T* dx,
+                  Accumulator<T>* dweight) {
+  using A = Accumulator<T>;
+  const VectorOf<A> d;
+  const auto rstd = hn::Set(d, r);
+  const A along = sum_vectors(d, n, [&](int64_t i, auto part) HWY_ATTR {
+    const auto g = hn::Mul(load(d, dy + i, part), load(d, weight + i, part));
+    return hn::Mul(g, hn::Mul(load(d, x + i, part), rstd));
+  });
+  const auto mean = hn::Set(d, along / static_cast<A>(n));
+  for_vectors(d, n, [&](int64_t i, auto part) HWY_ATTR {
+    const auto normal = hn::Mul(load(d, x + i, part), rstd), g = load(d, dy + i, part);
+    const auto inner = hn::NegMulAdd(normal, mean, hn::Mul(g, load(d, weight + i, part)));
+    store(d, hn::MulAdd(rstd, inner, load(d, dx + i, part)), dx + i, part);
+    store(d, hn::MulAdd(g, normal, load(d, dweight + i, part)), dweight + i, part);
+  });
+}
+
+template <class A>
+void add_row(const A* from, int64_t n, A* to) {
+  const VectorOf<A> d;
+  for_vectors(d, n, [&](int64_t i, auto part) HWY_ATTR {
+    store(d, hn::Add(load(d, to + i, part), load(d, from + i, part)), to + i, part);
+  });
+}
+
+template <class T>
+RmsNormRows<T> rows() {
+  return {forward_row<T>, backward_row<T>, add_row<Accumulator<T>>};
+}
+RmsNormRows<bf16> rms_norm_bf16() { return rows<bf16>(); }
+RmsNormRows<float> rms_norm_f32() { return rows<float>(); }
+RmsNormRows<double> rms_norm_f64() { return rows<double>(); }
+
+}  // namespace longhaul::kernels::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace longhaul::kernels::cpu {
+
+HWY_EXPORT(rms_norm_bf16);
+HWY_EXPORT(rms_norm_f32);
+HWY_EXPORT(rms_norm_f64);
 
 namespace {
 
 constexpr int64_t kElementsPerTask = 16384;
-constexpr int64_t kPartsPerThread = 4;
+// Sums of dweight: a part has this many rows, or more so that there are no more parts than below.
+// Both are constants, so that the order of the sum does not depend on the threads.
+constexpr int64_t kRowsPerPart = 32;
+constexpr int64_t kParts = 64;
+constexpr int64_t kColumnsPerTask = 1024;
 
-// Sum over c of f(c), in lanes that the compiler may turn into vectors; a fixed order.
-template <class A, class F>
-A sum_lanes(int64_t n, F f) {
-  constexpr int64_t kLanes = 16;
-  std::array<A, kLanes> lanes{};
-  int64_t c = 0;
-  for (; c + kLanes <= n; c += kLanes) {
-    for (int64_t l = 0; l < kLanes; ++l) lanes[static_cast<size_t>(l)] += f(c + l);
+template <class T>
+RmsNormRows<T> rows() {
+  if constexpr (std::is_same_v<T, bf16>) {
+    return HWY_DYNAMIC_DISPATCH(rms_norm_bf16)();
+  } else if constexpr (std::is_same_v<T, float>) {
+    return HWY_DYNAMIC_DISPATCH(rms_norm_f32)();
+  } else {
+    return HWY_DYNAMIC_DISPATCH(rms_norm_f64)();
   }
-  A total = 0;
-  for (A lane : lanes) total += lane;
-  for (; c < n; ++c) total += f(c);
-  return total;
 }
 
 template <class T>
@@ -33,82 +120,58 @@ void forward(const Context& ctx, const RmsNormForward& args) {
   if (ctx.measuring() || args.x.dim(0) == 0) return;
   using A = Accumulator<T>;
   const int64_t channels = args.x.dim(1);
-  const T *all_x = args.x.data<T>(), *weight = args.weight.data<T>();
-  T* all_y = args.y.data<T>();
+  const T *x = args.x.data<T>(), *weight = args.weight.data<T>();
+  T* y = args.y.data<T>();
   A* rstd = args.rstd.data<A>();
+  const auto row = rows<T>().forward;
   const int64_t grain = std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(channels, 1));
   ctx.parallel_for(args.x.dim(0), grain, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
-      const T* x = all_x + t * args.x.stride(0);
-      T* y = all_y + t * args.y.stride(0);
-      const A squares = sum_lanes<A>(channels, [x](int64_t c) {
-        const A value = static_cast<A>(x[c]);
-        return value * value;
-      });
-      const A r = 1 / std::sqrt(squares / static_cast<A>(channels) + static_cast<A>(args.eps));
-      rstd[t] = r;
-      for (int64_t c = 0; c < channels; ++c) {
-        y[c] = static_cast<T>(static_cast<A>(x[c]) * r * static_cast<A>(weight[c]));
-      }
+      rstd[t] = row(x + t * args.x.stride(0), weight, args.eps, channels, y + t * args.y.stride(0));
     }
   });
-}
-
-// With g = dy * weight and n = x * rstd:  dx += rstd * (g - n * mean(g * n)),  dweight += dy * n.
-template <class T>
-void backward_row(const T* dy, const T* x, const T* weight, Accumulator<T> r, int64_t channels,
-                  T* dx, Accumulator<T>* dweight) {
-  using A = Accumulator<T>;
-  const A mean = sum_lanes<A>(channels,
-                              [=](int64_t c) {
-                                return static_cast<A>(dy[c]) * static_cast<A>(weight[c]) *
-                                       static_cast<A>(x[c]) * r;
-                              }) /
-                 static_cast<A>(channels);
-  for (int64_t c = 0; c < channels; ++c) {
-    const A normal = static_cast<A>(x[c]) * r, g = static_cast<A>(dy[c]);
-    dx[c] =
-        static_cast<T>(static_cast<A>(dx[c]) + r * (g * static_cast<A>(weight[c]) - normal * mean));
-    dweight[c] += g * normal;
-  }
 }
 
 template <class T>
 void backward(const Context& ctx, const RmsNormBackward& args) {
   using A = Accumulator<T>;
-  const int64_t channels = args.x.dim(1), parts = kPartsPerThread * ctx.pool->threads();
+  const int64_t tokens = args.x.dim(0), channels = args.x.dim(1);
+  const int64_t parts = std::clamp<int64_t>(tokens / kRowsPerPart, 1, kParts);
   // dweight is a sum over rows: one partial sum per part, added in order afterwards.
   const Arena::Scope scope(*ctx.scratch);
   const TensorView partial = ctx.scratch->allocate(accumulator(args.x.dtype()), {parts, channels});
   if (ctx.measuring() || args.x.empty()) return;
-  A* sums = partial.data<A>();
+  A *sums = partial.data<A>(), *dweight = args.dweight.data<A>();
+  const RmsNormRows<T> row = rows<T>();
   ctx.pool->run(
       parts,
       [&](int64_t part, int) {
-        A* dweight = sums + part * channels;
-        std::fill_n(dweight, channels, A(0));
-        const Range rows = part_of(args.x.dim(0), part, parts);
-        for (int64_t t = rows.begin; t < rows.end; ++t) {
-          backward_row(args.dy.data<T>() + t * args.dy.stride(0),
+        A* sum = sums + part * channels;
+        std::fill_n(sum, channels, A(0));
+        const Range range = part_of(tokens, part, parts);
+        for (int64_t t = range.begin; t < range.end; ++t) {
+          row.backward(args.dy.data<T>() + t * args.dy.stride(0),
                        args.x.data<T>() + t * args.x.stride(0), args.weight.data<T>(),
                        args.rstd.data<A>()[t], channels, args.dx.data<T>() + t * args.dx.stride(0),
-                       dweight);
+                       sum);
         }
       },
       ctx.poll);
-  A* dweight = args.dweight.data<A>();
-  for (int64_t part = 0; part < parts; ++part) {
-    for (int64_t c = 0; c < channels; ++c) dweight[c] += sums[part * channels + c];
-  }
+  ctx.parallel_for(channels, kColumnsPerTask, [&](int64_t begin, int64_t end) {
+    for (int64_t part = 0; part < parts; ++part) {
+      row.add(sums + part * channels + begin, end - begin, dweight + begin);
+    }
+  });
 }
 
 constexpr RmsNormKernel kTable[] = {
-    {"cpu", DType::kBF16, always_available, forward<bf16>, backward<bf16>},
-    {"cpu", DType::kF32, always_available, forward<float>, backward<float>},
-    {"cpu", DType::kF64, always_available, forward<double>, backward<double>}};
+    {"vector", DType::kBF16, always_available, forward<bf16>, backward<bf16>},
+    {"vector", DType::kF32, always_available, forward<float>, backward<float>},
+    {"vector", DType::kF64, always_available, forward<double>, backward<double>}};
 
 }  // namespace
 
 std::span<const RmsNormKernel> rms_norm_table() { return kTable; }
 
 }  // namespace longhaul::kernels::cpu
+#endif  // HWY_ONCE

@@ -4,49 +4,102 @@
 
 #include "kernels/cpu/tables.h"
 
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/rope.cc"
+#include "hwy/foreach_target.h"
+//
+#include "kernels/cpu/vector-inl.h"
+
+#ifndef LONGHAUL_KERNELS_CPU_ROPE_TOKEN_
+#define LONGHAUL_KERNELS_CPU_ROPE_TOKEN_
 namespace longhaul::kernels::cpu {
+
+// The heads of one token, `stride` apart, of 2 * half elements each.
+template <class T>
+struct RopeToken {
+  const Accumulator<T>*cos, *sin;  // [half]
+  Accumulator<T> sign;             // of sin
+  int64_t half, heads, stride;
+  T* x;
+};
+
+}  // namespace longhaul::kernels::cpu
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace longhaul::kernels::cpu::HWY_NAMESPACE {
+
+template <class T>
+void rotate(const RopeToken<T>& token) {
+  const VectorOf<Accumulator<T>> d;
+  const auto sign = hn::Set(d, token.sign);
+  for (int64_t h = 0; h < token.heads; ++h) {
+    T *first = token.x + h * token.stride, *second = first + token.half;
+    for_vectors(d, token.half, [&](int64_t i, auto part) HWY_ATTR {
+      const auto cos = load(d, token.cos + i, part);
+      const auto sin = hn::Mul(sign, load(d, token.sin + i, part));
+      const auto a = load(d, first + i, part), b = load(d, second + i, part);
+      store(d, hn::NegMulAdd(b, sin, hn::Mul(a, cos)), first + i, part);
+      store(d, hn::MulAdd(a, sin, hn::Mul(b, cos)), second + i, part);
+    });
+  }
+}
+
+void rotate_bf16(const RopeToken<bf16>& token) { rotate(token); }
+void rotate_f32(const RopeToken<float>& token) { rotate(token); }
+void rotate_f64(const RopeToken<double>& token) { rotate(token); }
+
+}  // namespace longhaul::kernels::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace longhaul::kernels::cpu {
+
+HWY_EXPORT(rotate_bf16);
+HWY_EXPORT(rotate_f32);
+HWY_EXPORT(rotate_f64);
 
 namespace {
 
 constexpr int64_t kElementsPerTask = 16384;
 
 template <class T>
-void rotate(const Accumulator<T>* cos, const Accumulator<T>* sin, Accumulator<T> sign, int64_t half,
-            T* x) {
-  using A = Accumulator<T>;
-  for (int64_t d = 0; d < half; ++d) {
-    const A a = static_cast<A>(x[d]), b = static_cast<A>(x[d + half]);
-    const A s = sign * sin[d];
-    x[d] = static_cast<T>(a * cos[d] - b * s);
-    x[d + half] = static_cast<T>(b * cos[d] + a * s);
-  }
-}
-
-template <class T>
-void run(const Context& ctx, const Rope& args) {
+void run(const Context& ctx, const Rope& args, void (*rotate)(const RopeToken<T>&)) {
   if (ctx.measuring() || args.x.empty()) return;
   using A = Accumulator<T>;
   const int64_t heads = args.x.dim(1), half = args.x.dim(2) / 2;
   const A *cos = args.cos.data<A>(), *sin = args.sin.data<A>();
-  const A sign = args.inverse ? A(-1) : A(1);
   T* x = args.x.data<T>();
   const int64_t grain = std::max<int64_t>(1, kElementsPerTask / (heads * half * 2));
   ctx.parallel_for(args.x.dim(0), grain, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
-      for (int64_t h = 0; h < heads; ++h) {
-        rotate<T>(cos + t * half, sin + t * half, sign, half,
-                  x + t * args.x.stride(0) + h * args.x.stride(1));
-      }
+      rotate({.cos = cos + t * half,
+              .sin = sin + t * half,
+              .sign = args.inverse ? A(-1) : A(1),
+              .half = half,
+              .heads = heads,
+              .stride = args.x.stride(1),
+              .x = x + t * args.x.stride(0)});
     }
   });
 }
 
-constexpr RopeKernel kTable[] = {{"cpu", DType::kBF16, always_available, run<bf16>},
-                                 {"cpu", DType::kF32, always_available, run<float>},
-                                 {"cpu", DType::kF64, always_available, run<double>}};
+const RopeKernel kTable[] = {
+    {"vector", DType::kBF16, always_available,
+     [](const Context& ctx, const Rope& args) {
+       run<bf16>(ctx, args, HWY_DYNAMIC_DISPATCH(rotate_bf16));
+     }},
+    {"vector", DType::kF32, always_available,
+     [](const Context& ctx, const Rope& args) {
+       run<float>(ctx, args, HWY_DYNAMIC_DISPATCH(rotate_f32));
+     }},
+    {"vector", DType::kF64, always_available, [](const Context& ctx, const Rope& args) {
+       run<double>(ctx, args, HWY_DYNAMIC_DISPATCH(rotate_f64));
+     }}};
 
 }  // namespace
 
 std::span<const RopeKernel> rope_table() { return kTable; }
 
 }  // namespace longhaul::kernels::cpu
+#endif  // HWY_ONCE

@@ -38,22 +38,32 @@ HWY_INLINE void for_vectors(D d, int64_t n, F&& body) {
   if (i < n) body(i, Some{n - i});
 }
 
-// Values are widened to the accumulator type on load and rounded on store.
+// Values are widened to the lanes' type on load and rounded on store.
 template <class D, class T>
 HWY_INLINE auto load(D d, const T* p, Whole) {
-  if constexpr (std::is_same_v<T, bf16>) {
+  using A = hn::TFromD<D>;
+  if constexpr (std::is_same_v<T, A>) {
+    return hn::LoadU(d, p);
+  } else if constexpr (std::is_same_v<A, double>) {
+    const hn::Rebind<float, D> narrow;
+    return hn::PromoteTo(d, load(narrow, p, Whole{}));
+  } else {
     const hn::RebindToUnsigned<D> bits;
     const hn::Rebind<uint16_t, D> half;
     const auto stored = hn::LoadU(half, reinterpret_cast<const uint16_t*>(p));
     return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(bits, stored)));
-  } else {
-    return hn::LoadU(d, p);
   }
 }
 
 template <class D, class V, class T>
 HWY_INLINE void store(D d, V v, T* p, Whole) {
-  if constexpr (std::is_same_v<T, bf16>) {
+  using A = hn::TFromD<D>;
+  if constexpr (std::is_same_v<T, A>) {
+    hn::StoreU(v, d, p);
+  } else if constexpr (std::is_same_v<A, double>) {
+    const hn::Rebind<float, D> narrow;
+    store(narrow, hn::DemoteTo(narrow, v), p, Whole{});
+  } else {
     // To nearest even; NaN keeps its upper half, with the quiet bit set.
     const hn::RebindToUnsigned<D> bits;
     const hn::RebindToSigned<D> integers;
@@ -65,8 +75,6 @@ HWY_INLINE void store(D d, V v, T* p, Whole) {
     const auto chosen = hn::IfThenElse(hn::RebindMask(bits, hn::IsNaN(v)), quiet, rounded);
     hn::StoreU(hn::DemoteTo(half, hn::BitCast(integers, hn::ShiftRight<16>(chosen))), half,
                reinterpret_cast<uint16_t*>(p));
-  } else {
-    hn::StoreU(v, d, p);
   }
 }
 
@@ -84,19 +92,61 @@ HWY_INLINE void store(D d, V v, T* p, Some part) {
   std::copy_n(buffer.begin(), part.count, p);
 }
 
-// e^x; NaN stays NaN (Highway's own makes it 0).
+// The sum over i < n of term(i, part), vectors that are zero beyond the end of a short part. Four
+// sums side by side hide the latency of additions; their order depends on n and the vectors' length
+// only.
+template <class D, class F>
+HWY_INLINE hn::TFromD<D> sum_vectors(D d, int64_t n, F&& term) {
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  auto s0 = hn::Zero(d), s1 = s0, s2 = s0, s3 = s0;
+  int64_t i = 0;
+  for (; i + 4 * lanes <= n; i += 4 * lanes) {
+    s0 = hn::Add(s0, term(i, Whole{}));
+    s1 = hn::Add(s1, term(i + lanes, Whole{}));
+    s2 = hn::Add(s2, term(i + 2 * lanes, Whole{}));
+    s3 = hn::Add(s3, term(i + 3 * lanes, Whole{}));
+  }
+  for (; i + lanes <= n; i += lanes) s0 = hn::Add(s0, term(i, Whole{}));
+  if (i < n) s1 = hn::Add(s1, term(i, Some{n - i}));
+  return hn::GetLane(hn::SumOfLanes(d, hn::Add(hn::Add(s0, s1), hn::Add(s2, s3))));
+}
+
+// e^x to about 1 ulp; NaN stays NaN. In f32, 0 below -87.3 (no subnormal results) and e^88
+// above 88.
 template <class D, class V>
 HWY_INLINE V exp(D d, V x) {
-  return hn::IfThenElse(hn::IsNaN(x), x, hn::Exp(d, x));
+  if constexpr (std::is_same_v<hn::TFromD<D>, double>) {
+    return hn::IfThenElse(hn::IsNaN(x), x, hn::Exp(d, x));  // Highway's own makes NaN 0
+  } else {
+    // e^x = 2^n e^f with |f| <= log(2)/2; log(2) in two parts (Cody & Waite 1980), since n log(2)
+    // cancels all but a few bits of x. The polynomial is minimax in relative error, 4e-09.
+    const hn::RebindToSigned<D> integers;
+    const auto lowest = hn::Set(d, -87.3f);
+    const auto bounded = hn::Min(hn::Set(d, 88.0f), x);  // this order of operands keeps NaN
+    const auto n = hn::NearestInt(hn::Mul(hn::Max(lowest, bounded), hn::Set(d, 1.44269504f)));
+    const auto count = hn::ConvertTo(d, n);
+    auto f = hn::NegMulAdd(count, hn::Set(d, 0.693145751953125f), bounded);
+    f = hn::NegMulAdd(count, hn::Set(d, 1.42860677e-6f), f);
+    auto p = hn::Set(d, 1.381454058e-03f);
+    p = hn::MulAdd(p, f, hn::Set(d, 8.368745446e-03f));
+    p = hn::MulAdd(p, f, hn::Set(d, 4.166838899e-02f));
+    p = hn::MulAdd(p, f, hn::Set(d, 1.666652113e-01f));
+    p = hn::MulAdd(p, f, hn::Set(d, 4.999999404e-01f));
+    p = hn::MulAdd(p, f, hn::Set(d, 1.0f));
+    p = hn::MulAdd(p, f, hn::Set(d, 1.0f));
+    const auto scale = hn::BitCast(d, hn::ShiftLeft<23>(hn::Add(n, hn::Set(integers, 127))));
+    return hn::IfThenZeroElse(hn::Lt(x, lowest), hn::Mul(p, scale));
+  }
 }
 
 // 1 / (1 + e^-x). The bound keeps e^-x finite.
 template <class D, class V>
 HWY_INLINE V sigmoid(D d, V x) {
   using A = hn::TFromD<D>;
-  constexpr A kLargest = std::is_same_v<A, float> ? A(88) : A(700);
   const auto one = hn::Set(d, A(1));
-  return hn::Div(one, hn::Add(one, exp(d, hn::Min(hn::Set(d, kLargest), hn::Neg(x)))));
+  auto negative = hn::Neg(x);
+  if constexpr (std::is_same_v<A, double>) negative = hn::Min(hn::Set(d, 700.0), negative);
+  return hn::Div(one, hn::Add(one, exp(d, negative)));
 }
 
 }  // namespace longhaul::kernels::cpu::HWY_NAMESPACE
