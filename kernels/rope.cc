@@ -23,14 +23,40 @@ double scaled(double frequency, const RopeScaling& scaling) {
   return (1 - smooth) * frequency / scaling.factor + smooth * frequency;
 }
 
+// cos and sin of position * frequency for all frequencies, as pairs.
+void turn(const std::vector<double>& frequencies, int64_t position, double* cos, double* sin) {
+  for (size_t d = 0; d < frequencies.size(); ++d) {
+    const double angle = static_cast<double>(position) * frequencies[d];
+    cos[d] = std::cos(angle);
+    sin[d] = std::sin(angle);
+  }
+}
+
+// Positions mostly follow one another, so each is split into kStep * n + rest: cos and sin of the
+// two parts are computed once per n and per rest, and joined by the formula for sums of angles, in
+// f64.
+constexpr int64_t kStep = 256;
+
 template <class A>
 void fill(const std::vector<double>& frequencies, std::span<const int64_t> positions, A* cos,
           A* sin) {
+  const size_t half = frequencies.size();
+  std::vector<double> fine_cos(kStep * half), fine_sin(kStep * half), coarse_cos(half),
+      coarse_sin(half);
+  std::vector<bool> known(kStep);
+  int64_t coarse = -1;
   for (int64_t position : positions) {
-    for (double frequency : frequencies) {
-      const double angle = static_cast<double>(position) * frequency;
-      *cos++ = static_cast<A>(std::cos(angle));
-      *sin++ = static_cast<A>(std::sin(angle));
+    const auto rest = static_cast<size_t>(position % kStep);
+    double *c = fine_cos.data() + rest * half, *s = fine_sin.data() + rest * half;
+    if (!known[rest]) turn(frequencies, position % kStep, c, s);
+    known[rest] = true;
+    if (position - position % kStep != coarse) {
+      coarse = position - position % kStep;
+      turn(frequencies, coarse, coarse_cos.data(), coarse_sin.data());
+    }
+    for (size_t d = 0; d < half; ++d) {
+      *cos++ = static_cast<A>(coarse_cos[d] * c[d] - coarse_sin[d] * s[d]);
+      *sin++ = static_cast<A>(coarse_sin[d] * c[d] + coarse_cos[d] * s[d]);
     }
   }
 }

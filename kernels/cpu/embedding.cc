@@ -40,10 +40,13 @@ void add_columns(const EmbeddingColumns<T>& c) {
   for (int64_t t = 0; t < c.count; ++t) {
     const T* from = c.dout + t * c.dout_stride;
     A* to = c.dtable + c.tokens[t] * c.dtable_stride;
-    // The next token's row is anywhere in the table: ask for it while this one is added to.
-    const A* next = c.dtable + c.tokens[std::min(t + 1, c.count - 1)] * c.dtable_stride;
+    // Pieces of rows are too short for the hardware to foresee: ask for the next token's here.
+    const int64_t after = std::min(t + 1, c.count - 1);
+    const T* next_from = c.dout + after * c.dout_stride;
+    const A* next_to = c.dtable + c.tokens[after] * c.dtable_stride;
     for_vectors(d, c.columns, [&](int64_t i, auto part) HWY_ATTR {
-      hwy::Prefetch(next + i);
+      hwy::Prefetch(next_from + i);
+      hwy::Prefetch(next_to + i);
       store(d, hn::Add(load(d, to + i, part), load(d, from + i, part)), to + i, part);
     });
   }

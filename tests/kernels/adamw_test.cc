@@ -1,5 +1,6 @@
 #include "kernels/adamw.h"
 
+#include "tests/kernels/instruction_sets.h"
 #include "tests/kernels/reference.h"
 
 namespace longhaul::kernels::testing {
@@ -23,39 +24,76 @@ void reference_step(State& s, const std::vector<double>& grad, const AdamW& opti
   }
 }
 
+void expect_steps(const AdamWKernel& row, int64_t n) {
+  SCOPED_TRACE(::testing::Message() << n << " parameters");
+  Rig rig(3);
+  const DType acc = accumulator(row.dtype);
+  const Tensor master = random(acc, {n}, 1), m(acc, {n}), v(acc, {n});
+  const Tensor param = poisoned(row.dtype, {n});
+  State reference{values(master), values(m), values(v)};
+  for (int64_t step = 1; step <= 5; ++step) {
+    const Tensor grad = random(acc, {n}, 10 + static_cast<uint64_t>(step), 0.3);
+    AdamW args{.learning_rate = 1e-2 * static_cast<double>(step),
+               .weight_decay = 0.1,
+               .grad_scale = 0.5,
+               .step = step,
+               .grad = grad,
+               .master = master,
+               .m = m,
+               .v = v,
+               .param = param};
+    rig.run([&](const Context& ctx) { row.run(ctx, args); });
+    reference_step(reference, values(grad), args);
+  }
+  // Five steps of a dozen operations each.
+  const double tolerance = 60 * epsilon(acc);
+  expect_near(master, reference.x, tolerance, "master");
+  expect_near(m, reference.m, tolerance, "m");
+  expect_near(v, reference.v, tolerance, "v");
+  // The parameter is the master, rounded once.
+  const std::vector<double> exact = values(master);
+  const Tensor rounded(row.dtype, {n});
+  set(rounded, [&](int64_t i) { return exact[static_cast<size_t>(i)]; });
+  EXPECT_TRUE(same_bits(param, rounded));
+}
+
 TEST(AdamW, FollowsTheReferenceOverSteps) {
-  for_each_row(&Backend::adamw, [](const AdamWKernel& row) {
-    for (int64_t n : {0, 1, 1003, 40000}) {
-      Rig rig(3);
+  for_each_instruction_set([] {
+    for_each_row(&Backend::adamw, [](const AdamWKernel& row) {
+      for (int64_t n : {0, 1003, 40000}) expect_steps(row, n);
+      for (int64_t n : short_lengths()) expect_steps(row, n);
+    });
+  });
+}
+
+// Ranges end elsewhere with other numbers of threads; an element's result may not notice.
+TEST(AdamW, DoesNotDependOnThreads) {
+  for_each_instruction_set([] {
+    for_each_row(&Backend::adamw, [](const AdamWKernel& row) {
+      constexpr int64_t kCount = 100'003;
       const DType acc = accumulator(row.dtype);
-      const Tensor master = random(acc, {n}, 1), m(acc, {n}), v(acc, {n});
-      const Tensor param = poisoned(row.dtype, {n});
-      State reference{values(master), values(m), values(v)};
-      for (int64_t step = 1; step <= 5; ++step) {
-        const Tensor grad = random(acc, {n}, 10 + static_cast<uint64_t>(step), 0.3);
-        AdamW args{.learning_rate = 1e-2 * static_cast<double>(step),
-                   .weight_decay = 0.1,
-                   .grad_scale = 0.5,
-                   .step = step,
-                   .grad = grad,
-                   .master = master,
-                   .m = m,
-                   .v = v,
-                   .param = param};
-        rig.run([&](const Context& ctx) { row.run(ctx, args); });
-        reference_step(reference, values(grad), args);
+      const Tensor grad = random(acc, {kCount}, 1);
+      std::vector<Tensor> masters, params;
+      for (int threads : {1, 3}) {
+        Rig rig(threads);
+        Tensor master = random(acc, {kCount}, 2), param(row.dtype, {kCount});
+        const Tensor m = random(acc, {kCount}, 3), v = filled(acc, {kCount}, 0.2);
+        rig.run([&](const Context& ctx) {
+          row.run(ctx, {.learning_rate = 0.1,
+                        .weight_decay = 0.1,
+                        .step = 7,
+                        .grad = grad,
+                        .master = master,
+                        .m = m,
+                        .v = v,
+                        .param = param});
+        });
+        masters.push_back(std::move(master));
+        params.push_back(std::move(param));
       }
-      // Five steps of a dozen operations each.
-      const double tolerance = 60 * epsilon(acc);
-      expect_near(master, reference.x, tolerance, "master");
-      expect_near(m, reference.m, tolerance, "m");
-      expect_near(v, reference.v, tolerance, "v");
-      // The parameter is the master, rounded once.
-      const std::vector<double> exact = values(master);
-      const Tensor rounded(row.dtype, {n});
-      set(rounded, [&](int64_t i) { return exact[static_cast<size_t>(i)]; });
-      EXPECT_TRUE(same_bits(param, rounded));
-    }
+      EXPECT_TRUE(same_bits(masters[0], masters[1]));
+      EXPECT_TRUE(same_bits(params[0], params[1]));
+    });
   });
 }
 

@@ -1,5 +1,6 @@
 #include "kernels/embedding.h"
 
+#include "tests/kernels/instruction_sets.h"
 #include "tests/kernels/reference.h"
 
 namespace longhaul::kernels::testing {
@@ -37,32 +38,47 @@ TEST(Embedding, ForwardCopiesRows) {
   });
 }
 
-TEST(Embedding, BackwardAddsInTokenOrder) {
-  for_each_row(&Backend::embedding, [](const EmbeddingKernel& row) {
-    const DType acc = accumulator(row.dtype);
-    const std::vector<int32_t> ids = tokens(500, 11);
-    Gapped dout(row.dtype, {500, 70});
-    fill_random(dout, 4);
-    std::vector<Tensor> results;
-    for (int threads : {1, 3}) {
-      Rig rig(threads);
-      Tensor dtable = random(acc, {11, 70}, 5);
-      std::vector<double> expected = values(dtable);
-      const std::vector<double> g = values(dout);
-      for (size_t t = 0; t < ids.size(); ++t) {
-        for (size_t c = 0; c < 70; ++c) {
-          expected[static_cast<size_t>(ids[t]) * 70 + c] += g[t * 70 + c];
-        }
+void expect_token_order(const EmbeddingKernel& row, int64_t count, int64_t channels) {
+  SCOPED_TRACE(::testing::Message() << count << " x " << channels);
+  const DType acc = accumulator(row.dtype);
+  const std::vector<int32_t> ids = tokens(count, 11);
+  Gapped dout(row.dtype, {count, channels});
+  fill_random(dout, 4);
+  std::vector<Tensor> results;
+  for (int threads : {1, 3}) {
+    Rig rig(threads);
+    Gapped dtable(acc, {11, channels});
+    fill_random(dtable, 5);
+    std::vector<double> expected = values(dtable);
+    const std::vector<double> g = values(dout);
+    const auto width = static_cast<size_t>(channels);
+    for (size_t t = 0; t < ids.size(); ++t) {
+      for (size_t c = 0; c < width; ++c) {
+        expected[static_cast<size_t>(ids[t]) * width + c] += g[t * width + c];
       }
-      rig.run([&](const Context& ctx) {
-        row.backward(ctx, {.tokens = integers(ids), .dout = dout, .dtable = dtable});
-      });
-      // About 45 terms a row.
-      expect_near(dtable, expected, 45 * epsilon(acc), "dtable");
-      results.push_back(std::move(dtable));
     }
-    // Token order, whatever the threads.
-    EXPECT_TRUE(same_bits(results[0], results[1]));
+    rig.run([&](const Context& ctx) {
+      row.backward(ctx, {.tokens = integers(ids), .dout = dout, .dtable = dtable});
+    });
+    // About 45 terms a row.
+    expect_near(dtable, expected, 45 * epsilon(acc), "dtable");
+    EXPECT_TRUE(dtable.gaps_intact());
+    Tensor dense(acc, {11, channels});
+    const std::vector<double> got = values(dtable);
+    set(dense, [&](int64_t i) { return got[static_cast<size_t>(i)]; });
+    results.push_back(std::move(dense));
+  }
+  // Token order, whatever the threads.
+  EXPECT_TRUE(same_bits(results[0], results[1]));
+}
+
+TEST(Embedding, BackwardAddsInTokenOrder) {
+  for_each_instruction_set([] {
+    for_each_row(&Backend::embedding, [](const EmbeddingKernel& row) {
+      expect_token_order(row, 500, 70);
+      expect_token_order(row, 500, 500);  // several threads' columns
+      for (int64_t channels : short_lengths()) expect_token_order(row, 40, channels);
+    });
   });
 }
 

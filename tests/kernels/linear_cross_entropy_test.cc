@@ -1,6 +1,8 @@
 #include "kernels/linear_cross_entropy.h"
 
 #include <algorithm>
+#include <cmath>
+#include <functional>
 
 #include "tests/kernels/instruction_sets.h"
 #include "tests/kernels/reference.h"
@@ -120,6 +122,7 @@ TEST(LinearCrossEntropy, EveryInstructionSet) {
   for_each_instruction_set([] {
     for_each_row(&Backend::linear_cross_entropy, [](const LinearCrossEntropyKernel& row) {
       expect_row(row, {19, 16, 101, 5}, 2);
+      for (int64_t vocabulary : short_lengths()) expect_row(row, {5, 3, vocabulary, 0}, 1);
     });
   });
 }
@@ -175,16 +178,61 @@ TEST(LinearCrossEntropy, LargeLogits) {
   });
 }
 
-TEST(LinearCrossEntropy, NanIsNotHidden) {
-  for_each_row(&Backend::linear_cross_entropy, [](const LinearCrossEntropyKernel& row) {
-    Rig rig(1);
-    const Tensor x = random(row.dtype, {1, 4}, 1), w = random(row.dtype, {90, 4}, 2);
-    set(w.view().rows(17, 1), [](int64_t) { return std::nan(""); });
-    const Tensor loss(accumulator(row.dtype), {1});
-    rig.run([&](const Context& ctx) {
-      row.run(ctx, {.x = x, .weight = w, .labels = integers({0}), .row_loss = loss});
+// Over thousands of logits, with the largest first, last, and ever larger.
+TEST(LinearCrossEntropy, TheLargestLogitMayStandAnywhere) {
+  for_each_instruction_set([] {
+    for_each_row(&Backend::linear_cross_entropy, [](const LinearCrossEntropyKernel& row) {
+      constexpr int64_t kVocabulary = 5003;
+      const Tensor x = filled(row.dtype, {1, 1}, 1.0), w(row.dtype, {kVocabulary, 1});
+      const Tensor loss(accumulator(row.dtype), {1}), dx(row.dtype, {1, 1});
+      const Tensor dweight(accumulator(row.dtype), {kVocabulary, 1});
+      const std::vector<std::function<double(int64_t)>> shapes{
+          [](int64_t i) { return i == 0 ? 50.0 : -1.0; },
+          [](int64_t i) { return i == kVocabulary - 1 ? 50.0 : -1.0; },
+          [](int64_t i) { return static_cast<double>(i) / 32; },
+          [](int64_t i) { return static_cast<double>(-i) / 32; }};
+      for (const auto& shape : shapes) {
+        set(w, shape);
+        set(dweight, [](int64_t) { return 0.0; });
+        const std::vector<double> logits = values(w);
+        const double max = *std::max_element(logits.begin(), logits.end());
+        double sum = 0;
+        for (double v : logits) sum += std::exp(v - max);
+        Rig(1).run([&](const Context& ctx) {
+          row.run(ctx, {.x = x,
+                        .weight = w,
+                        .labels = integers({7}),
+                        .row_loss = loss,
+                        .with_gradients = true,
+                        .dx = dx,
+                        .dweight = dweight});
+        });
+        const double expected = max + std::log(sum) - logits[7];
+        EXPECT_NEAR(values(loss)[0], expected, 64 * epsilon(DType::kF32) * (1 + expected));
+        std::vector<double> gradient;
+        for (double v : logits) gradient.push_back(std::exp(v - max) / sum);
+        gradient[7] -= 1;
+        expect_near(dweight, gradient, 64 * epsilon(DType::kF32) + epsilon(row.dtype), "dweight");
+      }
     });
-    EXPECT_TRUE(std::isnan(values(loss)[0]));
+  });
+}
+
+TEST(LinearCrossEntropy, NanIsNotHidden) {
+  for_each_instruction_set([] {
+    for_each_row(&Backend::linear_cross_entropy, [](const LinearCrossEntropyKernel& row) {
+      for (int64_t vocabulary : {17, 90, 5000}) {
+        for (int64_t at : {int64_t{0}, vocabulary / 2, vocabulary - 1}) {
+          const Tensor x = random(row.dtype, {1, 4}, 1), w = random(row.dtype, {vocabulary, 4}, 2);
+          set(w.view().rows(at, 1), [](int64_t) { return std::nan(""); });
+          const Tensor loss(accumulator(row.dtype), {1});
+          Rig(1).run([&](const Context& ctx) {
+            row.run(ctx, {.x = x, .weight = w, .labels = integers({3}), .row_loss = loss});
+          });
+          EXPECT_TRUE(std::isnan(values(loss)[0])) << at << " of " << vocabulary;
+        }
+      }
+    });
   });
 }
 

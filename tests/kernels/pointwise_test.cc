@@ -1,5 +1,9 @@
 #include "kernels/pointwise.h"
 
+#include <bit>
+#include <limits>
+
+#include "tests/kernels/instruction_sets.h"
 #include "tests/kernels/reference.h"
 
 namespace longhaul::kernels::testing {
@@ -7,18 +11,26 @@ namespace {
 
 constexpr DType kFloats[] = {DType::kBF16, DType::kF32, DType::kF64};
 
-// f(row) for every backend's one row.
+// f(row) for every backend's one row, on every instruction set.
 template <class F>
 void for_each_pointwise(F f) {
   int tested = 0;
-  for (const Backend* backend : {&cpu_backend(), &cuda_backend()}) {
-    for (const PointwiseKernel& row : backend->pointwise) {
-      SCOPED_TRACE(std::string(row.name));
-      f(row);
-      ++tested;
+  for_each_instruction_set([&] {
+    for (const Backend* backend : {&cpu_backend(), &cuda_backend()}) {
+      for (const PointwiseKernel& row : backend->pointwise) {
+        SCOPED_TRACE(std::string(row.name));
+        f(row);
+        ++tested;
+      }
     }
-  }
+  });
   EXPECT_GT(tested, 0);
+}
+
+std::vector<int64_t> lengths(std::vector<int64_t> long_ones) {
+  const std::vector<int64_t> short_ones = short_lengths();
+  long_ones.insert(long_ones.end(), short_ones.begin(), short_ones.end());
+  return long_ones;
 }
 
 TEST(Pointwise, FillZero) {
@@ -31,19 +43,73 @@ TEST(Pointwise, FillZero) {
   });
 }
 
+template <class Operand>
+void expect_copy(const PointwiseKernel& row, DType from, DType to, const Shape& shape) {
+  SCOPED_TRACE(shape.to_string());
+  Operand x(from, shape), y(to, shape);
+  fill_random(x, 1);
+  Rig(2).run([&](const Context& ctx) { row.copy(ctx, x, y); });
+  // Rounding the exact value once; widening changes nothing.
+  const std::vector<double> exact = values(x);
+  const Tensor expected(to, shape);
+  set(expected, [&](int64_t i) { return exact[static_cast<size_t>(i)]; });
+  EXPECT_EQ(values(y), values(expected));
+  if constexpr (std::is_same_v<Operand, Gapped>) {
+    EXPECT_TRUE(y.gaps_intact());
+  }
+}
+
 TEST(Pointwise, CopyConvertsAnyPair) {
   for_each_pointwise([](const PointwiseKernel& row) {
     for (DType from : kFloats) {
       for (DType to : kFloats) {
-        Gapped x(from, {37, 3, 20}), y(to, {37, 3, 20});
-        fill_random(x, 1);
-        Rig(2).run([&](const Context& ctx) { row.copy(ctx, x, y); });
-        // Rounding the exact value once; widening changes nothing.
-        const std::vector<double> exact = values(x);
-        const Tensor expected(to, {37, 3, 20});
-        set(expected, [&](int64_t i) { return exact[static_cast<size_t>(i)]; });
-        EXPECT_EQ(values(y), values(expected));
-        EXPECT_TRUE(y.gaps_intact());
+        expect_copy<Gapped>(row, from, to, {37, 3, 20});
+        expect_copy<Tensor>(row, from, to, {3, 20011});
+        for (int64_t n : short_lengths()) expect_copy<Gapped>(row, from, to, {2, n});
+      }
+    }
+  });
+}
+
+// Every f32 whose upper half is one of a few patterns, and whose lower half is at, next to or far
+// from the tie; the expected value is found among the two neighbours by distance.
+TEST(Pointwise, RoundsToNearestEven) {
+  std::vector<float> inputs;
+  for (uint32_t upper : {0x0000u, 0x0001u, 0x007fu, 0x3f80u, 0x3f81u, 0x7f7eu, 0x8000u, 0xbf81u}) {
+    for (uint32_t lower : {0x0000u, 0x0001u, 0x7fffu, 0x8000u, 0x8001u, 0xffffu}) {
+      inputs.push_back(std::bit_cast<float>(upper << 16 | lower));
+    }
+  }
+  const float infinity = std::numeric_limits<float>::infinity();
+  for (float special : {infinity, -infinity, std::numeric_limits<float>::max(),
+                        std::numeric_limits<float>::quiet_NaN(), std::bit_cast<float>(0x7f800001u),
+                        std::bit_cast<float>(0xff80ffffu)}) {
+    inputs.push_back(special);
+  }
+  const auto expected = [](float value) -> float {
+    const uint32_t bits = std::bit_cast<uint32_t>(value) & 0xffff0000u;
+    const float toward_zero = std::bit_cast<float>(bits);
+    const float away = std::bit_cast<float>(bits + 0x10000u);
+    if (!std::isfinite(value)) return value;
+    // Beyond the largest number, the next one stands for infinity.
+    const double exact = value, low = toward_zero;
+    const double high =
+        std::isfinite(away) ? static_cast<double>(away) : std::copysign(0x1p128, exact);
+    const double to_low = std::abs(exact - low), to_high = std::abs(high - exact);
+    if (to_low != to_high) return to_low < to_high ? toward_zero : away;
+    return (bits & 0x10000u) == 0 ? toward_zero : away;
+  };
+  const auto n = static_cast<int64_t>(inputs.size());
+  for_each_pointwise([&](const PointwiseKernel& row) {
+    const Tensor x(DType::kF32, {n}), y(DType::kBF16, {n});
+    std::copy(inputs.begin(), inputs.end(), x.span<float>().begin());
+    Rig(1).run([&](const Context& ctx) { row.copy(ctx, x, y); });
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      const float got = y.span<bf16>()[i], want = expected(inputs[i]);
+      if (std::isnan(want)) {
+        EXPECT_TRUE(std::isnan(got)) << i;
+      } else {
+        EXPECT_EQ(std::bit_cast<uint32_t>(got), std::bit_cast<uint32_t>(want)) << i;
       }
     }
   });
@@ -51,26 +117,28 @@ TEST(Pointwise, CopyConvertsAnyPair) {
 
 TEST(Pointwise, AddToAndAdd) {
   for_each_pointwise([](const PointwiseKernel& row) {
-    for (DType to : kFloats) {
-      for (DType from : kFloats) {
-        const Tensor x = random(from, {40000}, 1), y = random(to, {40000}, 2);
-        std::vector<double> expected = values(y);
-        const std::vector<double> added = values(x);
+    for (int64_t n : lengths({40000})) {
+      for (DType to : kFloats) {
+        for (DType from : kFloats) {
+          const Tensor x = random(from, {n}, 1), y = random(to, {n}, 2);
+          std::vector<double> expected = values(y);
+          const std::vector<double> added = values(x);
+          for (size_t i = 0; i < expected.size(); ++i) expected[i] += added[i];
+          Rig(3).run([&](const Context& ctx) {
+            // Rows run also where the doors would only measure; adding twice would show.
+            if (!ctx.measuring()) row.add_to(ctx, x, y);
+          });
+          expect_near(y, expected, epsilon(to), "add_to");
+        }
+        const Tensor x = random(to, {n}, 3), y = random(to, {n}, 4);
+        std::vector<double> expected = values(x);
+        const std::vector<double> added = values(y);
         for (size_t i = 0; i < expected.size(); ++i) expected[i] += added[i];
-        Rig(3).run([&](const Context& ctx) {
-          // Rows run also where the doors would only measure; adding twice would show.
-          if (!ctx.measuring()) row.add_to(ctx, x, y);
+        Rig(2).run([&](const Context& ctx) {
+          if (!ctx.measuring()) row.add(ctx, x, y, x);  // in place
         });
-        expect_near(y, expected, epsilon(to), "add_to");
+        expect_near(x, expected, epsilon(to), "add");
       }
-      const Tensor x = random(to, {1000}, 3), y = random(to, {1000}, 4);
-      std::vector<double> expected = values(x);
-      const std::vector<double> added = values(y);
-      for (size_t i = 0; i < expected.size(); ++i) expected[i] += added[i];
-      Rig(2).run([&](const Context& ctx) {
-        if (!ctx.measuring()) row.add(ctx, x, y, x);  // in place
-      });
-      expect_near(x, expected, epsilon(to), "add");
     }
   });
 }
@@ -78,7 +146,7 @@ TEST(Pointwise, AddToAndAdd) {
 TEST(Pointwise, SumsDoNotDependOnThreads) {
   for_each_pointwise([](const PointwiseKernel& row) {
     for (DType dtype : kFloats) {
-      for (int64_t n : {1, 63, 100003}) {
+      for (int64_t n : lengths({63, 100003})) {
         const Tensor x = random(dtype, {n}, 1);
         double squares = 0, plain = 0;
         for (double v : values(x)) {
@@ -93,7 +161,7 @@ TEST(Pointwise, SumsDoNotDependOnThreads) {
           });
         }
         EXPECT_NEAR(got_squares[0], squares, 1e-12 * squares);
-        EXPECT_NEAR(got_sums[0], plain, 1e-12 * squares);
+        EXPECT_NEAR(got_sums[0], plain, 1e-12 * squares + 1e-15);
         EXPECT_THAT(got_squares, ::testing::Each(got_squares[0]));
         EXPECT_THAT(got_sums, ::testing::Each(got_sums[0]));
       }
@@ -101,25 +169,47 @@ TEST(Pointwise, SumsDoNotDependOnThreads) {
   });
 }
 
+// The order depends on the length alone: not on the vectors' length either.
+TEST(Pointwise, SumsDoNotDependOnTheInstructionSet) {
+  for (DType dtype : kFloats) {
+    const Tensor x = random(dtype, {100003}, 1);
+    std::vector<double> sums;
+    for_each_pointwise([&](const PointwiseKernel& row) {
+      Rig(2).run([&](const Context& ctx) { sums.push_back(row.sum(ctx, x)); });
+    });
+    EXPECT_THAT(sums, ::testing::Each(sums[0]));
+  }
+}
+
 TEST(Pointwise, FindsTheFirstNonFinite) {
   for_each_pointwise([](const PointwiseKernel& row) {
     for (DType dtype : kFloats) {
-      const Tensor x = random(dtype, {50021}, 1);
-      const auto find = [&] {
+      const auto find = [&](const Tensor& x) {
         int64_t index = -2;
         Rig(3).run([&](const Context& ctx) { index = row.find_non_finite(ctx, x); });
         return index;
       };
-      EXPECT_EQ(find(), -1);
-      const auto put = [&](int64_t at, double value) {
+      const auto put = [](const Tensor& x, int64_t at, double value) {
         set(x.view().rows(at, 1), [=](int64_t) { return value; });
       };
-      put(50020, std::nan(""));
-      EXPECT_EQ(find(), 50020);
-      put(31234, -std::numeric_limits<double>::infinity());
-      EXPECT_EQ(find(), 31234);
-      put(0, std::nan(""));
-      EXPECT_EQ(find(), 0);
+      const Tensor x = random(dtype, {50021}, 1);
+      EXPECT_EQ(find(x), -1);
+      put(x, 50020, std::nan(""));
+      EXPECT_EQ(find(x), 50020);
+      put(x, 31234, -std::numeric_limits<double>::infinity());
+      EXPECT_EQ(find(x), 31234);
+      put(x, 0, std::nan(""));
+      EXPECT_EQ(find(x), 0);
+      for (int64_t n : short_lengths()) {
+        const Tensor y = random(dtype, {n}, 2);
+        // The largest numbers are finite, and so is their sum's search.
+        set(y, [&](int64_t i) {
+          return (i % 2 == 0 ? 1 : -1) * (dtype == DType::kF64 ? 1e308 : 3e38);
+        });
+        EXPECT_EQ(find(y), -1) << n;
+        put(y, n - 1, std::numeric_limits<double>::infinity());
+        EXPECT_EQ(find(y), n - 1);
+      }
     }
   });
 }

@@ -7,6 +7,7 @@
 #include <functional>
 #include <iostream>
 #include <limits>
+#include <numeric>
 #include <span>
 #include <string>
 #include <vector>
@@ -177,6 +178,13 @@ inline void expect_near(const ConstTensorView& actual, const std::vector<double>
   for (double& v : finite) v = std::isfinite(v) ? v : 0.0;
   const double error = norm(difference), bound = tolerance * (norm(finite) + terms);
   EXPECT_TRUE(error <= bound) << what << ": error " << error << " > " << bound;
+}
+
+// 1 .. 33: every length of a last, shorter vector, and of rows shorter than one.
+inline std::vector<int64_t> short_lengths() {
+  std::vector<int64_t> lengths(33);
+  std::iota(lengths.begin(), lengths.end(), 1);
+  return lengths;
 }
 
 inline bool same_bits(const ConstTensorView& a, const ConstTensorView& b) {

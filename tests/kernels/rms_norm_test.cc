@@ -1,5 +1,6 @@
 #include "kernels/rms_norm.h"
 
+#include "tests/kernels/instruction_sets.h"
 #include "tests/kernels/reference.h"
 
 namespace longhaul::kernels::testing {
@@ -36,43 +37,49 @@ Truth truth(const std::vector<double>& x, const std::vector<double>& w,
   return t;
 }
 
+void expect_row(const RmsNormKernel& row, int64_t rows, int64_t channels, int threads) {
+  SCOPED_TRACE(std::to_string(rows) + "x" + std::to_string(channels));
+  const DType acc = accumulator(row.dtype);
+  Rig rig(threads);
+  Gapped x(row.dtype, {rows, channels}), y(row.dtype, {rows, channels});
+  Gapped dy(row.dtype, {rows, channels}), dx(row.dtype, {rows, channels});
+  fill_random(x, 1);
+  fill_random(dy, 3);
+  fill_random(dx, 4);
+  const Tensor weight = random(row.dtype, {channels}, 2), rstd = poisoned(acc, {rows});
+  const Tensor dweight = random(acc, {channels}, 5);
+  const Truth t = truth(values(x), values(weight), values(dy), static_cast<size_t>(rows),
+                        static_cast<size_t>(channels));
+  std::vector<double> expected_dx = values(dx), expected_dweight = values(dweight);
+  for (size_t i = 0; i < expected_dx.size(); ++i) expected_dx[i] += t.dx[i];
+  for (size_t i = 0; i < expected_dweight.size(); ++i) expected_dweight[i] += t.dweight[i];
+  rig.run([&](const Context& ctx) {
+    row.forward(ctx, {.x = x, .weight = weight, .eps = kEps, .y = y, .rstd = rstd});
+    row.backward(ctx,
+                 {.dy = dy, .x = x, .weight = weight, .rstd = rstd, .dx = dx, .dweight = dweight});
+  });
+  // Sums of up to 1000 terms in the accumulator, and one rounding of the result.
+  const double tolerance = 32 * epsilon(acc);
+  expect_near(y, t.y, tolerance + epsilon(row.dtype), "y");
+  expect_near(rstd, t.rstd, tolerance, "rstd");
+  // One channel normalises to a sign, so its gradient cancels.
+  expect_near(dx, expected_dx, tolerance + epsilon(row.dtype), "dx",
+              channels == 1 ? norm(values(dy)) / norm(values(x)) : 0.0);
+  expect_near(dweight, expected_dweight, tolerance, "dweight");
+  EXPECT_TRUE(y.gaps_intact() && dx.gaps_intact());
+}
+
 TEST(RmsNorm, ForwardAndBackward) {
-  for_each_row(&Backend::rms_norm, [](const RmsNormKernel& row) {
-    const DType acc = accumulator(row.dtype);
-    for (const auto& [rows, channels] :
-         std::vector<std::pair<int64_t, int64_t>>{{0, 8}, {1, 1}, {3, 17}, {130, 64}, {1, 1000}}) {
+  for_each_instruction_set([] {
+    for_each_row(&Backend::rms_norm, [](const RmsNormKernel& row) {
       for (int threads : {1, 3}) {
-        SCOPED_TRACE(std::to_string(rows) + "x" + std::to_string(channels));
-        Rig rig(threads);
-        Gapped x(row.dtype, {rows, channels}), y(row.dtype, {rows, channels});
-        Gapped dy(row.dtype, {rows, channels}), dx(row.dtype, {rows, channels});
-        fill_random(x, 1);
-        fill_random(dy, 3);
-        fill_random(dx, 4);
-        const Tensor weight = random(row.dtype, {channels}, 2), rstd = poisoned(acc, {rows});
-        const Tensor dweight = random(acc, {channels}, 5);
-        const Truth t = truth(values(x), values(weight), values(dy), static_cast<size_t>(rows),
-                              static_cast<size_t>(channels));
-        std::vector<double> expected_dx = values(dx), expected_dweight = values(dweight);
-        for (size_t i = 0; i < expected_dx.size(); ++i) expected_dx[i] += t.dx[i];
-        for (size_t i = 0; i < expected_dweight.size(); ++i) expected_dweight[i] += t.dweight[i];
-        rig.run([&](const Context& ctx) {
-          row.forward(ctx, {.x = x, .weight = weight, .eps = kEps, .y = y, .rstd = rstd});
-          row.backward(
-              ctx,
-              {.dy = dy, .x = x, .weight = weight, .rstd = rstd, .dx = dx, .dweight = dweight});
-        });
-        // Sums of up to 1000 terms in the accumulator, and one rounding of the result.
-        const double tolerance = 32 * epsilon(acc);
-        expect_near(y, t.y, tolerance + epsilon(row.dtype), "y");
-        expect_near(rstd, t.rstd, tolerance, "rstd");
-        // One channel normalises to a sign, so its gradient cancels.
-        expect_near(dx, expected_dx, tolerance + epsilon(row.dtype), "dx",
-                    channels == 1 ? norm(values(dy)) / norm(values(x)) : 0.0);
-        expect_near(dweight, expected_dweight, tolerance, "dweight");
-        EXPECT_TRUE(y.gaps_intact() && dx.gaps_intact());
+        for (const auto& [rows, channels] : std::vector<std::pair<int64_t, int64_t>>{
+                 {0, 8}, {1, 1}, {3, 17}, {130, 64}, {1, 1000}, {5000, 5}}) {
+          expect_row(row, rows, channels, threads);
+        }
       }
-    }
+      for (int64_t channels : short_lengths()) expect_row(row, 2, channels, 1);
+    });
   });
 }
 
@@ -114,30 +121,29 @@ TEST(RmsNorm, FiniteDifferences) {
   });
 }
 
-TEST(RmsNorm, RerunsAreBitIdentical) {
-  for_each_row(&Backend::rms_norm, [](const RmsNormKernel& row) {
-    const DType acc = accumulator(row.dtype);
-    for (int threads : {1, 3}) {
-      Rig rig(threads);
-      const Shape shape{333, 40};
+TEST(RmsNorm, WeightGradientsDoNotDependOnThreads) {
+  for_each_instruction_set([] {
+    for_each_row(&Backend::rms_norm, [](const RmsNormKernel& row) {
+      const DType acc = accumulator(row.dtype);
+      const Shape shape{3333, 40};
       const Tensor dy = random(row.dtype, shape, 1), x = random(row.dtype, shape, 2);
-      const Tensor weight = random(row.dtype, {40}, 3), rstd = filled(acc, {333}, 0.7);
+      const Tensor weight = random(row.dtype, {40}, 3), rstd = filled(acc, {3333}, 0.7);
       Tensor first;
-      for (int rerun = 0; rerun < 4; ++rerun) {
+      for (int threads : {1, 3, 3, 4}) {
         const Tensor dx(row.dtype, shape);
         Tensor dweight(acc, {40});
-        rig.run([&](const Context& ctx) {
+        Rig(threads).run([&](const Context& ctx) {
           row.backward(
               ctx,
               {.dy = dy, .x = x, .weight = weight, .rstd = rstd, .dx = dx, .dweight = dweight});
         });
-        if (rerun == 0) {
+        if (threads == 1) {
           first = std::move(dweight);
         } else {
           EXPECT_TRUE(same_bits(first, dweight));
         }
       }
-    }
+    });
   });
 }
 

@@ -3,6 +3,7 @@
 #include <complex>
 #include <numbers>
 
+#include "tests/kernels/instruction_sets.h"
 #include "tests/kernels/reference.h"
 
 namespace longhaul::kernels::testing {
@@ -31,6 +32,25 @@ TEST(Rope, TableIsExactFarOut) {
                   bound + epsilon(DType::kF32));
       EXPECT_NEAR(sin32.span<float>()[t * 32 + d], static_cast<double>(std::sin(a)),
                   bound + epsilon(DType::kF32));
+    }
+  }
+}
+
+// Runs of positions, as a rank with stripes or packed documents has them.
+TEST(Rope, TableOfAnyOrderOfPositions) {
+  std::vector<int64_t> positions;
+  for (int64_t t = 0; t < 700; ++t) positions.push_back(3 * t);
+  for (int64_t t = 700; t-- > 0;) positions.push_back(1'000'000 + 255 * t);
+  for (int64_t t = 0; t < 300; ++t) positions.push_back(t);
+  const auto count = static_cast<int64_t>(positions.size());
+  const Tensor cos(DType::kF64, {count, 3}), sin(DType::kF64, {count, 3});
+  rope_table({}, positions, 6, cos, sin);
+  for (size_t t = 0; t < positions.size(); ++t) {
+    for (size_t d = 0; d < 3; ++d) {
+      const long double a = angle(positions[t], static_cast<int64_t>(d), 6, 10000.0L);
+      const double bound = 4e-16 * static_cast<double>(positions[t]) + 1e-15;
+      ASSERT_NEAR(cos.span<double>()[t * 3 + d], static_cast<double>(std::cos(a)), bound);
+      ASSERT_NEAR(sin.span<double>()[t * 3 + d], static_cast<double>(std::sin(a)), bound);
     }
   }
 }
@@ -68,40 +88,47 @@ TEST(Rope, Llama3Scaling) {
 }
 
 // A pair (x[d], x[d + D/2]) is a complex number, turned by the angle.
-TEST(Rope, RotatesPairs) {
-  for_each_row(&Backend::rope, [](const RopeKernel& row) {
-    const DType acc = accumulator(row.dtype);
-    for (const auto& [count, heads, dim] :
-         std::vector<std::tuple<int64_t, int64_t, int64_t>>{{0, 2, 8}, {1, 1, 2}, {75, 3, 40}}) {
-      for (bool inverse : {false, true}) {
-        Rig rig(3);
-        std::vector<int64_t> positions;
-        for (int64_t t = 0; t < count; ++t) positions.push_back(t * t);
-        const Tensor cos(acc, {count, dim / 2}), sin(acc, {count, dim / 2});
-        rope_table({}, positions, dim, cos, sin);
-        Gapped x(row.dtype, {count, heads, dim});
-        fill_random(x, 1);
-        std::vector<double> expected = values(x);
-        for (int64_t t = 0; t < count; ++t) {
-          for (int64_t h = 0; h < heads; ++h) {
-            for (int64_t d = 0; d < dim / 2; ++d) {
-              const auto a = static_cast<size_t>((t * heads + h) * dim + d);
-              const auto b = a + static_cast<size_t>(dim / 2);
-              const auto turn = static_cast<double>(angle(t * t, d, dim, 10000.0L));
-              const std::complex<double> z =
-                  std::complex(expected[a], expected[b]) * std::polar(1.0, inverse ? -turn : turn);
-              expected[a] = z.real();
-              expected[b] = z.imag();
-            }
-          }
-        }
-        rig.run([&](const Context& ctx) {
-          row.run(ctx, {.cos = cos, .sin = sin, .inverse = inverse, .x = x});
-        });
-        expect_near(x, expected, 4 * epsilon(acc) + epsilon(row.dtype) + 1e-12, "x");
-        EXPECT_TRUE(x.gaps_intact());
+void expect_rotated(const RopeKernel& row, int64_t count, int64_t heads, int64_t dim,
+                    bool inverse) {
+  SCOPED_TRACE(::testing::Message() << count << " x " << heads << " x " << dim);
+  const DType acc = accumulator(row.dtype);
+  Rig rig(3);
+  std::vector<int64_t> positions;
+  for (int64_t t = 0; t < count; ++t) positions.push_back(t * t);
+  const Tensor cos(acc, {count, dim / 2}), sin(acc, {count, dim / 2});
+  rope_table({}, positions, dim, cos, sin);
+  Gapped x(row.dtype, {count, heads, dim});
+  fill_random(x, 1);
+  std::vector<double> expected = values(x);
+  for (int64_t t = 0; t < count; ++t) {
+    for (int64_t h = 0; h < heads; ++h) {
+      for (int64_t d = 0; d < dim / 2; ++d) {
+        const auto a = static_cast<size_t>((t * heads + h) * dim + d);
+        const auto b = a + static_cast<size_t>(dim / 2);
+        const auto turn = static_cast<double>(angle(t * t, d, dim, 10000.0L));
+        const std::complex<double> z =
+            std::complex(expected[a], expected[b]) * std::polar(1.0, inverse ? -turn : turn);
+        expected[a] = z.real();
+        expected[b] = z.imag();
       }
     }
+  }
+  rig.run([&](const Context& ctx) {
+    row.run(ctx, {.cos = cos, .sin = sin, .inverse = inverse, .x = x});
+  });
+  expect_near(x, expected, 4 * epsilon(acc) + epsilon(row.dtype) + 1e-12, "x");
+  EXPECT_TRUE(x.gaps_intact());
+}
+
+TEST(Rope, RotatesPairs) {
+  for_each_instruction_set([] {
+    for_each_row(&Backend::rope, [](const RopeKernel& row) {
+      for (bool inverse : {false, true}) {
+        expect_rotated(row, 0, 2, 8, inverse);
+        expect_rotated(row, 75, 3, 40, inverse);
+        for (int64_t half : short_lengths()) expect_rotated(row, 3, 2, 2 * half, inverse);
+      }
+    });
   });
 }
 
