@@ -69,6 +69,7 @@ HWY_EXPORT(add_columns_f64);
 namespace {
 
 constexpr int64_t kElementsPerTask = 16384;
+constexpr int64_t kLine = 64;             // bytes of a cache line
 constexpr int64_t kColumnsPerTask = 128;  // at least: short pieces of rows waste memory speed
 constexpr int64_t kElementsPerPoll = 1'000'000;  // about a millisecond
 
@@ -95,6 +96,10 @@ void forward(const Context& ctx, const EmbeddingForward& args) {
   ctx.parallel_for(
       count, std::max<int64_t>(1, kElementsPerTask / channels), [&](int64_t begin, int64_t end) {
         for (int64_t t = begin; t < end; ++t) {
+          // The next row is anywhere in the table: ask for it before this one is copied.
+          const T* next = table + tokens[std::min(t + 1, end - 1)] * table_stride;
+          for (int64_t c = 0; c < channels; c += kLine / int64_t{sizeof(T)})
+            hwy::Prefetch(next + c);
           std::copy_n(table + tokens[t] * table_stride, channels, out + t * out_stride);
         }
       });
