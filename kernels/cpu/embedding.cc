@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "hwy/cache_control.h"
+#include "kernels/cpu/embedding_columns.h"
 #include "kernels/cpu/tables.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -11,24 +12,6 @@
 #include "hwy/foreach_target.h"
 //
 #include "kernels/cpu/vector-inl.h"
-
-#ifndef LONGHAUL_KERNELS_CPU_EMBEDDING_COLUMNS_
-#define LONGHAUL_KERNELS_CPU_EMBEDDING_COLUMNS_
-namespace longhaul::kernels::cpu {
-
-// `columns` columns of `count` tokens' gradients, to be added to their rows of the table.
-template <class T>
-struct EmbeddingColumns {
-  const int32_t* tokens;
-  int64_t count, columns;
-  const T* dout;
-  int64_t dout_stride;
-  Accumulator<T>* dtable;
-  int64_t dtable_stride;
-};
-
-}  // namespace longhaul::kernels::cpu
-#endif
 
 HWY_BEFORE_NAMESPACE();
 namespace longhaul::kernels::cpu::HWY_NAMESPACE {

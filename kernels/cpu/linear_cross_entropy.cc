@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/cpu/softmax_rows.h"
 #include "kernels/cpu/tables.h"
 #include "kernels/gemm.h"
 
@@ -14,20 +15,6 @@
 #include "hwy/foreach_target.h"
 //
 #include "kernels/cpu/vector-inl.h"
-
-#ifndef LONGHAUL_KERNELS_CPU_SOFTMAX_ROWS_
-#define LONGHAUL_KERNELS_CPU_SOFTMAX_ROWS_
-namespace longhaul::kernels::cpu {
-
-template <class T>
-struct SoftmaxRows {
-  Accumulator<T> (*log_sum_exp)(const Accumulator<T>* logits, int64_t n);
-  void (*softmax)(const Accumulator<T>* logits, int64_t n, Accumulator<T> lse,
-                  Accumulator<T> factor, T* gradient);
-};
-
-}  // namespace longhaul::kernels::cpu
-#endif
 
 HWY_BEFORE_NAMESPACE();
 namespace longhaul::kernels::cpu::HWY_NAMESPACE {

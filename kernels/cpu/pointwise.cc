@@ -6,6 +6,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "kernels/cpu/pointwise_rows.h"
 #include "kernels/cpu/tables.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -13,29 +14,6 @@
 #include "hwy/foreach_target.h"
 //
 #include "kernels/cpu/vector-inl.h"
-
-#ifndef LONGHAUL_KERNELS_CPU_POINTWISE_ROWS_
-#define LONGHAUL_KERNELS_CPU_POINTWISE_ROWS_
-namespace longhaul::kernels::cpu {
-
-constexpr size_t kFloatTypes = 3;
-static_assert(static_cast<size_t>(DType::kBF16) == 0 && static_cast<size_t>(DType::kF32) == 1 &&
-              static_cast<size_t>(DType::kF64) == 2);
-
-// Functions on n elements in a row, by dtype; of pairs, the source's comes first.
-struct PointwiseRows {
-  using Convert = void (*)(const std::byte* x, std::byte* y, int64_t n);
-  using Add = void (*)(const std::byte* x, const std::byte* y, std::byte* z, int64_t n);
-  using Sum = double (*)(const std::byte* x, int64_t n);
-  using Find = int64_t (*)(const std::byte* x, int64_t n);
-  std::array<std::array<Convert, kFloatTypes>, kFloatTypes> copy, add_to;
-  std::array<Add, kFloatTypes> add;
-  std::array<Sum, kFloatTypes> sum, sum_of_squares;
-  std::array<Find, kFloatTypes> find_non_finite;
-};
-
-}  // namespace longhaul::kernels::cpu
-#endif
 
 HWY_BEFORE_NAMESPACE();
 namespace longhaul::kernels::cpu::HWY_NAMESPACE {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/cpu/rms_norm_rows.h"
 #include "kernels/cpu/tables.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -10,25 +11,6 @@
 #include "hwy/foreach_target.h"
 //
 #include "kernels/cpu/vector-inl.h"
-
-#ifndef LONGHAUL_KERNELS_CPU_RMS_NORM_ROWS_
-#define LONGHAUL_KERNELS_CPU_RMS_NORM_ROWS_
-namespace longhaul::kernels::cpu {
-
-// Functions on one row of n channels.
-template <class T>
-struct RmsNormRows {
-  // y = x * r * weight; returns r = 1 / sqrt(mean(x^2) + eps).
-  Accumulator<T> (*forward)(const T* x, const T* weight, double eps, int64_t n, T* y);
-  // With g = dy * weight and x^ = x * r:  dx += r * (g - x^ * mean(g * x^)),  dweight += dy * x^.
-  void (*backward)(const T* dy, const T* x, const T* weight, Accumulator<T> r, int64_t n, T* dx,
-                   Accumulator<T>* dweight);
-  // to += from
-  void (*add)(const Accumulator<T>* from, int64_t n, Accumulator<T>* to);
-};
-
-}  // namespace longhaul::kernels::cpu
-#endif
 
 HWY_BEFORE_NAMESPACE();
 namespace longhaul::kernels::cpu::HWY_NAMESPACE {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "kernels/cpu/rope_token.h"
 #include "kernels/cpu/tables.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -9,22 +10,6 @@
 #include "hwy/foreach_target.h"
 //
 #include "kernels/cpu/vector-inl.h"
-
-#ifndef LONGHAUL_KERNELS_CPU_ROPE_TOKEN_
-#define LONGHAUL_KERNELS_CPU_ROPE_TOKEN_
-namespace longhaul::kernels::cpu {
-
-// The heads of one token, `stride` apart, of 2 * half elements each.
-template <class T>
-struct RopeToken {
-  const Accumulator<T>*cos, *sin;  // [half]
-  Accumulator<T> sign;             // of sin
-  int64_t half, heads, stride;
-  T* x;
-};
-
-}  // namespace longhaul::kernels::cpu
-#endif
 
 HWY_BEFORE_NAMESPACE();
 namespace longhaul::kernels::cpu::HWY_NAMESPACE {
