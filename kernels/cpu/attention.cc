@@ -99,6 +99,7 @@ constexpr AttentionKernel pairs_row() {
   kernel.available = has_bf16_products;
   kernel.supports = even_dim;
   kernel.forward = attention_forward_pairs;
+  kernel.backward = attention_backward_pairs;
   return kernel;
 }
 

@@ -26,84 +26,131 @@
 HWY_BEFORE_NAMESPACE();
 namespace longhaul::kernels::cpu::HWY_NAMESPACE {
 
-// `rows` queries against one panel of keys.
+// Queries [0, rows) of the step against one panel of keys.
 template <class A>
 struct PanelStep {
   const BackwardScratch<A>& s;
-  int64_t rows, keys;  // keys: distance of rows in p and ds
-  int64_t head_dim, value_dim;
-  A factor;  // of q.k, for scores in units of log 2
-  A scale;
-  int64_t panel;  // first key of the panel within the step
+  int64_t rows;                // a multiple of the arithmetic's depth
+  int64_t qk_depth, ov_depth;  // units of a row of q and k, and of dout and v
+  A factor;                    // of q k^T, for scores in units of log 2
+  int64_t panel;
   const Segment& segment;
   int64_t i, j;   // query 0 of the rows and key 0 of the panel, local to the segment
   int64_t valid;  // keys of the panel that exist
+
+  // For rows [r, r + count) of queries.
+  TileMask mask(int64_t r, int64_t count) const {
+    const TileMask tile = classify(segment, i + r, i + r + count, j, j + valid);
+    return tile == TileMask::kFull && valid < kPanel ? TileMask::kPartial : tile;
+  }
 };
 
-// P and dS of one tile of rows. `masked` is a constant, so that whole tiles pay nothing for it.
-template <int kRows, class A>
-HWY_INLINE void make_gradient_tile(const PanelStep<A>& t, int64_t r, int64_t x, bool masked) {
-  const VectorOf<A> d;
-  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
-  const auto seen = [&](int row, int v) HWY_ATTR {
-    // Lanes j with i + lo <= j <= i + hi.
-    const int64_t offset = t.i + r + row - t.j;
-    const int64_t first = std::clamp<int64_t>(offset + t.segment.band_lo, 0, kPanel);
-    const int64_t last = std::clamp<int64_t>(offset + t.segment.band_hi + 1, 0, kPanel);
-    return lanes_between(d, x + v * lanes, first, last);
-  };
-  A* p = t.s.p + r * t.keys + t.panel + x;
-  A* ds = t.s.ds + r * t.keys + t.panel + x;
-  Tile<kRows, VectorOf<A>> tile;
-  clear(d, tile);
-  multiply(d, t.s.q + r * t.head_dim, t.head_dim, 1, t.s.k_panels + t.panel * t.head_dim + x,
-           kPanel, t.head_dim, tile);
-  const auto factor = hn::Set(d, t.factor);
-  for_tile(tile, [&](int row, int v, auto& c) HWY_ATTR {
-    auto e = exp2(d, hn::MulSub(c, factor, hn::Set(d, t.s.lse[r + row])));
-    if (masked) e = hn::IfThenElseZero(seen(row, v), e);
-    hn::StoreU(e, d, p + row * t.keys + v * lanes);
-  });
-  clear(d, tile);
-  multiply(d, t.s.dout + r * t.value_dim, t.value_dim, 1, t.s.v_panels + t.panel * t.value_dim + x,
-           kPanel, t.value_dim, tile);
-  const auto scale = hn::Set(d, t.scale);
-  for_tile(tile, [&](int row, int v, auto& c) HWY_ATTR {
-    const auto e = hn::Mul(hn::LoadU(d, p + row * t.keys + v * lanes), scale);
-    auto g = hn::Mul(e, hn::Sub(c, hn::Set(d, t.s.delta[r + row])));
-    if (masked) g = hn::IfThenElseZero(seen(row, v), g);
-    hn::StoreU(g, d, ds + row * t.keys + v * lanes);
-  });
-}
-
-template <class A>
-void clear_gradient_tile(const PanelStep<A>& t, int64_t rows, int64_t r) {
-  for (int64_t row = r; row < r + rows; ++row) {
-    std::fill_n(t.s.p + row * t.keys + t.panel, kPanel, A(0));
-    std::fill_n(t.s.ds + row * t.keys + t.panel, kPanel, A(0));
+// Stores tile rows from row r of a panel on as units across the rows.
+template <class Arithmetic, int kRows, class A>
+HWY_INLINE void store_across(Tile<kRows, VectorOf<A>>& tile, A* panel, int64_t r, int64_t x) {
+  if constexpr (Arithmetic::kDepth == 2) {
+    const VectorOf<A> d;
+    const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+    A* to = panel + r / 2 * kPanel + x;
+    for_tile(tile, [&](int row, int v, auto& c) HWY_ATTR {
+      if (row % 2 == 0) return;
+      hn::StoreU(interleave_bf16(d, tile.v[row - 1][v], c), d, to + row / 2 * kPanel + v * lanes);
+    });
   }
 }
 
-template <class A>
-void make_gradients(const PanelStep<A>& t) {
+// P = 2^(S - lse) of one tile.
+template <class Arithmetic, bool kMasked, int kRows, class A>
+HWY_INLINE void make_probability_tile(const PanelStep<A>& t, int64_t r, int64_t x) {
   const VectorOf<A> d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  Tile<kRows, VectorOf<A>> tile;
+  clear(d, tile);
+  multiply<Arithmetic>(d, t.s.q + r * t.qk_depth, t.qk_depth, 1,
+                       t.s.k_panels + t.panel * t.qk_depth * kPanel + x, kPanel, t.qk_depth, tile);
+  const auto factor = hn::Set(d, t.factor);
+  for_tile(tile, [&](int row, int v, auto& c) HWY_ATTR {
+    c = exp2(d, hn::MulSub(c, factor, hn::Set(d, t.s.lse[r + row])));
+    if constexpr (kMasked) {
+      // Lanes j with i + lo <= j <= i + hi.
+      const int64_t offset = t.i + r + row - t.j;
+      const int64_t first = std::clamp<int64_t>(offset + t.segment.band_lo, 0, kPanel);
+      const int64_t last = std::clamp<int64_t>(offset + t.segment.band_hi + 1, 0, t.valid);
+      c = hn::IfThenElseZero(lanes_between(d, x + v * lanes, first, last), c);
+    }
+    hn::StoreU(c, d, t.s.p + (r + row) * kPanel + x + v * lanes);
+  });
+  store_across<Arithmetic>(tile, t.s.p_across, r, x);
+}
+
+// body(rows, r, mask) for tiles of rows that see a part of the panel; the rows of the others, in
+// both forms, become 0.
+template <class Arithmetic, class A, class Body>
+HWY_INLINE void for_seen_tiles(const PanelStep<A>& t, A* along, A* across, int64_t row_units,
+                               Body&& body) {
   for_row_tiles(t.rows, [&](auto rows, int64_t r) HWY_ATTR {
-    const TileMask mask = classify(t.segment, t.i + r, t.i + r + rows, t.j, t.j + t.valid);
-    if (mask == TileMask::kEmpty) return clear_gradient_tile(t, rows, r);
-    for (int64_t x = 0; x < kPanel; x += tile_columns(d)) {
-      if (mask == TileMask::kFull) {
-        make_gradient_tile<rows>(t, r, x, false);
-      } else {
-        make_gradient_tile<rows>(t, r, x, true);
-      }
+    const TileMask mask = t.mask(r, rows);
+    if (mask != TileMask::kEmpty) return body(rows, r, mask);
+    std::fill_n(along + r * row_units, rows * row_units, A(0));
+    if constexpr (Arithmetic::kDepth > 1) {
+      std::fill_n(across + r / Arithmetic::kDepth * kPanel, rows / Arithmetic::kDepth * kPanel,
+                  A(0));
     }
   });
 }
 
-// panel(c, :) += sum over rows r of left(r, c) * right(r, :): dV^T += dO^T P and dK^T += Q^T dS.
-template <class A>
-void add_columns(const A* left, int64_t columns, const A* right, int64_t right_row, int64_t rows,
-                 A* panel) {
+template <class Arithmetic, class A>
+void make_probabilities(const PanelStep<A>& t) {
+  for_seen_tiles<Arithmetic>(t, t.s.p, t.s.p_across, kPanel,
+                             [&](auto rows, int64_t r, TileMask mask) HWY_ATTR {
+                               for (int64_t x = 0; x < kPanel; x += tile_columns(VectorOf<A>())) {
+                                 if (mask == TileMask::kFull) {
+                                   make_probability_tile<Arithmetic, false, rows>(t, r, x);
+                                 } else {
+                                   make_probability_tile<Arithmetic, true, rows>(t, r, x);
+                                 }
+                               }
+                             });
+}
+
+// dS / scale = P * (dP - delta) of the panel. Where P is 0, so is dS, whatever the masked product.
+template <class Arithmetic, class A>
+void make_score_gradients(const PanelStep<A>& t) {
+  const VectorOf<A> d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  constexpr int64_t kUnits = kPanel / Arithmetic::kDepth;
+  A* ds = t.s.ds + t.panel * kQueryRows * kUnits;
+  for_seen_tiles<Arithmetic>(
+      t, ds, t.s.ds_across, kUnits, [&](auto rows, int64_t r, TileMask mask) HWY_ATTR {
+        for (int64_t x = 0; x < kPanel; x += tile_columns(d)) {
+          Tile<rows, VectorOf<A>> tile;
+          for_tile(tile,
+                   [&](int row, int, auto& c) HWY_ATTR { c = hn::Set(d, -t.s.delta[r + row]); });
+          multiply<Arithmetic>(d, t.s.dout + r * t.ov_depth, t.ov_depth, 1,
+                               t.s.v_panels + t.panel * t.ov_depth * kPanel + x, kPanel, t.ov_depth,
+                               tile);
+          for_tile(tile, [&](int row, int v, auto& c) HWY_ATTR {
+            const auto p = hn::LoadU(d, t.s.p + (r + row) * kPanel + x + v * lanes);
+            c = hn::Mul(p, c);
+            if (mask == TileMask::kPartial) c = hn::IfThenZeroElse(hn::Eq(p, hn::Zero(d)), c);
+          });
+          for_tile(tile, [&](int row, int v, auto& c) HWY_ATTR {
+            A* to = ds + (r + row) * kUnits + (x + v * lanes) / Arithmetic::kDepth;
+            if constexpr (Arithmetic::kDepth == 1) {
+              hn::StoreU(c, d, to);
+            } else if (v % 2 == 0) {
+              hn::StoreU(concatenate_bf16(d, c, tile.v[row][v + 1]), d, to);
+            }
+          });
+          store_across<Arithmetic>(tile, t.s.ds_across, r, x);
+        }
+      });
+}
+
+// panel(c, :) += sum over r < depth of left(r, c) * right(r, :): dV^T += dO^T P and
+// dK^T += Q^T dS, where left and right hold units across their rows.
+template <class Arithmetic, class A>
+void add_columns(const A* left, int64_t columns, const A* right, int64_t depth, A* panel) {
   const VectorOf<A> d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
   for (int64_t x = 0; x < kPanel; x += tile_columns(d)) {
@@ -112,34 +159,55 @@ void add_columns(const A* left, int64_t columns, const A* right, int64_t right_r
       Tile<tile_rows, VectorOf<A>> tile;
       for_tile(tile, [&](int r, int v, auto& value)
                          HWY_ATTR { value = hn::LoadU(d, out + r * kPanel + v * lanes); });
-      multiply(d, left + c, 1, columns, right + x, right_row, rows, tile);
+      multiply<Arithmetic>(d, left + c, 1, columns, right + x, kPanel, depth, tile);
       for_tile(tile, [&](int r, int v, auto& value)
                          HWY_ATTR { hn::StoreU(value, d, out + r * kPanel + v * lanes); });
     });
   }
 }
 
-// dq = dS K over keys [begin, end) of the step.
-template <class A>
-void make_dq(const BackwardScratch<A>& s, int64_t rows, int64_t keys, int64_t begin, int64_t end,
-             int64_t width) {
+// dq / scale = dS K / scale over keys [begin, end) of the step; begin starts a panel.
+template <class Arithmetic, class A>
+void make_dq(const BackwardScratch<A>& s, int64_t rows, int64_t begin, int64_t end,
+             int64_t head_dim) {
   const VectorOf<A> d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
-  for_column_tiles(d, width, [&](auto vectors, int64_t c) HWY_ATTR {
+  constexpr int64_t kUnits = kPanel / Arithmetic::kDepth;
+  const int64_t dq_row = rounded_up(head_dim, kPanel);
+  for_column_tiles(d, rounded_up(head_dim, lanes), [&](auto vectors, int64_t c) HWY_ATTR {
     for_row_tiles(rows, [&](auto tile_rows, int64_t r) HWY_ATTR {
       Tile<tile_rows, VectorOf<A>, vectors> tile;
       clear(d, tile);
-      multiply(d, s.ds + r * keys + begin, keys, 1, s.k + begin * width + c, width, end - begin,
-               tile);
+      for (int64_t j = begin; j < end; j += kPanel) {
+        multiply<Arithmetic>(d, s.ds + (j * kQueryRows + r * kPanel) / Arithmetic::kDepth, kUnits,
+                             1, s.k + j / Arithmetic::kDepth * head_dim + c, head_dim,
+                             units<Arithmetic>(std::min(kPanel, end - j)), tile);
+      }
       for_tile(tile, [&](int row, int v, auto& value) HWY_ATTR {
-        hn::StoreU(value, d, s.dq + (r + row) * width + c + v * lanes);
+        hn::StoreU(value, d, s.dq + (r + row) * dq_row + c + v * lanes);
       });
     });
   });
 }
 
+// to(r, :) += factor * from(r, :)
+template <class A>
+void add_rows(const A* from, int64_t from_row, int64_t rows, int64_t columns, A factor, A* to,
+              int64_t to_row) {
+  const VectorOf<A> d;
+  const auto f = hn::Set(d, factor);
+  for (int64_t r = 0; r < rows; ++r) {
+    const A* source = from + r * from_row;
+    A* target = to + r * to_row;
+    for_vectors(d, columns, [&](int64_t c, auto part) HWY_ATTR {
+      const auto sum = hn::MulAdd(load(d, source + c, part), f, load(d, target + c, part));
+      store(d, sum, target + c, part);
+    });
+  }
+}
+
 // One task: a grid tile of one kv head.
-template <class T>
+template <class T, class Arithmetic>
 class TileRun {
   using A = Accumulator<T>;
 
@@ -152,7 +220,6 @@ class TileRun {
         s_(scratch),
         head_dim_(args.q.dim(2)),
         value_dim_(args.v.dim(2)),
-        width_(rounded_up(head_dim_, BackwardScratch<A>::kDqUnit)),
         step_(step_keys(head_dim_, value_dim_)) {}
 
   void run(Poller& poller) {
@@ -180,35 +247,48 @@ class TileRun {
       if (args_.heads.kv_head(h) != kv_head_) continue;
       for (int64_t i = begin; i < end; i += kQueryRows) {
         const int64_t last = std::min(end, i + kQueryRows);
+        prefetch_queries(segment.q_row + last, std::min(kQueryRows, end - last), h);
         step(segment, h, i, last, j0, j1);
         poller.did((last - i) * (j1 - j0) * (3 * head_dim_ + 2 * value_dim_));
       }
     }
-    add_panels(s_.dk_panels, head_dim_, args_.dk_acc.data<A>(), segment.k_row + j0, j1 - j0);
-    add_panels(s_.dv_panels, value_dim_, args_.dv_acc.data<A>(), segment.k_row + j0, j1 - j0);
+    const A scale = static_cast<A>(args_.options.scale);
+    add_panels(s_.dk_panels, head_dim_, scale, args_.dk_acc, segment.k_row + j0, j1 - j0);
+    add_panels(s_.dv_panels, value_dim_, A(1), args_.dv_acc, segment.k_row + j0, j1 - j0);
+  }
+
+  static const T* row_of(const ConstTensorView& x, int64_t row, int64_t head) {
+    return x.data<T>() + row * x.stride(0) + head * x.stride(1);
   }
 
   void load_keys(int64_t row, int64_t count) {
     const int64_t k_stride = args_.k.stride(0), v_stride = args_.v.stride(0);
-    const T* k = args_.k.data<T>() + row * k_stride + kv_head_ * args_.k.stride(1);
-    const T* v = args_.v.data<T>() + row * v_stride + kv_head_ * args_.v.stride(1);
+    const T *k = row_of(args_.k, row, kv_head_), *v = row_of(args_.v, row, kv_head_);
     for (int64_t j = 0; j < count; j += kPanel) {
       const int64_t rows = std::min(kPanel, count - j);
-      load_panel<Single>(k + j * k_stride, k_stride, rows, head_dim_, s_.k_panels + j * head_dim_);
-      load_panel<Single>(v + j * v_stride, v_stride, rows, value_dim_,
-                         s_.v_panels + j * value_dim_);
+      load_panel<Arithmetic>(k + j * k_stride, k_stride, rows, head_dim_,
+                             s_.k_panels + j * units<Arithmetic>(head_dim_));
+      load_panel<Arithmetic>(v + j * v_stride, v_stride, rows, value_dim_,
+                             s_.v_panels + j * units<Arithmetic>(value_dim_));
     }
-    widen_rows(k, k_stride, count, head_dim_, width_, s_.k);
+    interleave_rows<Arithmetic>(k, k_stride, count, head_dim_, s_.k);
     const int64_t padded = rounded_up(count, kPanel);
     std::fill_n(s_.dk_panels, padded * head_dim_, A(0));
     std::fill_n(s_.dv_panels, padded * value_dim_, A(0));
   }
 
+  // Fills up to whole units with rows that see nothing.
   void load_queries(int64_t row, int64_t count, int64_t h) {
-    widen_rows(args_.q.data<T>() + row * args_.q.stride(0) + h * args_.q.stride(1),
-               args_.q.stride(0), count, head_dim_, head_dim_, s_.q);
-    widen_rows(args_.dout.data<T>() + row * args_.dout.stride(0) + h * args_.dout.stride(1),
-               args_.dout.stride(0), count, value_dim_, value_dim_, s_.dout);
+    constexpr int64_t kDepth = Arithmetic::kDepth;
+    const int64_t q_stride = args_.q.stride(0), dout_stride = args_.dout.stride(0);
+    const int64_t qk = units<Arithmetic>(head_dim_), ov = units<Arithmetic>(value_dim_);
+    const T *q = row_of(args_.q, row, h), *dout = row_of(args_.dout, row, h);
+    load_rows<Arithmetic>(q, q_stride, count, head_dim_, s_.q);
+    load_rows<Arithmetic>(dout, dout_stride, count, value_dim_, s_.dout);
+    if constexpr (kDepth > 1) {
+      interleave_rows<Arithmetic>(q, q_stride, count, head_dim_, s_.q_across);
+      interleave_rows<Arithmetic>(dout, dout_stride, count, value_dim_, s_.dout_across);
+    }
     const A* lse = args_.lse.data<A>() + h * args_.q.dim(0) + row;
     const A* delta = args_.delta.data<A>() + h * args_.q.dim(0) + row;
     constexpr A kInfinity = std::numeric_limits<A>::infinity();
@@ -217,47 +297,72 @@ class TileRun {
       s_.lse[i] = lse[i] == -kInfinity ? kInfinity : lse[i] * static_cast<A>(kLog2E);
       s_.delta[i] = delta[i];
     }
+    for (int64_t i = count; i < rounded_up(count, kDepth); ++i) {
+      std::fill_n(s_.q + i * qk, qk, A(0));
+      std::fill_n(s_.dout + i * ov, ov, A(0));
+      s_.lse[i] = kInfinity;
+      s_.delta[i] = 0;
+    }
+  }
+
+  void prefetch_queries(int64_t row, int64_t count, int64_t h) {
+    if (count <= 0) return;
+    prefetch_rows(row_of(args_.q, row, h), args_.q.stride(0), count, head_dim_);
+    prefetch_rows(row_of(args_.dout, row, h), args_.dout.stride(0), count, value_dim_);
   }
 
   void step(const Segment& segment, int64_t h, int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
-    const int64_t rows = i1 - i0;
     const IndexRange seen = keys_seen(segment, i0, i1);
     const int64_t begin = (std::max(seen.begin, j0) - j0) / kPanel * kPanel;
     const int64_t end = std::min(seen.end, j1) - j0;
     if (begin >= end) return;
-    load_queries(segment.q_row + i0, rows, h);
-    for (int64_t panel = begin; panel < end; panel += kPanel) {
-      make_gradients(PanelStep<A>{.s = s_,
-                                  .rows = rows,
-                                  .keys = step_,
-                                  .head_dim = head_dim_,
-                                  .value_dim = value_dim_,
-                                  .factor = static_cast<A>(args_.options.scale * kLog2E),
-                                  .scale = static_cast<A>(args_.options.scale),
-                                  .panel = panel,
-                                  .segment = segment,
-                                  .i = i0,
-                                  .j = j0 + panel,
-                                  .valid = std::min(kPanel, j1 - j0 - panel)});
-      add_columns(s_.dout, value_dim_, s_.p + panel, step_, rows,
-                  s_.dv_panels + panel * value_dim_);
-      add_columns(s_.q, head_dim_, s_.ds + panel, step_, rows, s_.dk_panels + panel * head_dim_);
-    }
-    make_dq(s_, rows, step_, begin, end, width_);
+    const int64_t rows = rounded_up(i1 - i0, Arithmetic::kDepth);
+    load_queries(segment.q_row + i0, i1 - i0, h);
     const int64_t stride = args_.q.dim(1) * head_dim_;
     A* dq = args_.dq_acc.data<A>() + (segment.q_row + i0) * stride + h * head_dim_;
-    for (int64_t i = 0; i < rows; ++i) {
-      for (int64_t c = 0; c < head_dim_; ++c) dq[i * stride + c] += s_.dq[i * width_ + c];
+    prefetch_rows(dq, stride, i1 - i0, head_dim_);
+    for (int64_t j = begin; j < end; j += kPanel) {
+      const PanelStep<A> t{.s = s_,
+                           .rows = rows,
+                           .qk_depth = units<Arithmetic>(head_dim_),
+                           .ov_depth = units<Arithmetic>(value_dim_),
+                           .factor = static_cast<A>(args_.options.scale * kLog2E),
+                           .panel = j / kPanel,
+                           .segment = segment,
+                           .i = i0,
+                           .j = j0 + j,
+                           .valid = std::min(kPanel, j1 - j0 - j)};
+      // Rows of units that see a key of the panel; the others add nothing to its keys.
+      const IndexRange seeing = queries_seeing(segment, t.j, t.j + t.valid);
+      const int64_t first = std::max(seeing.begin - i0, int64_t{0}) / Arithmetic::kDepth;
+      const int64_t count = units<Arithmetic>(std::min(seeing.end - i0, rows)) - first;
+      make_probabilities<Arithmetic>(t);
+      add_columns<Arithmetic>(s_.dout_across + first * value_dim_, value_dim_,
+                              s_.p_across + first * kPanel, count, s_.dv_panels + j * value_dim_);
+      make_score_gradients<Arithmetic>(t);
+      const A* ds = Arithmetic::kDepth == 1 ? s_.ds + j * kQueryRows : s_.ds_across;
+      add_columns<Arithmetic>(s_.q_across + first * head_dim_, head_dim_, ds + first * kPanel,
+                              count, s_.dk_panels + j * head_dim_);
     }
+    make_dq<Arithmetic>(s_, rows, begin, end, head_dim_);
+    add_rows(s_.dq, rounded_up(head_dim_, kPanel), i1 - i0, head_dim_,
+             static_cast<A>(args_.options.scale), dq, stride);
   }
 
-  // acc[row + j, kv_head, c] += panels(c, j)
-  void add_panels(const A* panels, int64_t columns, A* acc, int64_t row, int64_t count) {
+  // acc[row + j, kv_head, c] += factor * panels(c, j)
+  void add_panels(const A* panels, int64_t columns, A factor, const TensorView& acc, int64_t row,
+                  int64_t count) {
+    constexpr int64_t kChunk = 32;
+    alignas(64) A block[kPanel * kChunk];
     const int64_t stride = args_.k.dim(1) * columns;
-    A* to = acc + row * stride + kv_head_ * columns;
-    for (int64_t j = 0; j < count; ++j) {
-      const A* from = panels + j / kPanel * kPanel * columns + j % kPanel;
-      for (int64_t c = 0; c < columns; ++c) to[j * stride + c] += from[c * kPanel];
+    for (int64_t j = 0; j < count; j += kPanel) {
+      const int64_t rows = std::min(kPanel, count - j);
+      for (int64_t c = 0; c < columns; c += kChunk) {
+        const int64_t width = std::min(kChunk, columns - c);
+        transpose(panels + j * columns + c * kPanel, kPanel, width, kPanel, block, kChunk);
+        add_rows(block, kChunk, rows, width, factor,
+                 acc.data<A>() + (row + j) * stride + kv_head_ * columns + c, stride);
+      }
     }
   }
 
@@ -266,21 +371,24 @@ class TileRun {
   const GridTile& tile_;
   const BackwardScratch<A>& s_;
   const int64_t head_dim_, value_dim_;
-  const int64_t width_;  // of rows of K and dq
-  const int64_t step_;   // keys a step
+  const int64_t step_;  // keys a step
 };
 
+void backward_tile_pairs(const AttentionBackward& args, int64_t kv_head, const GridTile& tile,
+                         const BackwardScratch<float>& scratch, Poller& poller) {
+  TileRun<bf16, Bf16Arithmetic>(args, kv_head, tile, scratch).run(poller);
+}
 void backward_tile_bf16(const AttentionBackward& args, int64_t kv_head, const GridTile& tile,
                         const BackwardScratch<float>& scratch, Poller& poller) {
-  TileRun<bf16>(args, kv_head, tile, scratch).run(poller);
+  TileRun<bf16, Single>(args, kv_head, tile, scratch).run(poller);
 }
 void backward_tile_f32(const AttentionBackward& args, int64_t kv_head, const GridTile& tile,
                        const BackwardScratch<float>& scratch, Poller& poller) {
-  TileRun<float>(args, kv_head, tile, scratch).run(poller);
+  TileRun<float, Single>(args, kv_head, tile, scratch).run(poller);
 }
 void backward_tile_f64(const AttentionBackward& args, int64_t kv_head, const GridTile& tile,
                        const BackwardScratch<double>& scratch, Poller& poller) {
-  TileRun<double>(args, kv_head, tile, scratch).run(poller);
+  TileRun<double, Single>(args, kv_head, tile, scratch).run(poller);
 }
 
 }  // namespace longhaul::kernels::cpu::HWY_NAMESPACE
@@ -289,36 +397,22 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace longhaul::kernels::cpu {
 
+HWY_EXPORT(backward_tile_pairs);
 HWY_EXPORT(backward_tile_bf16);
 HWY_EXPORT(backward_tile_f32);
 HWY_EXPORT(backward_tile_f64);
 
 namespace {
 
-template <class T>
-auto backward_tile() {
-  if constexpr (std::is_same_v<T, bf16>) {
-    return HWY_DYNAMIC_DISPATCH(backward_tile_bf16);
-  } else if constexpr (std::is_same_v<T, float>) {
-    return HWY_DYNAMIC_DISPATCH(backward_tile_f32);
-  } else {
-    return HWY_DYNAMIC_DISPATCH(backward_tile_f64);
-  }
-}
-
-}  // namespace
-
-template <class T>
-void attention_backward_tiled(const Context& ctx, const AttentionBackward& args) {
-  using A = Accumulator<T>;
+template <class A, class RunTile>
+void run_tiles(const Context& ctx, const AttentionBackward& args, int64_t depth, RunTile run_tile) {
   const int64_t head_dim = args.q.dim(2), value_dim = args.v.dim(2), kv_heads = args.k.dim(1);
   const int threads = ctx.pool->threads();
   const Arena::Scope scope(*ctx.scratch);
-  const int64_t elements = BackwardScratch<A>::size(head_dim, value_dim);
+  const int64_t elements = BackwardScratch<A>::size(head_dim, value_dim, depth);
   const TensorView scratch = ctx.scratch->allocate(dtype_of<A>, {threads, elements});
   if (ctx.measuring() || args.q.empty() || args.k.empty()) return;
   const std::vector<GridTile> tiles = grid_tiles(args, threads);
-  const auto run_tile = backward_tile<T>();
   for (size_t first = 0; first < tiles.size();) {
     size_t last = first;
     while (last < tiles.size() && tiles[last].round == tiles[first].round) ++last;
@@ -327,7 +421,7 @@ void attention_backward_tiled(const Context& ctx, const AttentionBackward& args)
         [&](int64_t task, int worker) {
           Poller poller(ctx, worker);
           const BackwardScratch<A> memory(scratch.data<A>() + worker * elements, head_dim,
-                                          value_dim);
+                                          value_dim, depth);
           run_tile(args, task % kv_heads, tiles[first + static_cast<size_t>(task / kv_heads)],
                    memory, poller);
         },
@@ -336,9 +430,26 @@ void attention_backward_tiled(const Context& ctx, const AttentionBackward& args)
   }
 }
 
-template void attention_backward_tiled<bf16>(const Context&, const AttentionBackward&);
-template void attention_backward_tiled<float>(const Context&, const AttentionBackward&);
-template void attention_backward_tiled<double>(const Context&, const AttentionBackward&);
+}  // namespace
+
+void attention_backward_pairs(const Context& ctx, const AttentionBackward& args) {
+  run_tiles<float>(ctx, args, 2, HWY_DYNAMIC_DISPATCH(backward_tile_pairs));
+}
+
+template <>
+void attention_backward_tiled<bf16>(const Context& ctx, const AttentionBackward& args) {
+  run_tiles<float>(ctx, args, 1, HWY_DYNAMIC_DISPATCH(backward_tile_bf16));
+}
+
+template <>
+void attention_backward_tiled<float>(const Context& ctx, const AttentionBackward& args) {
+  run_tiles<float>(ctx, args, 1, HWY_DYNAMIC_DISPATCH(backward_tile_f32));
+}
+
+template <>
+void attention_backward_tiled<double>(const Context& ctx, const AttentionBackward& args) {
+  run_tiles<double>(ctx, args, 1, HWY_DYNAMIC_DISPATCH(backward_tile_f64));
+}
 
 }  // namespace longhaul::kernels::cpu
 #endif  // HWY_ONCE

@@ -8,7 +8,7 @@
 
 namespace longhaul::kernels::cpu {
 
-inline constexpr int64_t kQueryRows = 96;  // queries a step
+inline constexpr int64_t kQueryRows = 96;  // queries a step: whole tiles, and even
 
 // Keys of a step, so that its operands stay in a core's second-level cache.
 constexpr int64_t step_keys(int64_t head_dim, int64_t value_dim) {
@@ -29,38 +29,48 @@ struct GridTile {
 // share query or key rows.
 std::vector<GridTile> grid_tiles(const AttentionBackward&, int threads);
 
+// `depth` is that of the arithmetic: elements of a sum in a unit of its operands (tile-inl.h).
 template <class A>
 struct BackwardScratch {
-  BackwardScratch(A* memory, int64_t head_dim, int64_t value_dim) {
+  BackwardScratch(A* memory, int64_t head_dim, int64_t value_dim, int64_t depth) {
     const int64_t keys = step_keys(head_dim, value_dim);
+    const int64_t qk = head_dim / depth, ov = value_dim / depth, rows = kQueryRows / depth;
     Carver<A> carver(memory);
-    k_panels = carver.take(keys * head_dim);
-    v_panels = carver.take(keys * value_dim);
+    k_panels = carver.take(keys * qk);
+    v_panels = carver.take(keys * ov);
     dk_panels = carver.take(keys * head_dim);
     dv_panels = carver.take(keys * value_dim);
-    k = carver.take(keys * rounded_up(head_dim, kDqUnit));
-    q = carver.take(kQueryRows * head_dim);
-    dout = carver.take(kQueryRows * value_dim);
-    dq = carver.take(kQueryRows * rounded_up(head_dim, kDqUnit));
-    p = carver.take(kQueryRows * keys);
-    ds = carver.take(kQueryRows * keys);
+    // A tile may read, and not use, what stands behind the last row.
+    k = carver.take(keys / depth * head_dim + kPanel);
+    q = carver.take(kQueryRows * qk);
+    dout = carver.take(kQueryRows * ov);
+    p = carver.take(kQueryRows * kPanel);
+    ds = carver.take(kQueryRows * keys / depth);
+    dq = carver.take(kQueryRows * rounded_up(head_dim, kPanel));
     lse = carver.take(kQueryRows);
     delta = carver.take(kQueryRows);
+    const bool single = depth == 1;
+    q_across = single ? q : carver.take(rows * head_dim);
+    dout_across = single ? dout : carver.take(rows * value_dim);
+    p_across = single ? p : carver.take(rows * kPanel);
+    ds_across = single ? nullptr : carver.take(rows * kPanel);
     elements = carver.taken();
   }
-  static int64_t size(int64_t head_dim, int64_t value_dim) {
-    return BackwardScratch(nullptr, head_dim, value_dim).elements;
+  static int64_t size(int64_t head_dim, int64_t value_dim, int64_t depth) {
+    return BackwardScratch(nullptr, head_dim, value_dim, depth).elements;
   }
 
-  static constexpr int64_t kDqUnit = 16;  // a multiple of every vector's length
-
-  A *k_panels, *v_panels;    // K^T and V^T in panels of keys
-  A *dk_panels, *dv_panels;  // dK^T and dV^T likewise
-  A* k;                      // K in rows, filled up to a multiple of kDqUnit
-  A *q, *dout;               // rows of this step's queries
-  A* dq;
-  A *p, *ds;       // [kQueryRows][step_keys]
-  A *lse, *delta;  // of this step's queries; lse in units of log 2
+  A *k_panels, *v_panels;    // K^T and V^T: units along their rows, panels of keys
+  A *dk_panels, *dv_panels;  // sums of dK^T / scale and dV^T, panels of keys
+  A* k;                      // units of K across its rows
+  A *q, *dout;               // this step's queries: units along their rows
+  A* p;                      // [kQueryRows][kPanel]
+  A* ds;                     // dS / scale: units along its rows; a panel of keys after the other
+  A* dq;                     // of this step's queries and keys, / scale
+  A *lse, *delta;            // of this step's queries; lse in units of log 2
+  // Units across the rows, for sums over queries. Units of single elements are what stands above.
+  A *q_across, *dout_across;
+  A *p_across, *ds_across;  // of one panel; ds_across null: that part of ds
   int64_t elements;
 };
 

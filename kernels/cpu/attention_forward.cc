@@ -369,13 +369,6 @@ class BlockRun {
   const int64_t value_dim_;
 };
 
-#if HWY_TARGET == HWY_AVX3
-using Bf16Arithmetic = Pairs;
-#else
-// Not reached: a row that asks for the instructions is not chosen without them.
-using Bf16Arithmetic = Single;
-#endif
-
 void forward_block_pairs(const AttentionForward& args, int64_t head, const QueryBlock& block,
                          const ForwardScratch<float>& scratch, Poller& poller) {
   BlockRun<bf16, Bf16Arithmetic>(args, head, block, scratch).run(poller);

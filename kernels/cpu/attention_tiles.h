@@ -55,6 +55,7 @@ class Carver {
 
 // By products of bf16 pairs (has_bf16_products()).
 void attention_forward_pairs(const Context&, const AttentionForward&);
+void attention_backward_pairs(const Context&, const AttentionBackward&);
 
 template <class T>
 void attention_forward_tiled(const Context&, const AttentionForward&);

@@ -77,6 +77,11 @@ HWY_INLINE V concatenate_bf16(D d, V first, V second) {
   asm("vcvtne2ps2bf16 %2, %1, %0" : "=v"(both) : "v"(second.raw), "v"(first.raw));
   return hn::BitCast(d, hn::Vec<decltype(halves)>{both});
 }
+
+using Bf16Arithmetic = Pairs;
+#else
+// Compiles what is never called: a row that asks for the instructions is not chosen without them.
+using Bf16Arithmetic = Single;
 #endif
 
 // tile(r, :) += sum over i < depth of a(r, i) * b(i, :), where a(r, i) is at a[r * a_row + i * a_i]
@@ -147,6 +152,7 @@ HWY_INLINE void for_column_tiles(D d, int64_t n, F&& body) {
   for (; c + tile_columns(d) <= n; c += tile_columns(d)) {
     body(std::integral_constant<int, kTileVectors>(), c);
   }
+  for (; c + 2 * lanes <= n; c += 2 * lanes) body(std::integral_constant<int, 2>(), c);
   for (; c < n; c += lanes) body(std::integral_constant<int, 1>(), c);
 }
 
