@@ -247,8 +247,20 @@ class TileRun {
       if (args_.heads.kv_head(h) != kv_head_) continue;
       for (int64_t i = begin; i < end; i += kQueryRows) {
         const int64_t last = std::min(end, i + kQueryRows);
-        prefetch_queries(segment.q_row + last, std::min(kQueryRows, end - last), h);
-        step(segment, h, i, last, j0, j1);
+        Upcoming upcoming;
+        upcoming.add(dq_row(segment.q_row + i, h), dq_stride(), last - i, head_dim_);
+        if (last < end) {
+          const int64_t rows = std::min(kQueryRows, end - last);
+          upcoming.add(row_of(args_.q, segment.q_row + last, h), args_.q.stride(0), rows,
+                       head_dim_);
+          upcoming.add(row_of(args_.dout, segment.q_row + last, h), args_.dout.stride(0), rows,
+                       value_dim_);
+        } else {
+          const int64_t row = segment.k_row + j1, rows = std::min(step_, segment.k_len - j1);
+          upcoming.add(row_of(args_.k, row, kv_head_), args_.k.stride(0), rows, head_dim_);
+          upcoming.add(row_of(args_.v, row, kv_head_), args_.v.stride(0), rows, value_dim_);
+        }
+        step(segment, h, i, last, j0, j1, upcoming);
         poller.did((last - i) * (j1 - j0) * (3 * head_dim_ + 2 * value_dim_));
       }
     }
@@ -305,23 +317,21 @@ class TileRun {
     }
   }
 
-  void prefetch_queries(int64_t row, int64_t count, int64_t h) {
-    if (count <= 0) return;
-    prefetch_rows(row_of(args_.q, row, h), args_.q.stride(0), count, head_dim_);
-    prefetch_rows(row_of(args_.dout, row, h), args_.dout.stride(0), count, value_dim_);
+  int64_t dq_stride() const { return args_.q.dim(1) * head_dim_; }
+  A* dq_row(int64_t row, int64_t h) const {
+    return args_.dq_acc.data<A>() + row * dq_stride() + h * head_dim_;
   }
 
-  void step(const Segment& segment, int64_t h, int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
+  void step(const Segment& segment, int64_t h, int64_t i0, int64_t i1, int64_t j0, int64_t j1,
+            const Upcoming& upcoming) {
     const IndexRange seen = keys_seen(segment, i0, i1);
     const int64_t begin = (std::max(seen.begin, j0) - j0) / kPanel * kPanel;
     const int64_t end = std::min(seen.end, j1) - j0;
     if (begin >= end) return;
     const int64_t rows = rounded_up(i1 - i0, Arithmetic::kDepth);
     load_queries(segment.q_row + i0, i1 - i0, h);
-    const int64_t stride = args_.q.dim(1) * head_dim_;
-    A* dq = args_.dq_acc.data<A>() + (segment.q_row + i0) * stride + h * head_dim_;
-    prefetch_rows(dq, stride, i1 - i0, head_dim_);
     for (int64_t j = begin; j < end; j += kPanel) {
+      upcoming.prefetch((j - begin) / kPanel, rounded_up(end - begin, kPanel) / kPanel);
       const PanelStep<A> t{.s = s_,
                            .rows = rows,
                            .qk_depth = units<Arithmetic>(head_dim_),
@@ -346,7 +356,7 @@ class TileRun {
     }
     make_dq<Arithmetic>(s_, rows, begin, end, head_dim_);
     add_rows(s_.dq, rounded_up(head_dim_, kPanel), i1 - i0, head_dim_,
-             static_cast<A>(args_.options.scale), dq, stride);
+             static_cast<A>(args_.options.scale), dq_row(segment.q_row + i0, h), dq_stride());
   }
 
   // acc[row + j, kv_head, c] += factor * panels(c, j)

@@ -12,7 +12,7 @@ inline constexpr int64_t kQueryRows = 96;  // queries a step: whole tiles, and e
 
 // Keys of a step, so that its operands stay in a core's second-level cache.
 constexpr int64_t step_keys(int64_t head_dim, int64_t value_dim) {
-  return std::clamp(16384 / std::max(head_dim, value_dim) / kPanel * kPanel, kPanel, 4 * kPanel);
+  return std::clamp(32768 / std::max(head_dim, value_dim) / kPanel * kPanel, kPanel, 8 * kPanel);
 }
 
 // A part of the attention matrix: query rows [q_begin, q_end) x key rows [k_begin, k_end) of the

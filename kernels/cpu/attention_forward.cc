@@ -309,13 +309,13 @@ class BlockRun {
       // The row that makes the keys a whole number of units.
       std::fill_n(s_.k + count * depth_, depth_, A(0));
       interleave_rows<Arithmetic>(v_row(row), args_.v.stride(0), count, value_dim_, s_.v);
+      Upcoming next;
+      next.add(k_row(segment.k_row + j1), args_.k.stride(0), std::min(kKeys, keys.end - j1),
+               args_.k.dim(2));
+      next.add(v_row(segment.k_row + j1), args_.v.stride(0), std::min(kKeys, keys.end - j1),
+               value_dim_);
       for (int64_t p = 0; p < panels(); ++p) {
-        // Rows of the next step come meanwhile; short rows far apart are not foreseen by hardware.
-        const Range next = part_of(std::min(kKeys, keys.end - j1), p, panels());
-        prefetch_rows(k_row(segment.k_row + j1 + next.begin), args_.k.stride(0), next.size(),
-                      args_.k.dim(2));
-        prefetch_rows(v_row(segment.k_row + j1 + next.begin), args_.v.stride(0), next.size(),
-                      value_dim_);
+        next.prefetch(p, panels());
         fold_panel(segment, i0, i1, j0, j1, p);
       }
       poller.did((i1 - i0) * count * (args_.q.dim(2) + value_dim_));

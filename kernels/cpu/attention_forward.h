@@ -8,7 +8,7 @@
 namespace longhaul::kernels::cpu {
 
 inline constexpr int64_t kKeys = 128;      // keys a step
-inline constexpr int64_t kMostPanels = 4;  // of queries a task
+inline constexpr int64_t kMostPanels = 8;  // of queries a task
 
 // Query rows [begin, end) and the segments that have keys for them.
 struct QueryBlock {

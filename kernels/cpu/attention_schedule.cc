@@ -27,7 +27,7 @@ int64_t block_rows(int64_t queries, int64_t heads, int threads) {
 // many tiles as the grid has rows, and every thread should find a few of them. The grid is bounded,
 // so that listing its tiles costs nothing for long sequences.
 int64_t grid_rows(int64_t rows, int64_t kv_heads, int threads) {
-  constexpr int64_t kTilesPerThread = 4, kLargest = 512, kMostRows = 256;
+  constexpr int64_t kTilesPerThread = 4, kLargest = 2048, kMostRows = 256;
   const int64_t for_threads = rows * kv_heads / (2 * kTilesPerThread * threads);
   const int64_t wanted = std::clamp(rounded_up(for_threads, kPanel), kPanel, kLargest);
   return std::max(wanted, rounded_up((rows + kMostRows - 1) / kMostRows, kPanel));

@@ -10,6 +10,8 @@
 #define LONGHAUL_KERNELS_CPU_TILE_INL_H_
 #endif
 
+#include <array>
+#include <cstddef>
 #include <cstring>
 
 #include "kernels/cpu/attention_tiles.h"
@@ -320,14 +322,40 @@ void load_panel(const T* from, int64_t stride, int64_t rows, int64_t columns, Ac
   }
 }
 
-// Asks for rows that will be read soon, into the second-level cache.
-template <class T>
-void prefetch_rows(const T* from, int64_t stride, int64_t rows, int64_t columns) {
-  constexpr int64_t kLine = 64 / sizeof(T);
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t c = 0; c < columns; c += kLine) __builtin_prefetch(from + r * stride + c, 0, 2);
+// Rows that will be touched soon and should be in the second-level cache by then. Short rows far
+// apart are not foreseen by hardware, and all at once they would block what is being computed, so
+// they are asked for in parts.
+class Upcoming {
+ public:
+  template <class T>
+  void add(const T* first, int64_t stride, int64_t rows, int64_t columns) {
+    constexpr auto kSize = static_cast<int64_t>(sizeof(T));
+    if (rows <= 0) return;
+    lists_[static_cast<size_t>(count_++)] = {reinterpret_cast<const std::byte*>(first),
+                                             stride * kSize, rows, columns * kSize};
   }
-}
+
+  void prefetch(int64_t part, int64_t parts) const {
+    constexpr int64_t kLine = 64;
+    for (int64_t i = 0; i < count_; ++i) {
+      const List& list = lists_[static_cast<size_t>(i)];
+      const Range range = part_of(list.rows, part, parts);
+      for (int64_t r = range.begin; r < range.end; ++r) {
+        for (int64_t b = 0; b < list.bytes; b += kLine) {
+          __builtin_prefetch(list.first + r * list.stride + b, 0, 2);
+        }
+      }
+    }
+  }
+
+ private:
+  struct List {
+    const std::byte* first;
+    int64_t stride, rows, bytes;
+  };
+  std::array<List, 4> lists_;
+  int64_t count_ = 0;
+};
 
 // Lanes [first, last) of a vector at column `column` of a panel.
 template <class D>
