@@ -6,7 +6,6 @@
 #include <atomic>
 #include <chrono>
 #include <functional>
-#include <memory>
 #include <thread>
 #include <vector>
 
@@ -133,34 +132,33 @@ HWY_EXPORT(CopyPastCache);
 
 namespace {
 
-// Does a part of some work and returns how much it was.
-using Work = std::function<double()>;
+// Calls each(thread) on that many threads at once.
+void on_threads(int threads, const std::function<void(int)>& each) {
+  std::vector<std::thread> others;
+  for (int thread = 1; thread < threads; ++thread) others.emplace_back(each, thread);
+  each(0);
+  for (std::thread& thread : others) thread.join();
+}
 
-// What all threads do a second together. `prepare` makes each thread's work, on that thread, so
-// that memory is first touched by who uses it.
-double rate(int threads, const std::function<Work()>& prepare) {
+// What all threads do a second together; work(thread) does a part of it and returns how much.
+double rate(int threads, const std::function<double(int)>& work) {
   using Clock = std::chrono::steady_clock;
   // Long enough for the clock to settle, short enough not to delay a start.
   constexpr auto kDuration = std::chrono::milliseconds(40);
   std::vector<double> rates(static_cast<size_t>(threads));
   std::atomic<int> ready{0};
-  const auto measure = [&](int thread) {
-    const Work work = prepare();
+  on_threads(threads, [&](int thread) {
     // All threads at once, since cores share power, clock and memory.
     for (++ready; ready.load() < threads;) std::this_thread::yield();
     double done = 0;
     const auto begin = Clock::now();
     std::chrono::duration<double> elapsed{};
     while (elapsed < kDuration) {
-      done += work();
+      done += work(thread);
       elapsed = Clock::now() - begin;
     }
     rates[static_cast<size_t>(thread)] = done / elapsed.count();
-  };
-  std::vector<std::thread> others;
-  for (int thread = 1; thread < threads; ++thread) others.emplace_back(measure, thread);
-  measure(0);
-  for (std::thread& thread : others) thread.join();
+  });
   double total = 0;
   for (double each : rates) total += each;
   return total;
@@ -176,29 +174,33 @@ int64_t last_level_cache_bytes() {
 
 double measured_peak_flops(DType dtype, int threads) {
   constexpr int64_t kRounds = 20'000;
-  return rate(threads, [&]() -> Work {
-    if (dtype == DType::kF64) {
-      return [] { return HWY_DYNAMIC_DISPATCH(cpu::MultiplyAddsF64)(kRounds); };
-    }
-    if (dtype == DType::kBF16 && cpu::has_bf16_products()) {
-      return [] { return HWY_DYNAMIC_DISPATCH(cpu::Bf16Products)(kRounds); };
-    }
-    return [] { return HWY_DYNAMIC_DISPATCH(cpu::MultiplyAddsF32)(kRounds); };
+  if (dtype == DType::kF64) {
+    return rate(threads, [](int) { return HWY_DYNAMIC_DISPATCH(cpu::MultiplyAddsF64)(kRounds); });
+  }
+  if (dtype == DType::kBF16 && cpu::has_bf16_products()) {
+    return rate(threads, [](int) { return HWY_DYNAMIC_DISPATCH(cpu::Bf16Products)(kRounds); });
+  }
+  return rate(threads, [](int) { return HWY_DYNAMIC_DISPATCH(cpu::MultiplyAddsF32)(kRounds); });
+}
+
+CopyBandwidth::CopyBandwidth(int threads) : shares_(static_cast<size_t>(threads)) {
+  constexpr int64_t kLeastBytes = int64_t{128} << 20, kVector = 16;  // elements
+  const int64_t bytes = std::max(4 * last_level_cache_bytes(), kLeastBytes);
+  const int64_t each = bytes / threads / size_of(DType::kF32) / kVector * kVector;
+  // Memory belongs near the thread that touches it first.
+  on_threads(threads, [&](int thread) {
+    shares_[static_cast<size_t>(thread)] = {.from = Tensor(DType::kF32, {each}),
+                                            .to = Tensor(DType::kF32, {each})};
   });
 }
 
-double measured_copy_bandwidth(int threads) {
-  constexpr int64_t kLeastBytes = int64_t{128} << 20;
-  const int64_t bytes = std::max(4 * last_level_cache_bytes(), kLeastBytes);
-  const int64_t each = bytes / threads / size_of(DType::kF32) / 64 * 64;
+double CopyBandwidth::measure() const {
   const auto copying = [&](auto copy) {
-    return rate(threads, [&]() -> Work {
-      const auto from = std::make_shared<Tensor>(DType::kF32, Shape{each});
-      const auto to = std::make_shared<Tensor>(DType::kF32, Shape{each});
-      return [=] {
-        copy(from->span<float>().data(), each, to->span<float>().data());
-        return static_cast<double>(2 * each * size_of(DType::kF32));
-      };
+    return rate(static_cast<int>(shares_.size()), [&](int thread) {
+      const Share& share = shares_[static_cast<size_t>(thread)];
+      const std::span<float> from = share.from.span<float>(), to = share.to.span<float>();
+      copy(from.data(), static_cast<int64_t>(from.size()), to.data());
+      return static_cast<double>(from.size_bytes() + to.size_bytes());
     });
   };
   return std::max(copying(HWY_DYNAMIC_DISPATCH(cpu::Copy)),

@@ -1,17 +1,19 @@
 #include "launch/bench/kernel_bench.h"
 
+#include <malloc.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <dnnl.hpp>
+#include <limits>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "kernels/core/random.h"
 #include "kernels/instruction_set.h"
-#include "kernels/peak.h"
 #include "launch/config/suggest.h"
 #include "launch/doctor/host.h"
 
@@ -25,10 +27,17 @@ using Json = nlohmann::ordered_json;
 constexpr int kMostThreads = 1024;
 constexpr double kDrift = 0.05;
 constexpr int64_t kLeastRepetitions = 5;
-constexpr double kLeastSeconds = 0.4;
+constexpr double kSecondsBetweenLimits = 0.1;
 
 double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
+double median(std::span<const double> values) {
+  std::vector<double> sorted(values.begin(), values.end());
+  std::ranges::sort(sorted);
+  const size_t middle = sorted.size() / 2;
+  return sorted.size() % 2 == 1 ? sorted[middle] : 0.5 * (sorted[middle - 1] + sorted[middle]);
 }
 
 int threads_of(const KernelBenchOptions& options) {
@@ -70,6 +79,13 @@ void force_instruction_set(const std::string& name) {
   limit_libraries(name);
 }
 
+// The memory of one case serves the next. A virtual machine may have given freed pages back to its
+// host, and wait for milliseconds a page to have them again.
+void keep_freed_memory() {
+  mallopt(M_MMAP_THRESHOLD, std::numeric_limits<int>::max());
+  mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
+}
+
 std::string unit(Limit limit) { return limit == Limit::kCopy ? "GB/s" : "GFLOP/s"; }
 
 std::string limit_name(const KernelCase& one) {
@@ -79,7 +95,7 @@ std::string limit_name(const KernelCase& one) {
 
 // Wide enough for its values in all rows that are usual.
 int column_width(std::string_view key) {
-  if (key == "op") return 20;
+  if (key == "op") return 22;
   return static_cast<int>(std::max<size_t>(key.size(), 6));
 }
 
@@ -94,6 +110,9 @@ void add_kernel_options(CLI::App& app, KernelBenchOptions& options) {
   app.add_option("--threads", options.threads, "Threads; 0: all cores this process may use")
       ->capture_default_str()
       ->type_name("N");
+  app.add_option("--seconds", options.least_seconds, "Time each case for so long, or longer")
+      ->capture_default_str()
+      ->type_name("S");
   app.add_option("--isa", options.instruction_set,
                  "Instruction set instead of the machine's best: AVX512_BF16, AVX512, AVX2 or "
                  "BASELINE; limits are those of the same set")
@@ -120,9 +139,14 @@ void check_known(std::string_view option, std::span<const std::string> values,
 KernelBench::KernelBench(std::string name, const KernelBenchOptions& options)
     : name_(std::move(name)),
       json_(options.json),
+      least_seconds_(options.least_seconds),
       dtypes_(dtypes_of(options)),
       pool_(threads_of(options)) {
+  if (!(least_seconds_ >= 0)) {
+    fail(ErrorCode::kConfig, absl::StrCat("--seconds ", least_seconds_, ": 0 or more"));
+  }
   force_instruction_set(options.instruction_set);
+  keep_freed_memory();
 }
 
 void KernelBench::set_up(const std::function<void(const Context&)>& work) {
@@ -133,9 +157,12 @@ void KernelBench::set_up(const std::function<void(const Context&)>& work) {
   work({.pool = &pool_, .scratch = &scratch});
 }
 
-double KernelBench::measure_limit(const KernelCase& one) const {
-  return one.limit == Limit::kCopy ? kernels::measured_copy_bandwidth(pool_.threads())
-                                   : kernels::measured_peak_flops(one.dtype, pool_.threads());
+double KernelBench::measure_limit(const KernelCase& one) {
+  if (one.limit == Limit::kMultiplyAdds) {
+    return kernels::measured_peak_flops(one.dtype, pool_.threads());
+  }
+  if (!copy_) copy_.emplace(pool_.threads());
+  return copy_->measure();
 }
 
 std::vector<Figure> KernelBench::measure_once(std::span<const KernelCase> cases) {
@@ -144,16 +171,22 @@ std::vector<Figure> KernelBench::measure_once(std::span<const KernelCase> cases)
     std::vector<double> seconds;
     double total = 0;
   };
-  const double before = measure_limit(cases.front());
   std::vector<Timing> timings;
   for (const KernelCase& one : cases) {
     Arena measured = Arena::measure("workspace");
     one.run({.pool = &pool_, .scratch = &measured});
     timings.push_back({.scratch = Arena("workspace", measured.peak()), .seconds = {}});
   }
-  const auto enough = [](const Timing& t) {
-    return static_cast<int64_t>(t.seconds.size()) >= kLeastRepetitions && t.total >= kLeastSeconds;
+  const auto enough = [&](const Timing& t) {
+    return static_cast<int64_t>(t.seconds.size()) >= kLeastRepetitions && t.total >= least_seconds_;
   };
+  std::vector<double> limits;
+  Clock::time_point limit_measured;
+  const auto look_at_limit = [&] {
+    limits.push_back(measure_limit(cases.front()));
+    limit_measured = Clock::now();
+  };
+  look_at_limit();
   for (int64_t round = 0; !std::ranges::all_of(timings, enough); ++round) {
     for (size_t i = 0; i < cases.size(); ++i) {
       const Context ctx{.pool = &pool_, .scratch = &timings[i].scratch};
@@ -165,19 +198,20 @@ std::vector<Figure> KernelBench::measure_once(std::span<const KernelCase> cases)
       timings[i].seconds.push_back(seconds);
       timings[i].total += seconds;
     }
+    if (seconds_since(limit_measured) > kSecondsBetweenLimits) look_at_limit();
   }
-  const double after = measure_limit(cases.front());
+  look_at_limit();
 
+  const std::span<const double> all = limits;
+  const double early = median(all.first(all.size() / 2)), late = median(all.last(all.size() / 2));
   std::vector<Figure> figures;
   for (size_t i = 0; i < cases.size(); ++i) {
-    std::vector<double>& seconds = timings[i].seconds;
-    std::ranges::sort(seconds);
-    const double median = seconds[seconds.size() / 2];
-    figures.push_back({.seconds = median,
-                       .repetitions = static_cast<int64_t>(seconds.size()),
-                       .rate = cases[i].work / median,
-                       .limit = 0.5 * (before + after),
-                       .limit_drift = std::abs(after - before) / std::max(before, after)});
+    const double seconds = median(timings[i].seconds);
+    figures.push_back({.seconds = seconds,
+                       .repetitions = static_cast<int64_t>(timings[i].seconds.size()),
+                       .rate = cases[i].work / seconds,
+                       .limit = median(all),
+                       .limit_drift = std::abs(late - early) / std::max(late, early)});
   }
   return figures;
 }
@@ -198,15 +232,35 @@ Json KernelBench::full_description(const Json& description) const {
   return full;
 }
 
-void KernelBench::print_header(const KernelCase& one) {
-  if (header_printed_) return;
-  header_printed_ = true;
-  std::printf("# %d threads, %s\n", pool_.threads(),
-              std::string(kernels::instruction_set()).c_str());
-  for (const auto& [key, value] : one.description.items()) {
-    std::printf("%-*s ", column_width(key), key.c_str());
+void KernelBench::print_row(const KernelCase& one, const Figure& figure,
+                            std::span<const Extra> extras) {
+  if (columns_.empty()) {
+    std::string header;
+    for (const auto& [key, value] : one.description.items()) {
+      columns_.push_back(key);
+      absl::StrAppendFormat(&header, "%-*s ", column_width(key), key);
+    }
+    std::printf("# %d threads, %s\n%s%9s %17s %9s %7s\n", pool_.threads(),
+                std::string(kernels::instruction_set()).c_str(), header.c_str(), "ms", "speed",
+                "limit", "ratio");
   }
-  std::printf("%10s %9s %9s %7s\n", "ms", unit(one.limit).c_str(), "limit", "ratio");
+  std::string cells, notes;
+  for (const std::string& key : columns_) {
+    const std::string text = one.description.contains(key) ? cell(one.description[key]) : "";
+    absl::StrAppendFormat(&cells, "%-*s ", column_width(key), text);
+  }
+  for (const auto& [key, value] : one.description.items()) {
+    if (std::ranges::find(columns_, key) == columns_.end()) {
+      absl::StrAppend(&notes, "  ", key, " ", cell(value));
+    }
+  }
+  for (const auto& [key, value] : extras) absl::StrAppendFormat(&notes, "  %s %.3f", key, value);
+  if (figure.limit_drift > kDrift) {
+    absl::StrAppendFormat(&notes, "  (limit moved %.0f%%)", 100 * figure.limit_drift);
+  }
+  std::printf("%s%9.3f %9.1f %-7s %9.1f %6.1f%%%s\n", cells.c_str(), 1e3 * figure.seconds,
+              figure.rate / 1e9, unit(one.limit).c_str(), figure.limit / 1e9, 100 * figure.ratio(),
+              notes.c_str());
 }
 
 void KernelBench::print(const KernelCase& one, const Figure& figure,
@@ -225,17 +279,7 @@ void KernelBench::print(const KernelCase& one, const Figure& figure,
     for (const auto& [key, value] : extras) json[key] = value;
     std::printf("%s\n", json.dump().c_str());
   } else {
-    print_header(one);
-    for (const auto& [key, value] : one.description.items()) {
-      std::printf("%-*s ", column_width(key), cell(value).c_str());
-    }
-    std::string notes;
-    for (const auto& [key, value] : extras) absl::StrAppendFormat(&notes, "  %s %.2f", key, value);
-    if (figure.limit_drift > kDrift) {
-      absl::StrAppendFormat(&notes, "  (limit moved %.0f%%)", 100 * figure.limit_drift);
-    }
-    std::printf("%10.3f %9.1f %9.1f %6.1f%%%s\n", 1e3 * figure.seconds, figure.rate / 1e9,
-                figure.limit / 1e9, 100 * figure.ratio(), notes.c_str());
+    print_row(one, figure, extras);
   }
   std::fflush(stdout);
 }

@@ -1,9 +1,10 @@
 // What the benchmarks of single operations share: options, timing beside the machine's limit, and
 // one row of a table or one JSON object a line for each figure.
 //
-// A case is timed by the median of at least 5 repetitions and 0.4 s after one to warm up. Its limit
-// is measured before and after; if the two differ by more than 5 %, the case is measured again, at
-// most twice, and the figure of the calmest time counts.
+// A case is timed by the median of at least 5 repetitions and --seconds, after one to warm up. Its
+// limit is measured before, after, and every tenth of a second in between; the median counts. If it
+// moves by more than 5 % between the first half of these and the second, the case is measured
+// again, at most twice, and the calmest time counts.
 #pragma once
 
 #include <CLI/App.hpp>
@@ -18,6 +19,7 @@
 #include <vector>
 
 #include "kernels/core/context.h"
+#include "kernels/peak.h"
 
 namespace longhaul::launch {
 
@@ -25,6 +27,7 @@ struct KernelBenchOptions {
   int threads = 0;  // 0: all usable cores
   std::vector<std::string> dtypes = {"f32", "bf16"};
   std::string instruction_set;  // empty: the best one
+  double least_seconds = 0.4;   // that a case is timed for
   bool json = false;
 };
 void add_kernel_options(CLI::App& app, KernelBenchOptions& options);
@@ -50,8 +53,9 @@ enum class Limit {
 };
 
 struct KernelCase {
-  // What is run, for people and for JSON: "op", "dtype", then sizes, by the same keys in all cases
-  // of a benchmark. The number of threads and the instruction set are added.
+  // What is run, for people and for JSON: "op", "dtype", then sizes. The keys of a benchmark's
+  // first case head the table; those that only later cases have stand at the end of their rows. The
+  // number of threads and the instruction set are added.
   nlohmann::ordered_json description;
   DType dtype = DType::kF32;
   Limit limit = Limit::kMultiplyAdds;
@@ -64,8 +68,8 @@ struct Figure {
   double seconds = 0;  // the median
   int64_t repetitions = 0;
   double rate = 0;         // work a second
-  double limit = 0;        // the same unit; mean of before and after
-  double limit_drift = 0;  // between before and after, relative
+  double limit = 0;        // the same unit
+  double limit_drift = 0;  // between the first half of the time and the second, relative
   double ratio() const { return rate / limit; }
 };
 
@@ -96,15 +100,17 @@ class KernelBench {
 
  private:
   std::vector<Figure> measure_once(std::span<const KernelCase> cases);
-  double measure_limit(const KernelCase& one) const;
+  double measure_limit(const KernelCase& one);
   nlohmann::ordered_json full_description(const nlohmann::ordered_json& description) const;
-  void print_header(const KernelCase& one);
+  void print_row(const KernelCase& one, const Figure& figure, std::span<const Extra> extras);
 
   std::string name_;
   bool json_ = false;
-  bool header_printed_ = false;
+  double least_seconds_ = 0;
+  std::vector<std::string> columns_;  // of the table, once its header is printed
   std::vector<DType> dtypes_;
   ThreadPool pool_;
+  std::optional<kernels::CopyBandwidth> copy_;  // once it is wanted
 };
 
 // Reproducible values in [-1, 1).

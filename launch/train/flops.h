@@ -1,6 +1,6 @@
 // The model FLOPs of a step, from which MFU is computed.
 //
-//   MFU = model FLOPs of a step / (seconds of the step x measured peak of all ranks, of train.dtype)
+//   MFU = model FLOPs of a step / (seconds of the step x measured peak of all ranks in train.dtype)
 //   model FLOPs = 6 x (weights of matrix products) x tokens  +  12 x head_dim x (attention pairs)
 //
 // Six: two for forward and four for backward, per multiply-add pair. A pair is one query head

@@ -1,0 +1,155 @@
+#!/usr/bin/env python3
+"""The benchmarks of single operations: what they print and refuse. No time is asserted.
+
+usage: bench_test.py PROGRAM
+"""
+import json
+import math
+import subprocess
+import sys
+import unittest
+
+PROGRAM = sys.argv[1]
+TINY = {
+    "attention": ["--n", "96", "--d", "32", "--heads", "2"],
+    "gemm": ["--tokens", "48", "--weights", "40x24"],
+    "pointwise": ["--n", "24", "--width", "64", "--d", "16", "--vocabulary", "50", "--loss-n", "16",
+                  "--loss-width", "32"],
+}
+POINTWISE = {
+    "rms_norm_forward", "rms_norm_backward", "rope", "swiglu_forward", "swiglu_backward", "add",
+    "copy_from_accumulator", "copy_to_accumulator", "fill_zero", "adamw", "embedding_forward",
+    "embedding_backward", "attention_delta", "linear_cross_entropy"}
+POINTWISE_F32 = POINTWISE | {"add_to", "sum_of_squares", "attention_init", "attention_merge"}
+
+
+def run(*arguments):
+    return subprocess.run([PROGRAM, "bench", *arguments], capture_output=True, text=True,
+                          timeout=240)
+
+
+class Bench(unittest.TestCase):
+    def table(self, name, *arguments):
+        result = run(name, *TINY[name], "--threads", "2", "--seconds", "0.001", *arguments)
+        self.assertEqual((result.returncode, result.stderr), (0, ""), result.stdout)
+        return result.stdout.splitlines()
+
+    def figures(self, name, *arguments):
+        """The objects of a run, checked for what all have in common."""
+        figures = [json.loads(line) for line in self.table(name, "--json", *arguments)]
+        for figure in figures:
+            self.assertEqual(figure["bench"], name)
+            case = figure["case"]
+            self.assertEqual(case["threads"], 2)
+            self.assertIn(case["dtype"], ["f32", "bf16"])
+            for key in ["value", "limit", "ratio"]:
+                self.assertTrue(math.isfinite(figure[key]) and figure[key] > 0, figure)
+            self.assertAlmostEqual(figure["ratio"], figure["value"] / figure["limit"])
+            self.assertIsInstance(figure["limit_name"], str)
+            if figure["unit"] == "share of the limit":
+                continue
+            self.assertIn(figure["unit"], ["GFLOP/s", "GB/s"])
+            self.assertGreater(figure["seconds"], 0)
+            self.assertGreaterEqual(figure["repetitions"], 5)
+            self.assertTrue(0 <= figure["limit_drift"] <= 1, figure)
+        return figures
+
+    def error(self, *parts, command):
+        result = run(*command)
+        self.assertEqual((result.returncode, result.stdout), (2, ""))
+        self.assertEqual(len(result.stderr.splitlines()), 1, result.stderr)
+        for part in ["longhaul: error: ", *parts]:
+            self.assertIn(part, result.stderr)
+
+    def test_attention(self):
+        figures = self.figures("attention", "--mask", "causal,full,window,packed", "--window", "17",
+                               "--mean-document", "20", "--kv-heads", "1")
+        found = [(f["case"]["dtype"], f["case"]["op"], f["case"]["mask"]) for f in figures]
+        self.assertEqual(found, [(dtype, op, mask) for dtype in ["f32", "bf16"]
+                                 for op in ["forward", "backward"]
+                                 for mask in ["causal", "full", "window", "packed"]])
+        for figure in figures:
+            case = figure["case"]
+            self.assertEqual([case[key] for key in ["d", "n", "heads", "kv_heads"]],
+                             [32, 96, 2, 1])
+            self.assertEqual("time_to_share_of_causal" in figure, case["mask"] == "window")
+            self.assertEqual("speed_to_one_block" in figure, case["mask"] == "packed")
+            # The work, counted here by its definition.
+            pairs = {"causal": sum(min(i + 1, 96) for i in range(96)), "full": 96 * 96,
+                     "window": sum(min(i + 1, 17) for i in range(96))}.get(case["mask"])
+            if pairs is not None:
+                flops = {"forward": 4, "backward": 10}[case["op"]] * 32 * 2 * pairs
+                self.assertAlmostEqual(figure["value"] * figure["seconds"] * 1e9 / flops, 1)
+
+    def test_gemm(self):
+        figures = self.figures("gemm")
+        for dtype in ["f32", "bf16"]:
+            mine = [f for f in figures if f["case"]["dtype"] == dtype]
+            self.assertEqual([f["case"]["op"] for f in mine],
+                             ["nt", "nn", "tn", "geometric mean", "minimum"])
+            ratios = [f["ratio"] for f in mine[:3]]
+            self.assertAlmostEqual(mine[3]["ratio"], math.prod(ratios) ** (1 / 3))
+            self.assertEqual(mine[4]["ratio"], min(ratios))
+            for figure in mine[:3]:
+                self.assertAlmostEqual(figure["value"] * figure["seconds"] * 1e9, 2 * 48 * 40 * 24,
+                                       places=3)
+
+    def test_pointwise(self):
+        figures = self.figures("pointwise")
+        for dtype, operations in [("f32", POINTWISE_F32), ("bf16", POINTWISE)]:
+            mine = {f["case"]["op"]: f for f in figures if f["case"]["dtype"] == dtype}
+            self.assertEqual(set(mine), operations)
+            self.assertEqual(mine["linear_cross_entropy"]["unit"], "GFLOP/s")
+            self.assertIn("time_to_products", mine["linear_cross_entropy"])
+            size = {"f32": 4, "bf16": 2}[dtype]
+            for op, passes in [("swiglu_forward", 3), ("swiglu_backward", 5), ("add", 3),
+                               ("fill_zero", 1)]:
+                self.assertEqual(mine[op]["unit"], "GB/s")
+                self.assertAlmostEqual(mine[op]["value"] * mine[op]["seconds"] * 1e9,
+                                       passes * 24 * 64 * size, places=3)
+
+    def test_tables(self):
+        for name in TINY:
+            lines = self.table(name, "--dtype", "f32", "--op",
+                               {"attention": "forward", "gemm": "nt", "pointwise": "rope"}[name])
+            self.assertTrue(lines[0].startswith("# 2 threads, "), lines)
+            self.assertTrue(lines[1].startswith("op "), lines)
+            self.assertRegex(lines[2], r"^\S+ +f32 .* (GFLOP|GB)/s .*%")
+            self.assertEqual(len(lines), 5 if name == "gemm" else 3)
+
+    def test_baseline_instruction_set(self):
+        for name in TINY:
+            figures = self.figures(name, "--isa", "BASELINE", "--op",
+                                   {"attention": "forward", "gemm": "nt",
+                                    "pointwise": "swiglu_forward"}[name])
+            self.assertEqual({f["case"]["isa"] for f in figures}, {"BASELINE"})
+
+    def test_bad_values(self):
+        for name in TINY:
+            self.error("--threads -1", "1 to ", command=[name, "--threads", "-1"])
+            self.error("--dtype f16", "one of f32, bf16", command=[name, "--dtype", "f32,f16"])
+            self.error("--isa SSE9", "BASELINE", command=[name, "--isa", "SSE9"])
+            self.error("--seconds -1", command=[name, "--seconds", "-1"])
+            self.error("--op x", "one of ", command=[name, "--op", "x"])
+            self.error("--threads", command=[name, "--threads", "two"])
+        self.error("--n 0", command=["attention", "--n", "64,0"])
+        self.error("--d 0", command=["attention", "--d", "0"])
+        self.error("--mask causl", "packed", command=["attention", "--mask", "causl"])
+        self.error("--window 0", command=["attention", "--window", "0"])
+        self.error("--kv-heads 3", "set --heads",
+                   command=["attention", "--n", "64", "--kv-heads", "3"])
+        self.error("--heads -1", command=["attention", "--heads", "-1"])
+        self.error("--tokens 0", command=["gemm", "--tokens", "0"])
+        for weights in ["512", "0x512", "2048x", "axb", "1x2x3"]:
+            self.error(f"--weights {weights}", "OUTxIN", command=["gemm", "--weights", weights])
+        self.error("--d 48", "--width 64", command=["pointwise", "--width", "64", "--d", "48"])
+        self.error("--n 0", command=["pointwise", "--n", "0"])
+        self.error("unknown option --lenghts", command=["attention", "--lenghts", "64"])
+        self.error("no subcommand", "attention", "gemm", "pointwise", command=[])
+        self.error("unknown subcommand `atention`", "did you mean `attention`?",
+                   command=["atention"])
+
+
+if __name__ == "__main__":
+    suite = unittest.defaultTestLoader.loadTestsFromTestCase(Bench)
+    sys.exit(not unittest.TextTestRunner(verbosity=2).run(suite).wasSuccessful())
