@@ -12,6 +12,19 @@ TEST(Tensor, OwnsZeroedAlignedMemory) {
   EXPECT_TRUE(Tensor(DType::kF32, {0, 4}).view().empty());
 }
 
+// Large ones are laid out for huge pages.
+TEST(Tensor, LargeOnesAreZeroedAndAlignedToHugePages) {
+  Tensor x;
+  for (int again = 0; again < 2; ++again) {
+    x = Tensor(DType::kF32, {3, (1 << 19) + 5});
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(x.view().raw()) % (1 << 21), 0u);
+    for (float& v : x.span<float>()) {
+      ASSERT_EQ(v, 0.0f);
+      v = 1.0f;  // for the next one, which may get the same memory
+    }
+  }
+}
+
 TEST(TensorView, SlicesAndSplits) {
   const Tensor x(DType::kF32, {3, 8});
   for (size_t i = 0; i < 24; ++i) x.span<float>()[i] = static_cast<float>(i);
