@@ -10,9 +10,13 @@
 
 namespace longhaul::kernels {
 
-// FLOPs a second of multiply-adds on registers (2 each) with the widest vectors: f32 or f64; for
-// bf16 pairs of bf16 with f32 sums where the instruction set has those products, the f32 figure
-// where it has not, since bf16 is then computed in f32.
+// The type whose multiply-adds are the limit of computing in `dtype`: its own, but f32 for bf16
+// where the instruction set in use has no products of bf16 pairs, since bf16 is then computed in
+// f32.
+DType multiply_add_type(DType dtype);
+
+// FLOPs a second (2 a multiply-add) of f32, f64, or bf16 pairs with f32 sums, as of
+// multiply_add_type(dtype), on registers with the widest vectors.
 double measured_peak_flops(DType dtype, int threads);
 
 // Bytes a second of copying between two sets of arrays, each four times the last level of cache (at

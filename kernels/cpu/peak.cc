@@ -172,15 +172,22 @@ int64_t last_level_cache_bytes() {
 
 }  // namespace
 
+DType multiply_add_type(DType dtype) {
+  return dtype == DType::kBF16 && !cpu::has_bf16_products() ? DType::kF32 : dtype;
+}
+
 double measured_peak_flops(DType dtype, int threads) {
   constexpr int64_t kRounds = 20'000;
-  if (dtype == DType::kF64) {
-    return rate(threads, [](int) { return HWY_DYNAMIC_DISPATCH(cpu::MultiplyAddsF64)(kRounds); });
+  switch (multiply_add_type(dtype)) {
+    case DType::kF32:
+      return rate(threads, [](int) { return HWY_DYNAMIC_DISPATCH(cpu::MultiplyAddsF32)(kRounds); });
+    case DType::kF64:
+      return rate(threads, [](int) { return HWY_DYNAMIC_DISPATCH(cpu::MultiplyAddsF64)(kRounds); });
+    case DType::kBF16:
+      return rate(threads, [](int) { return HWY_DYNAMIC_DISPATCH(cpu::Bf16Products)(kRounds); });
+    default:
+      check_failed(__FILE__, __LINE__, "dtype is a floating type");
   }
-  if (dtype == DType::kBF16 && cpu::has_bf16_products()) {
-    return rate(threads, [](int) { return HWY_DYNAMIC_DISPATCH(cpu::Bf16Products)(kRounds); });
-  }
-  return rate(threads, [](int) { return HWY_DYNAMIC_DISPATCH(cpu::MultiplyAddsF32)(kRounds); });
 }
 
 CopyBandwidth::CopyBandwidth(int threads) : shares_(static_cast<size_t>(threads)) {

@@ -90,7 +90,8 @@ std::string unit(Limit limit) { return limit == Limit::kCopy ? "GB/s" : "GFLOP/s
 
 std::string limit_name(const KernelCase& one) {
   if (one.limit == Limit::kCopy) return "measured copy bandwidth";
-  return absl::StrCat("measured ", std::string(name(one.dtype)), " multiply-add peak");
+  return absl::StrCat("measured ", std::string(name(kernels::multiply_add_type(one.dtype))),
+                      " multiply-add peak");
 }
 
 // Wide enough for its values in all rows that are usual.

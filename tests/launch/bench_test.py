@@ -123,6 +123,9 @@ class Bench(unittest.TestCase):
                                    {"attention": "forward", "gemm": "nt",
                                     "pointwise": "swiglu_forward"}[name])
             self.assertEqual({f["case"]["isa"] for f in figures}, {"BASELINE"})
+            # It has no products of bf16 pairs.
+            limits = {f["limit_name"] for f in figures if f["unit"] == "GFLOP/s"}
+            self.assertLessEqual(limits, {"measured f32 multiply-add peak"})
 
     def test_bad_values(self):
         for name in TINY:
