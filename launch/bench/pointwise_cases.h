@@ -10,8 +10,8 @@
 namespace longhaul::launch {
 
 struct PointwiseShape {
-  int64_t tokens = 8192;
-  int64_t width = 2048;  // of a row: of the model, of an MLP, or of all heads
+  int64_t tokens = 16384;  // so many that no operand stays in a usual cache
+  int64_t width = 2048;    // of a row: of the model, of an MLP, or of all heads
   int64_t head_dim = 128;
   int64_t vocabulary = 32000;
 };
