@@ -18,6 +18,7 @@
 // A masked score is selected away, so a NaN in a key does not reach queries that do not see it; one
 // in a value may, within a panel, as P = 0 is still multiplied by it.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 
@@ -42,10 +43,14 @@ struct Step {
   int64_t depth;  // units of a row of q and k
   int64_t value_dim;
   A factor;  // of what q k^T gives, for scores in units of log 2
-  // If masked: lanes [first_lane + j, last_lane + j) within [lane_begin, lane_end) see key j, and
-  // none sees a key from `valid` on.
-  bool masked;
+  // Lanes [first_lane + j, last_lane + j) within [lane_begin, lane_end) see key j, if j < valid.
   int64_t first_lane, last_lane, lane_begin, lane_end, valid;
+
+  // Keys [begin, end) that all lanes see.
+  IndexRange seen_by_all() const {
+    if (lane_begin > 0 || lane_end < kPanel) return {0, 0};
+    return {std::max<int64_t>(kPanel - last_lane, 0), std::min(valid, 1 - first_lane)};
+  }
 };
 
 // tile(r, :) = scores of key j + r, in units of log 2, for queries from column x on.
@@ -85,8 +90,8 @@ HWY_INLINE void store_probabilities(const Step<A>& s, int64_t j, int64_t x,
   });
 }
 
-// P = 2^(S - m) with the m of the steps before, and sums of its columns with l. False if a row has
-// no m yet or its sum outgrows it: then only the scratch was touched.
+// P = 2^(S - m) with the m of the steps before, which all rows must have, and sums of its columns
+// with l. False if a sum outgrows its m: then only the scratch was touched.
 template <class Arithmetic, bool kMasked, class A>
 bool try_probabilities(const Step<A>& s) {
   const VectorOf<A> d;
@@ -195,14 +200,60 @@ void add_values(const Step<A>& s) {
 }
 
 template <class Arithmetic, class A>
-void fold_step(const Step<A>& s) {
-  if (s.masked ? try_probabilities<Arithmetic, true>(s) : try_probabilities<Arithmetic, false>(s)) {
-    add_values<Arithmetic, false>(s);
+void fold_carefully(const Step<A>& s) {
+  make_scores<Arithmetic>(s);
+  make_probabilities<Arithmetic>(s);
+  add_values<Arithmetic, true>(s);
+}
+
+// Keys [begin, end) of a step; begin starts a unit.
+template <class Arithmetic, class A>
+Step<A> part_of_step(Step<A> s, int64_t begin, int64_t end) {
+  s.k += begin * s.depth;
+  s.v += begin / Arithmetic::kDepth * s.value_dim;
+  s.keys = end - begin;
+  s.first_lane += begin;
+  s.last_lane += begin;
+  s.valid -= begin;
+  return s;
+}
+
+// Masked or not, where all rows have seen something.
+template <class Arithmetic, bool kMasked, class A>
+void fold_quickly(const Step<A>& s, int64_t begin, int64_t end) {
+  if (begin >= end) return;
+  const Step<A> part = part_of_step<Arithmetic>(s, begin, end);
+  if (try_probabilities<Arithmetic, kMasked>(part)) {
+    add_values<Arithmetic, false>(part);
   } else {
-    make_scores<Arithmetic>(s);
-    make_probabilities<Arithmetic>(s);
-    add_values<Arithmetic, true>(s);
+    fold_carefully<Arithmetic>(part);
   }
+}
+
+template <class Arithmetic, class A>
+void fold_quickly(const Step<A>& s, int64_t from) {
+  constexpr int64_t kDepth = Arithmetic::kDepth;
+  const IndexRange all = s.seen_by_all();
+  const int64_t begin = std::clamp(rounded_up(all.begin, kDepth), from, s.keys);
+  const int64_t end = std::clamp(all.end / kDepth * kDepth, begin, s.keys);
+  if (begin == end) return fold_quickly<Arithmetic, true>(s, from, s.keys);
+  fold_quickly<Arithmetic, true>(s, from, begin);
+  fold_quickly<Arithmetic, false>(s, begin, end);
+  fold_quickly<Arithmetic, true>(s, end, s.keys);
+}
+
+template <class Arithmetic, class A>
+void fold_step(const Step<A>& s) {
+  const A *begin = s.max + s.lane_begin, *end = s.max + s.lane_end;
+  if (std::find(begin, end, -std::numeric_limits<A>::infinity()) == end) {
+    return fold_quickly<Arithmetic>(s, 0);
+  }
+  // The last row sees its first key last.
+  constexpr int64_t kFewest = 2 * kTileRows;
+  const int64_t first = std::max(s.lane_end - s.last_lane, int64_t{0});
+  const int64_t carefully = std::min(s.keys, rounded_up(first + kFewest, kFewest));
+  fold_carefully<Arithmetic>(part_of_step<Arithmetic>(s, 0, carefully));
+  fold_quickly<Arithmetic>(s, carefully);
 }
 
 // The part of one task that belongs to one call: where its rows lie.
@@ -222,9 +273,11 @@ class BlockRun {
         value_dim_(args.v.dim(2)) {}
 
   void run(Poller& poller) {
-    read_state();
+    coming_panel(0).prefetch(0, 1);
     for (const Segment* segment : block_.segments) fold(*segment, poller);
-    write_state();
+    for (int64_t p = 0; p < panels(); ++p) {
+      if (read_[static_cast<size_t>(p)]) write_panel(p);
+    }
   }
 
  private:
@@ -238,47 +291,61 @@ class BlockRun {
   }
   int64_t out_stride() const { return args_.q.dim(1) * value_dim_; }
 
-  void read_state() {
-    for (int64_t p = 0; p < panels(); ++p) {
-      const int64_t row = block_.begin + p * kPanel, rows = panel_rows(p);
-      load_panel<Arithmetic>(
-          args_.q.data<T>() + row * args_.q.stride(0) + head_ * args_.q.stride(1),
-          args_.q.stride(0), rows, args_.q.dim(2), s_.q + p * kPanel * depth_);
-      load_panel<Single>(out_of(row), out_stride(), rows, value_dim_,
-                         s_.out + p * kPanel * value_dim_);
-      for (int64_t r = 0; r < kPanel; ++r) {
-        const A lse = r < rows ? *lse_of(row + r) : -std::numeric_limits<A>::infinity();
-        s_.max[p * kPanel + r] = lse * static_cast<A>(kLog2E);
-        s_.sum[p * kPanel + r] = lse == -std::numeric_limits<A>::infinity() ? A(0) : A(1);
-      }
-    }
+  const T* q_row(int64_t row) const {
+    return args_.q.data<T>() + row * args_.q.stride(0) + head_ * args_.q.stride(1);
   }
 
-  void write_state() {
-    for (int64_t p = 0; p < panels(); ++p) {
-      const int64_t row = block_.begin + p * kPanel, rows = panel_rows(p);
-      A* out = s_.out + p * kPanel * value_dim_;
-      A* factor = s_.rescale;
-      bool unchanged = false;
-      for (int64_t r = 0; r < rows; ++r) {
-        const A max = s_.max[p * kPanel + r], sum = s_.sum[p * kPanel + r];
-        // A row to which nothing was added keeps its bits.
-        const A before = *lse_of(row + r) * static_cast<A>(kLog2E);
-        const bool keep = sum == A(0) || (sum == A(1) && max == before);
-        unchanged = unchanged || keep;
-        factor[r] = keep ? A(0) : A(1) / sum;
-        if (!keep) *lse_of(row + r) = (max + std::log2(sum)) / static_cast<A>(kLog2E);
-      }
-      if (!unchanged) {
-        scale_columns(factor, out);
-        transpose(out, kPanel, value_dim_, rows, out_of(row), out_stride());
-        continue;
-      }
-      for (int64_t r = 0; r < rows; ++r) {
-        if (factor[r] == A(0)) continue;
-        for (int64_t e = 0; e < value_dim_; ++e)
-          out_of(row + r)[e] = out[e * kPanel + r] * factor[r];
-      }
+  Upcoming coming_panel(int64_t p) const {
+    Upcoming rows;
+    if (p < panels()) {
+      const int64_t row = block_.begin + p * kPanel;
+      rows.add(q_row(row), args_.q.stride(0), panel_rows(p), args_.q.dim(2));
+      rows.add(out_of(row), out_stride(), panel_rows(p), value_dim_);
+    }
+    return rows;
+  }
+
+  // The state of a panel is read when it is first folded into.
+  void need_panel(int64_t p) {
+    bool& read = read_[static_cast<size_t>(p)];
+    if (read) return;
+    read = true;
+    const int64_t row = block_.begin + p * kPanel, rows = panel_rows(p);
+    load_panel<Arithmetic>(q_row(row), args_.q.stride(0), rows, args_.q.dim(2),
+                           s_.q + p * kPanel * depth_);
+    load_panel<Single>(out_of(row), out_stride(), rows, value_dim_,
+                       s_.out + p * kPanel * value_dim_);
+    for (int64_t r = 0; r < kPanel; ++r) {
+      // Lanes without a row have seen something, so that nobody waits for them.
+      const A lse = r < rows ? *lse_of(row + r) : A(0);
+      s_.max[p * kPanel + r] = lse * static_cast<A>(kLog2E);
+      s_.sum[p * kPanel + r] = lse == -std::numeric_limits<A>::infinity() ? A(0) : A(1);
+    }
+    coming_panel(p + 1).prefetch(0, 1);
+  }
+
+  void write_panel(int64_t p) {
+    const int64_t row = block_.begin + p * kPanel, rows = panel_rows(p);
+    A* out = s_.out + p * kPanel * value_dim_;
+    A* factor = s_.rescale;
+    bool unchanged = false;
+    for (int64_t r = 0; r < rows; ++r) {
+      const A max = s_.max[p * kPanel + r], sum = s_.sum[p * kPanel + r];
+      // A row to which nothing was added keeps its bits.
+      const A before = *lse_of(row + r) * static_cast<A>(kLog2E);
+      const bool keep = sum == A(0) || (sum == A(1) && max == before);
+      unchanged = unchanged || keep;
+      factor[r] = keep ? A(0) : A(1) / sum;
+      if (!keep) *lse_of(row + r) = (max + std::log2(sum)) / static_cast<A>(kLog2E);
+    }
+    if (!unchanged) {
+      scale_columns(factor, out);
+      transpose(out, kPanel, value_dim_, rows, out_of(row), out_stride());
+      return;
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      if (factor[r] == A(0)) continue;
+      for (int64_t e = 0; e < value_dim_; ++e) out_of(row + r)[e] = out[e * kPanel + r] * factor[r];
     }
   }
 
@@ -335,30 +402,29 @@ class BlockRun {
     const int64_t begin = j0 + (std::max(j0, seen.begin) - j0) / kDepth * kDepth;
     const int64_t end = std::min(j1, seen.end);
     if (begin >= end) return;
-    const TileMask mask = classify(segment, first, last, begin, end);
-    if (mask == TileMask::kEmpty) return;
+    if (classify(segment, first, last, begin, end) == TileMask::kEmpty) return;
+    need_panel(p);
     const int64_t keys = rounded_up(end - begin, kDepth);
-    fold_step<Arithmetic>(Step<A>{
-        .q = s_.q + p * kPanel * depth_,
-        .k = s_.k + (begin - j0) * depth_,
-        .v = s_.v + (begin - j0) / kDepth * value_dim_,
-        .out = s_.out + p * kPanel * value_dim_,
-        .max = s_.max + p * kPanel,
-        .sum = s_.sum + p * kPanel,
-        .scores = s_.scores,
-        .step_max = s_.step_max,
-        .rescale = s_.rescale,
-        .step_sum = s_.step_sum,
-        .keys = keys,
-        .depth = depth_,
-        .value_dim = value_dim_,
-        .factor = static_cast<A>(args_.options.scale * kLog2E),
-        .masked = mask == TileMask::kPartial || last - first < panel_rows(p) || keys > end - begin,
-        .first_lane = begin - segment.band_hi - base,
-        .last_lane = begin - segment.band_lo - base + 1,
-        .lane_begin = first - base,
-        .lane_end = last - base,
-        .valid = end - begin});
+    fold_step<Arithmetic>(Step<A>{.q = s_.q + p * kPanel * depth_,
+                                  .k = s_.k + (begin - j0) * depth_,
+                                  .v = s_.v + (begin - j0) / kDepth * value_dim_,
+                                  .out = s_.out + p * kPanel * value_dim_,
+                                  .max = s_.max + p * kPanel,
+                                  .sum = s_.sum + p * kPanel,
+                                  .scores = s_.scores,
+                                  .step_max = s_.step_max,
+                                  .rescale = s_.rescale,
+                                  .step_sum = s_.step_sum,
+                                  .keys = keys,
+                                  .depth = depth_,
+                                  .value_dim = value_dim_,
+                                  .factor = static_cast<A>(args_.options.scale * kLog2E),
+                                  .first_lane = begin - segment.band_hi - base,
+                                  .last_lane = begin - segment.band_lo - base + 1,
+                                  .lane_begin = first - base,
+                                  // Whatever lanes behind the last row see, nobody reads it.
+                                  .lane_end = last - base == panel_rows(p) ? kPanel : last - base,
+                                  .valid = end - begin});
   }
 
   const AttentionForward& args_;
@@ -367,6 +433,7 @@ class BlockRun {
   const ForwardScratch<A>& s_;
   const int64_t depth_;  // units of a row of q and k
   const int64_t value_dim_;
+  std::array<bool, kMostPanels> read_{};
 };
 
 void forward_block_pairs(const AttentionForward& args, int64_t head, const QueryBlock& block,
