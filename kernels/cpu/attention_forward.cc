@@ -12,8 +12,8 @@
 // (m, l, O) = (lse, 1, out).
 //
 // Any m near the largest score will do, as it cancels. So most steps keep m and take the
-// exponential of a tile while it is in registers; only the first step of a row, and one whose sums
-// grow beyond all measure, stores its scores and finds m' first.
+// exponential of a tile while it is in registers; only a step whose sums outgrow m stores its
+// scores and finds m' first. Where a row has no m yet, a few keys give it one.
 //
 // A masked score is selected away, so a NaN in a key does not reach queries that do not see it; one
 // in a value may, within a panel, as P = 0 is still multiplied by it.
@@ -90,10 +90,10 @@ HWY_INLINE void store_probabilities(const Step<A>& s, int64_t j, int64_t x,
   });
 }
 
-// P = 2^(S - m) with the m of the steps before, which all rows must have, and sums of its columns
-// with l. False if a sum outgrows its m: then only the scratch was touched.
+// P = 2^(S - m) of keys [begin, end) with the m of the steps before, which all rows must have; sums
+// of its columns go to step_sum. False if a sum outgrows its m.
 template <class Arithmetic, bool kMasked, class A>
-bool try_probabilities(const Step<A>& s) {
+bool try_probabilities(const Step<A>& s, int64_t begin, int64_t end) {
   const VectorOf<A> d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
   // Far from overflow, even of sums over all keys times values.
@@ -102,11 +102,10 @@ bool try_probabilities(const Step<A>& s) {
     hn::Vec<VectorOf<A>> shift[kTileVectors], sum[kTileVectors];
     for (int v = 0; v < kTileVectors; ++v) {
       shift[v] = hn::LoadU(d, s.max + x + v * lanes);
-      sum[v] = hn::LoadU(d, s.sum + x + v * lanes);
-      if (!hn::AllTrue(d, hn::Ge(shift[v], hn::Set(d, std::numeric_limits<A>::lowest()))))
-        return false;
+      sum[v] = hn::LoadU(d, s.step_sum + x + v * lanes);
     }
-    for_row_tiles(s.keys, [&](auto rows, int64_t j) HWY_ATTR {
+    for_row_tiles(end - begin, [&](auto rows, int64_t r) HWY_ATTR {
+      const int64_t j = begin + r;
       Tile<rows, VectorOf<A>> tile;
       make_score_tile<Arithmetic, kMasked>(s, j, x, shift, tile);
       for_tile(tile, [&](int, int v, auto& c) HWY_ATTR {
@@ -120,20 +119,32 @@ bool try_probabilities(const Step<A>& s) {
       hn::StoreU(sum[v], d, s.step_sum + x + v * lanes);
     }
   }
-  std::copy_n(s.step_sum, kPanel, s.sum);
   return true;
 }
 
-// S = K Q^T and the largest score of every query.
+// The same of all keys, masked where they must be. Only scratch is touched if false.
 template <class Arithmetic, class A>
-void make_scores(const Step<A>& s) {
+bool try_probabilities(const Step<A>& s) {
+  constexpr int64_t kDepth = Arithmetic::kDepth;
+  const IndexRange all = s.seen_by_all();
+  const int64_t begin = std::clamp(rounded_up(all.begin, kDepth), int64_t{0}, s.keys);
+  const int64_t end = std::clamp(all.end / kDepth * kDepth, begin, s.keys);
+  std::copy_n(s.sum, kPanel, s.step_sum);
+  return try_probabilities<Arithmetic, true>(s, 0, begin) &&
+         try_probabilities<Arithmetic, false>(s, begin, end) &&
+         try_probabilities<Arithmetic, true>(s, end, s.keys);
+}
+
+// S = K Q^T of keys [0, keys) and the largest score of every query.
+template <class Arithmetic, class A>
+void make_scores(const Step<A>& s, int64_t keys) {
   const VectorOf<A> d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
   for (int64_t x = 0; x < kPanel; x += tile_columns(d)) {
     hn::Vec<VectorOf<A>> largest[kTileVectors], none[kTileVectors];
     for (auto& l : largest) l = hn::Set(d, -std::numeric_limits<A>::infinity());
     for (auto& n : none) n = hn::Zero(d);
-    for_row_tiles(s.keys, [&](auto rows, int64_t j) HWY_ATTR {
+    for_row_tiles(keys, [&](auto rows, int64_t j) HWY_ATTR {
       Tile<rows, VectorOf<A>> tile;
       make_score_tile<Arithmetic, true>(s, j, x, none, tile);
       for_tile(tile, [&](int r, int v, auto& c) HWY_ATTR {
@@ -199,61 +210,32 @@ void add_values(const Step<A>& s) {
   }
 }
 
+// Gives rows that have seen nothing yet their largest score among the first keys that all see some
+// of: near enough for an m.
 template <class Arithmetic, class A>
-void fold_carefully(const Step<A>& s) {
-  make_scores<Arithmetic>(s);
-  make_probabilities<Arithmetic>(s);
-  add_values<Arithmetic, true>(s);
-}
-
-// Keys [begin, end) of a step; begin starts a unit.
-template <class Arithmetic, class A>
-Step<A> part_of_step(Step<A> s, int64_t begin, int64_t end) {
-  s.k += begin * s.depth;
-  s.v += begin / Arithmetic::kDepth * s.value_dim;
-  s.keys = end - begin;
-  s.first_lane += begin;
-  s.last_lane += begin;
-  s.valid -= begin;
-  return s;
-}
-
-// Masked or not, where all rows have seen something.
-template <class Arithmetic, bool kMasked, class A>
-void fold_quickly(const Step<A>& s, int64_t begin, int64_t end) {
-  if (begin >= end) return;
-  const Step<A> part = part_of_step<Arithmetic>(s, begin, end);
-  if (try_probabilities<Arithmetic, kMasked>(part)) {
-    add_values<Arithmetic, false>(part);
-  } else {
-    fold_carefully<Arithmetic>(part);
+void find_first_maximum(const Step<A>& s) {
+  constexpr A kNothing = -std::numeric_limits<A>::infinity();
+  A *begin = s.max + s.lane_begin, *end = s.max + s.lane_end;
+  if (std::find(begin, end, kNothing) == end) return;
+  // The last row sees its first key last.
+  constexpr int64_t kFewest = 2 * kTileRows;
+  const int64_t first = std::max(s.lane_end - s.last_lane, int64_t{0});
+  make_scores<Arithmetic>(s, std::min(s.keys, rounded_up(first + kFewest, kFewest)));
+  for (int64_t lane = s.lane_begin; lane < s.lane_end; ++lane) {
+    if (s.max[lane] == kNothing) s.max[lane] = s.step_max[lane];
   }
-}
-
-template <class Arithmetic, class A>
-void fold_quickly(const Step<A>& s, int64_t from) {
-  constexpr int64_t kDepth = Arithmetic::kDepth;
-  const IndexRange all = s.seen_by_all();
-  const int64_t begin = std::clamp(rounded_up(all.begin, kDepth), from, s.keys);
-  const int64_t end = std::clamp(all.end / kDepth * kDepth, begin, s.keys);
-  if (begin == end) return fold_quickly<Arithmetic, true>(s, from, s.keys);
-  fold_quickly<Arithmetic, true>(s, from, begin);
-  fold_quickly<Arithmetic, false>(s, begin, end);
-  fold_quickly<Arithmetic, true>(s, end, s.keys);
 }
 
 template <class Arithmetic, class A>
 void fold_step(const Step<A>& s) {
-  const A *begin = s.max + s.lane_begin, *end = s.max + s.lane_end;
-  if (std::find(begin, end, -std::numeric_limits<A>::infinity()) == end) {
-    return fold_quickly<Arithmetic>(s, 0);
+  find_first_maximum<Arithmetic>(s);
+  if (try_probabilities<Arithmetic>(s)) {
+    std::copy_n(s.step_sum, kPanel, s.sum);
+    return add_values<Arithmetic, false>(s);
   }
-  // The last row sees its first key last.
-  constexpr int64_t kFewest = 2 * kTileRows;
-  const int64_t first = std::max(s.lane_end - s.last_lane, int64_t{0});
-  const int64_t carefully = std::min(s.keys, rounded_up(first + kFewest, kFewest));
-  fold_carefully<Arithmetic>(part_of_step<Arithmetic>(s, 0, carefully));
-  fold_quickly<Arithmetic>(s, carefully);
+  make_scores<Arithmetic>(s, s.keys);
+  make_probabilities<Arithmetic>(s);
+  add_values<Arithmetic, true>(s);
 }
 
 // The part of one task that belongs to one call: where its rows lie.
