@@ -13,6 +13,7 @@
 #include "kernels/attention.h"
 #include "kernels/embedding.h"
 #include "kernels/gemm.h"
+#include "kernels/linear_attention.h"
 #include "kernels/linear_cross_entropy.h"
 #include "kernels/pointwise.h"
 #include "kernels/rms_norm.h"
@@ -25,6 +26,7 @@ struct Backend {
   DeviceKind device;
   std::string_view description;  // for `longhaul doctor`
   std::span<const AttentionKernel> attention;
+  std::span<const LinearAttentionKernel> linear_attention;
   std::span<const GemmKernel> gemm;
   std::span<const RmsNormKernel> rms_norm;
   std::span<const RopeKernel> rope;

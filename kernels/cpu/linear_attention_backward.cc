@@ -1,0 +1,358 @@
+// Linear attention backward on the CPU, and the parts of it that wait for other ranks.
+//
+// Two passes through the blocks of a piece. To the right, with the state S, which is not kept from
+// forward but summed again (transposed, as dQ wants it):
+//
+//     dQ += diag(a^r) dO S^T + dP K               S^T <- a^c S^T + (diag(a^(c-r)) V)^T K
+//
+// and to the left, with its gradient G:
+//
+//     dK += diag(a^(c-r)) V G^T + dP^T Q          G <- a^c G + (diag(a^r) Q)^T dO
+//     dV += diag(a^(c-r)) K G + P^T dO
+//
+// where P = (Q K^T) . D and dP = (dO V^T) . D; dP is computed in both passes, as keeping it would
+// cost more memory traffic than its products cost time.
+#include <algorithm>
+
+#include "kernels/cpu/linear_attention_schedule.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/linear_attention_backward.cc"
+#include "hwy/foreach_target.h"
+//
+#include "kernels/cpu/linear_tiles-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace longhaul::kernels::cpu::HWY_NAMESPACE {
+
+template <class T>
+const T* rows_of(const ConstTensorView& x, int64_t row, int64_t h) {
+  return x.data<T>() + row * x.stride(0) + h * x.stride(1);
+}
+// A dense tensor of sums.
+template <class A>
+A* rows_of(const TensorView& x, int64_t row, int64_t h) {
+  return x.data<A>() + (row * x.dim(1) + h) * x.dim(2);
+}
+
+template <class T>
+class BackwardTask {
+  using A = Accumulator<T>;
+
+ public:
+  BackwardTask(const LinearAttentionBackward& args, const LinearTask<A>& task)
+      : args_(args),
+        task_(task),
+        s_(task.scratch),
+        head_dim_(args.q.dim(2)),
+        value_dim_(args.v.dim(2)) {}
+
+  void run() {
+    to_the_right();
+    to_the_left();
+  }
+
+ private:
+  A* state_of(int64_t h) const { return s_.states + (h - task_.heads.begin) * s_.state_elements; }
+  const Powers<A>& powers_of(int64_t h) const { return task_.powers[static_cast<size_t>(h)]; }
+
+  // The block after number `n` of head h, where block(n) is the n-th of this pass.
+  template <class Block, class Add>
+  Ahead ahead_of(size_t n, int64_t h, Block&& block, Add&& add) const {
+    Ahead ahead;
+    const bool next_head = h + 1 < task_.heads.end;
+    const size_t next = next_head ? n : n + 1;
+    if (next == task_.blocks.size()) return ahead;
+    add(ahead, block(next).begin, next_head ? h + 1 : task_.heads.begin);
+    ahead.set_rows(block(next).rows);
+    return ahead;
+  }
+  static void add_to(Ahead& ahead, const ConstTensorView& x, int64_t row, int64_t h) {
+    ahead.add(rows_of<T>(x, row, h), x.stride(0), x.dim(2));
+  }
+  static void add_to(Ahead& ahead, const TensorView& x, int64_t row, int64_t h) {
+    ahead.add(rows_of<A>(x, row, h), x.dim(1) * x.dim(2), x.dim(2));
+  }
+
+  void to_the_right() {
+    empty_ = task_.entering == nullptr;
+    for (int64_t h = task_.heads.begin; h < task_.heads.end && !empty_; ++h) {
+      load_transposed<A>(task_.entering + h * head_dim_ * value_dim_, value_dim_, head_dim_,
+                         value_dim_, s_.key_width, state_of(h));
+    }
+    const auto nth = [&](size_t n) -> const LinearBlock& { return task_.blocks[n]; };
+    for (size_t n = 0; n < task_.blocks.size(); ++n) {
+      const LinearBlock& block = nth(n);
+      const bool keep = !block.last_of_document && n + 1 < task_.blocks.size();
+      if (block.first_of_document) empty_ = true;
+      for (int64_t h = task_.heads.begin; h < task_.heads.end; ++h) {
+        add_dq(block, h, keep, ahead_of(n, h, nth, [&](Ahead& ahead, int64_t row, int64_t head) {
+                 add_to(ahead, args_.k, row, head);
+                 add_to(ahead, args_.v, row, head);
+                 add_to(ahead, args_.dout, row, head);
+                 add_to(ahead, args_.dq_acc, row, head);
+               }));
+        task_.poller.did(block.rows * (2 * head_dim_ * value_dim_ + kBlock * value_dim_));
+      }
+      empty_ = !keep;
+    }
+  }
+
+  void add_dq(const LinearBlock& block, int64_t h, bool keep, const Ahead& ahead) {
+    const Powers<A>& powers = powers_of(h);
+    const int64_t rows = block.rows;
+    const T* v = rows_of<T>(args_.v, block.begin, h);
+    load_rows<T>(rows_of<T>(args_.dout, block.begin, h), args_.dout.stride(0), rows, value_dim_,
+                 nullptr, s_.value_width, s_.dout);
+    load_rows<T>(rows_of<T>(args_.k, block.begin, h), args_.k.stride(0), rows, head_dim_, nullptr,
+                 s_.key_width, s_.k);
+    load_transposed<T>(v, args_.v.stride(0), rows, value_dim_, kBlock, s_.vt);
+    decayed_products(rows, s_.dout, s_.value_width, value_dim_, s_.vt, powers.diagonal(), s_.dp,
+                     ahead.part(0, 2));
+    make_rows(RowSums<A>{.rows = rows,
+                         .columns = head_dim_,
+                         .x = s_.dout,
+                         .x_width = s_.value_width,
+                         .depth = value_dim_,
+                         .state = empty_ ? nullptr : state_of(h),
+                         .factors = powers.rising(),
+                         .p = s_.dp,
+                         .y = s_.k,
+                         .width = s_.key_width,
+                         .add = true,
+                         .out = rows_of<A>(args_.dq_acc, block.begin, h),
+                         .out_stride = args_.dq_acc.dim(1) * head_dim_,
+                         .ahead = ahead.part(2, Ahead::kMost)});
+    if (!keep) return;
+    load_rows<T>(v, args_.v.stride(0), rows, value_dim_, powers.falling(rows), s_.value_width,
+                 s_.v);
+    update_state(StateUpdate<A>{.rows = rows,
+                                .left = s_.v,
+                                .left_width = s_.value_width,
+                                .depth = value_dim_,
+                                .right = s_.k,
+                                .width = s_.key_width,
+                                .columns = head_dim_,
+                                .decay = powers.over(rows),
+                                .empty = empty_,
+                                .state = state_of(h)});
+  }
+
+  void to_the_left() {
+    empty_ = task_.right_entering == nullptr;
+    for (int64_t h = task_.heads.begin; h < task_.heads.end && !empty_; ++h) {
+      read_state(task_.right_entering + h * head_dim_ * value_dim_, head_dim_, value_dim_,
+                 s_.value_width, state_of(h));
+    }
+    const size_t count = task_.blocks.size();
+    const auto nth = [&](size_t n) -> const LinearBlock& { return task_.blocks[count - 1 - n]; };
+    for (size_t n = 0; n < count; ++n) {
+      const LinearBlock& block = nth(n);
+      const bool first = n + 1 == count;
+      const bool keep = !block.first_of_document && (!first || task_.right_leaving != nullptr);
+      if (block.last_of_document) empty_ = true;
+      for (int64_t h = task_.heads.begin; h < task_.heads.end; ++h) {
+        add_dk_dv(block, h, keep, ahead_of(n, h, nth, [&](Ahead& ahead, int64_t row, int64_t head) {
+                    add_to(ahead, args_.q, row, head);
+                    add_to(ahead, args_.k, row, head);
+                    add_to(ahead, args_.v, row, head);
+                    add_to(ahead, args_.dout, row, head);
+                    add_to(ahead, args_.dv_acc, row, head);
+                    add_to(ahead, args_.dk_acc, row, head);
+                  }));
+        task_.poller.did(block.rows *
+                         (3 * head_dim_ * value_dim_ + kBlock * (head_dim_ + value_dim_)));
+      }
+      empty_ = !keep;
+    }
+    for (int64_t h = task_.heads.begin; h < task_.heads.end && task_.right_leaving != nullptr;
+         ++h) {
+      write_state(state_of(h), head_dim_, value_dim_, s_.value_width, empty_,
+                  task_.right_leaving + h * head_dim_ * value_dim_);
+    }
+  }
+
+  void add_dk_dv(const LinearBlock& block, int64_t h, bool keep, const Ahead& ahead) {
+    const Powers<A>& powers = powers_of(h);
+    const int64_t rows = block.rows;
+    const T* k = rows_of<T>(args_.k, block.begin, h);
+    const T* v = rows_of<T>(args_.v, block.begin, h);
+    load_rows<T>(rows_of<T>(args_.q, block.begin, h), args_.q.stride(0), rows, head_dim_, nullptr,
+                 s_.key_width, s_.q);
+    load_rows<T>(rows_of<T>(args_.dout, block.begin, h), args_.dout.stride(0), rows, value_dim_,
+                 nullptr, s_.value_width, s_.dout);
+    load_transposed<T>(k, args_.k.stride(0), rows, head_dim_, kBlock, s_.kt);
+    load_transposed<T>(v, args_.v.stride(0), rows, value_dim_, kBlock, s_.vt);
+    decayed_products(rows, s_.q, s_.key_width, head_dim_, s_.kt, powers.diagonal(), s_.p,
+                     ahead.part(0, 1));
+    decayed_products(rows, s_.dout, s_.value_width, value_dim_, s_.vt, powers.diagonal(), s_.dp,
+                     ahead.part(1, 2));
+    if (!empty_) {
+      load_rows<T>(k, args_.k.stride(0), rows, head_dim_, nullptr, s_.key_width, s_.k);
+      load_rows<T>(v, args_.v.stride(0), rows, value_dim_, nullptr, s_.value_width, s_.v);
+      load_transposed<A>(state_of(h), s_.value_width, head_dim_, value_dim_, s_.key_width,
+                         s_.turned);
+    }
+    make_rows(RowSums<A>{.rows = rows,
+                         .columns = value_dim_,
+                         .x = s_.k,
+                         .x_width = s_.key_width,
+                         .depth = head_dim_,
+                         .state = empty_ ? nullptr : state_of(h),
+                         .factors = powers.falling(rows),
+                         .p = s_.p,
+                         .transposed = true,
+                         .y = s_.dout,
+                         .width = s_.value_width,
+                         .add = true,
+                         .out = rows_of<A>(args_.dv_acc, block.begin, h),
+                         .out_stride = args_.dv_acc.dim(1) * value_dim_,
+                         .ahead = ahead.part(2, 4)});
+    make_rows(RowSums<A>{.rows = rows,
+                         .columns = head_dim_,
+                         .x = s_.v,
+                         .x_width = s_.value_width,
+                         .depth = value_dim_,
+                         .state = empty_ ? nullptr : s_.turned,
+                         .factors = powers.falling(rows),
+                         .p = s_.dp,
+                         .transposed = true,
+                         .y = s_.q,
+                         .width = s_.key_width,
+                         .add = true,
+                         .out = rows_of<A>(args_.dk_acc, block.begin, h),
+                         .out_stride = args_.dk_acc.dim(1) * head_dim_,
+                         .ahead = ahead.part(4, Ahead::kMost)});
+    if (!keep) return;
+    scale_rows(s_.q, rows, head_dim_, s_.key_width, powers.rising());
+    update_state(StateUpdate<A>{.rows = rows,
+                                .left = s_.q,
+                                .left_width = s_.key_width,
+                                .depth = head_dim_,
+                                .right = s_.dout,
+                                .width = s_.value_width,
+                                .columns = value_dim_,
+                                .decay = powers.over(rows),
+                                .empty = empty_,
+                                .state = state_of(h)});
+  }
+
+  const LinearAttentionBackward& args_;
+  const LinearTask<A>& task_;
+  const LinearScratch<A>& s_;
+  const int64_t head_dim_, value_dim_;
+  bool empty_ = true;  // the state or gradient that enters the block is all zeros
+};
+
+template <class T>
+void backward(const LinearAttentionBackward& args, const LinearTask<Accumulator<T>>& task) {
+  BackwardTask<T>(args, task).run();
+}
+
+// sums(r, :) += scale factors[r] x(r, :) state, for one block of rows of x.
+template <class T>
+void add_rows(const LinearBlock& block, int64_t h, const ConstTensorView& x,
+              const Accumulator<T>* state, int64_t width, Accumulator<T> scale,
+              const Accumulator<T>* factors, const TensorView& sums,
+              const LinearTask<Accumulator<T>>& task) {
+  using A = Accumulator<T>;
+  std::array<A, kBlock> scaled;
+  for (int64_t r = 0; r < block.rows; ++r) scaled[static_cast<size_t>(r)] = scale * factors[r];
+  A* rows = task.scratch.q;  // large enough for either kind
+  const int64_t x_width = row_width(x.dim(2));
+  load_rows<T>(rows_of<T>(x, block.begin, h), x.stride(0), block.rows, x.dim(2), nullptr, x_width,
+               rows);
+  make_rows(RowSums<A>{.rows = block.rows,
+                       .columns = sums.dim(2),
+                       .x = rows,
+                       .x_width = x_width,
+                       .depth = x.dim(2),
+                       .state = state,
+                       .factors = scaled.data(),
+                       .width = width,
+                       .add = true,
+                       .out = rows_of<A>(sums, block.begin, h),
+                       .out_stride = sums.dim(1) * sums.dim(2)});
+  task.poller.did(block.rows * x.dim(2) * sums.dim(2));
+}
+
+// dq += diag(a^r) dout S^T for rows that the incoming state reaches, r counted from the run's
+// begin.
+template <class T>
+void add_dq(const LinearAttentionAddDq& args, const LinearTask<Accumulator<T>>& task) {
+  using A = Accumulator<T>;
+  const LinearScratch<A>& s = task.scratch;
+  const int64_t head_dim = args.dq_acc.dim(2), value_dim = args.dout.dim(2);
+  const int64_t run_begin = args.tokens.runs[static_cast<size_t>(task.piece.run)].begin;
+  for (int64_t h = task.heads.begin; h < task.heads.end; ++h) {
+    const Powers<A>& powers = task.powers[static_cast<size_t>(h)];
+    load_transposed<A>(task.entering + h * head_dim * value_dim, value_dim, head_dim, value_dim,
+                       s.key_width, s.turned);
+    for (const LinearBlock& block : task.blocks) {
+      const A before = powers.over_far(block.begin - run_begin);
+      if (block.first_of_document || before == A(0)) break;
+      add_rows<T>(block, h, args.dout, s.turned, s.key_width, before, powers.rising(), args.dq_acc,
+                  task);
+    }
+  }
+}
+
+// dk += diag(a^(n-r)) v G^T and dv += diag(a^(n-r)) k G for rows whose state reaches the end of the
+// run, n - r rows away.
+template <class T>
+void add_dk_dv(const LinearAttentionAddDkDv& args, const LinearTask<Accumulator<T>>& task) {
+  using A = Accumulator<T>;
+  const LinearScratch<A>& s = task.scratch;
+  const int64_t head_dim = args.k.dim(2), value_dim = args.v.dim(2);
+  const LinearRun& run = args.tokens.runs[static_cast<size_t>(task.piece.run)];
+  for (int64_t h = task.heads.begin; h < task.heads.end; ++h) {
+    const Powers<A>& powers = task.powers[static_cast<size_t>(h)];
+    const A* gradient = task.right_entering + h * head_dim * value_dim;
+    read_state(gradient, head_dim, value_dim, s.value_width, s.states);
+    load_transposed<A>(gradient, value_dim, head_dim, value_dim, s.key_width, s.turned);
+    for (size_t b = task.blocks.size(); b-- > 0;) {
+      const LinearBlock& block = task.blocks[b];
+      const A after = powers.over_far(run.begin + run.length - block.begin - block.rows);
+      if (after == A(0)) break;
+      const A* factors = powers.falling(block.rows);
+      add_rows<T>(block, h, args.k, s.states, s.value_width, after, factors, args.dv_acc, task);
+      add_rows<T>(block, h, args.v, s.turned, s.key_width, after, factors, args.dk_acc, task);
+      if (block.first_of_document) break;
+    }
+  }
+}
+
+template <class T>
+BackwardTasks<T> tasks() {
+  return {.backward = backward<T>, .add_dq = add_dq<T>, .add_dk_dv = add_dk_dv<T>};
+}
+
+BackwardTasks<bf16> backward_tasks_bf16() { return tasks<bf16>(); }
+BackwardTasks<float> backward_tasks_f32() { return tasks<float>(); }
+BackwardTasks<double> backward_tasks_f64() { return tasks<double>(); }
+
+}  // namespace longhaul::kernels::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace longhaul::kernels::cpu {
+
+HWY_EXPORT(backward_tasks_bf16);
+HWY_EXPORT(backward_tasks_f32);
+HWY_EXPORT(backward_tasks_f64);
+
+template <>
+BackwardTasks<bf16> backward_tasks() {
+  return HWY_DYNAMIC_DISPATCH(backward_tasks_bf16)();
+}
+template <>
+BackwardTasks<float> backward_tasks() {
+  return HWY_DYNAMIC_DISPATCH(backward_tasks_f32)();
+}
+template <>
+BackwardTasks<double> backward_tasks() {
+  return HWY_DYNAMIC_DISPATCH(backward_tasks_f64)();
+}
+
+}  // namespace longhaul::kernels::cpu
+#endif  // HWY_ONCE

@@ -1,0 +1,114 @@
+// The states that pieces of linear attention add up alone: sums of k v^T to the right, of q dout^T
+// to the left.
+#include <algorithm>
+
+#include "kernels/cpu/linear_attention_schedule.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/linear_attention_sums.cc"
+#include "hwy/foreach_target.h"
+//
+#include "kernels/cpu/linear_tiles-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace longhaul::kernels::cpu::HWY_NAMESPACE {
+
+// One block: state = a^rows state + (diag(factors) left)^T right.
+template <class T>
+void add_block(const ConstTensorView& left, const ConstTensorView& right, const LinearBlock& block,
+               int64_t h, const Accumulator<T>* factors, bool empty, Accumulator<T>* state,
+               const LinearTask<Accumulator<T>>& task) {
+  using A = Accumulator<T>;
+  const LinearScratch<A>& s = task.scratch;
+  load_rows<T>(left.data<T>() + block.begin * left.stride(0) + h * left.stride(1), left.stride(0),
+               block.rows, left.dim(2), factors, s.key_width, s.k);
+  load_rows<T>(right.data<T>() + block.begin * right.stride(0) + h * right.stride(1),
+               right.stride(0), block.rows, right.dim(2), nullptr, s.value_width, s.v);
+  update_state(StateUpdate<A>{.rows = block.rows,
+                              .left = s.k,
+                              .left_width = s.key_width,
+                              .depth = left.dim(2),
+                              .right = s.v,
+                              .width = s.value_width,
+                              .columns = right.dim(2),
+                              .decay = task.powers[static_cast<size_t>(h)].over(block.rows),
+                              .empty = empty,
+                              .state = state});
+  task.poller.did(block.rows * left.dim(2) * right.dim(2));
+}
+
+template <class A>
+void write_states(const LinearTask<A>& task, int64_t head_dim, int64_t value_dim, bool empty,
+                  A* to) {
+  const LinearScratch<A>& s = task.scratch;
+  for (int64_t h = task.heads.begin; h < task.heads.end; ++h) {
+    write_state(s.states + (h - task.heads.begin) * s.state_elements, head_dim, value_dim,
+                s.value_width, empty, to + h * head_dim * value_dim);
+  }
+}
+
+// From the last document that begins in the piece, or all of it.
+template <class T>
+void to_the_right(ConstTensorView k, ConstTensorView v, const LinearTask<Accumulator<T>>& task) {
+  const LinearScratch<Accumulator<T>>& s = task.scratch;
+  size_t first = task.blocks.size();
+  while (first > 0 && !task.blocks[--first].first_of_document) continue;
+  for (size_t b = first; b < task.blocks.size(); ++b) {
+    for (int64_t h = task.heads.begin; h < task.heads.end; ++h) {
+      add_block<T>(k, v, task.blocks[b], h,
+                   task.powers[static_cast<size_t>(h)].falling(task.blocks[b].rows), b == first,
+                   s.states + (h - task.heads.begin) * s.state_elements, task);
+    }
+  }
+  write_states(task, k.dim(2), v.dim(2), task.blocks.empty(), task.leaving);
+}
+
+// Up to the first document that begins in the piece, or all of it.
+template <class T>
+void to_the_left(ConstTensorView q, ConstTensorView dout, const LinearTask<Accumulator<T>>& task) {
+  const LinearScratch<Accumulator<T>>& s = task.scratch;
+  size_t end = 0;
+  while (end < task.blocks.size() && !task.blocks[end].first_of_document) ++end;
+  for (size_t b = end; b-- > 0;) {
+    for (int64_t h = task.heads.begin; h < task.heads.end; ++h) {
+      add_block<T>(q, dout, task.blocks[b], h, task.powers[static_cast<size_t>(h)].rising(),
+                   b + 1 == end, s.states + (h - task.heads.begin) * s.state_elements, task);
+    }
+  }
+  write_states(task, q.dim(2), dout.dim(2), end == 0, task.right_leaving);
+}
+
+template <class T>
+SumTasks<T> tasks() {
+  return {.to_the_right = to_the_right<T>, .to_the_left = to_the_left<T>};
+}
+
+SumTasks<bf16> sum_tasks_bf16() { return tasks<bf16>(); }
+SumTasks<float> sum_tasks_f32() { return tasks<float>(); }
+SumTasks<double> sum_tasks_f64() { return tasks<double>(); }
+
+}  // namespace longhaul::kernels::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace longhaul::kernels::cpu {
+
+HWY_EXPORT(sum_tasks_bf16);
+HWY_EXPORT(sum_tasks_f32);
+HWY_EXPORT(sum_tasks_f64);
+
+template <>
+SumTasks<bf16> sum_tasks() {
+  return HWY_DYNAMIC_DISPATCH(sum_tasks_bf16)();
+}
+template <>
+SumTasks<float> sum_tasks() {
+  return HWY_DYNAMIC_DISPATCH(sum_tasks_f32)();
+}
+template <>
+SumTasks<double> sum_tasks() {
+  return HWY_DYNAMIC_DISPATCH(sum_tasks_f64)();
+}
+
+}  // namespace longhaul::kernels::cpu
+#endif  // HWY_ONCE
