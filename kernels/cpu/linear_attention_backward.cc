@@ -71,7 +71,7 @@ class BackwardTask {
     ahead.add(rows_of<T>(x, row, h), x.stride(0), x.dim(2));
   }
   static void add_to(Ahead& ahead, const TensorView& x, int64_t row, int64_t h) {
-    ahead.add(rows_of<A>(x, row, h), x.dim(1) * x.dim(2), x.dim(2));
+    ahead.add(rows_of<A>(x, row, h), x.dim(1) * x.dim(2), x.dim(2), true);
   }
 
   void to_the_right() {
@@ -108,7 +108,7 @@ class BackwardTask {
                  s_.key_width, s_.k);
     load_transposed<T>(v, args_.v.stride(0), rows, value_dim_, kBlock, s_.vt);
     decayed_products(rows, s_.dout, s_.value_width, value_dim_, s_.vt, powers.diagonal(), s_.dp,
-                     ahead.part(0, 2));
+                     ahead.part(0, 1));
     make_rows(RowSums<A>{.rows = rows,
                          .columns = head_dim_,
                          .x = s_.dout,
@@ -122,7 +122,8 @@ class BackwardTask {
                          .add = true,
                          .out = rows_of<A>(args_.dq_acc, block.begin, h),
                          .out_stride = args_.dq_acc.dim(1) * head_dim_,
-                         .ahead = ahead.part(2, Ahead::kMost)});
+                         .ahead = ahead.part(1, 2),
+                         .ahead_between = ahead.part(2, 3)});
     if (!keep) return;
     load_rows<T>(v, args_.v.stride(0), rows, value_dim_, powers.falling(rows), s_.value_width,
                  s_.v);
@@ -135,7 +136,8 @@ class BackwardTask {
                                 .columns = head_dim_,
                                 .decay = powers.over(rows),
                                 .empty = empty_,
-                                .state = state_of(h)});
+                                .state = state_of(h),
+                                .ahead = ahead.part(3, 4)});
   }
 
   void to_the_left() {
@@ -207,7 +209,8 @@ class BackwardTask {
                          .add = true,
                          .out = rows_of<A>(args_.dv_acc, block.begin, h),
                          .out_stride = args_.dv_acc.dim(1) * value_dim_,
-                         .ahead = ahead.part(2, 4)});
+                         .ahead = ahead.part(2, 3),
+                         .ahead_between = ahead.part(3, 4)});
     make_rows(RowSums<A>{.rows = rows,
                          .columns = head_dim_,
                          .x = s_.v,
@@ -222,7 +225,7 @@ class BackwardTask {
                          .add = true,
                          .out = rows_of<A>(args_.dk_acc, block.begin, h),
                          .out_stride = args_.dk_acc.dim(1) * head_dim_,
-                         .ahead = ahead.part(4, Ahead::kMost)});
+                         .ahead = ahead.part(4, 5)});
     if (!keep) return;
     scale_rows(s_.q, rows, head_dim_, s_.key_width, powers.rising());
     update_state(StateUpdate<A>{.rows = rows,
@@ -234,7 +237,8 @@ class BackwardTask {
                                 .columns = value_dim_,
                                 .decay = powers.over(rows),
                                 .empty = empty_,
-                                .state = state_of(h)});
+                                .state = state_of(h),
+                                .ahead = ahead.part(5, 6)});
   }
 
   const LinearAttentionBackward& args_;

@@ -74,7 +74,7 @@ class ForwardTask {
     ahead.add(at(args_.q, block.begin, head), args_.q.stride(0), head_dim_);
     ahead.add(at(args_.k, block.begin, head), args_.k.stride(0), head_dim_);
     ahead.add(at(args_.v, block.begin, head), args_.v.stride(0), value_dim_);
-    ahead.add(out_at(block.begin, head), args_.q.dim(1) * value_dim_, value_dim_);
+    ahead.add(out_at(block.begin, head), args_.q.dim(1) * value_dim_, value_dim_, true);
     ahead.set_rows(block.rows);
     return ahead;
   }
@@ -89,7 +89,7 @@ class ForwardTask {
                  s_.value_width, s_.v);
     load_transposed<T>(k, args_.k.stride(0), rows, head_dim_, kBlock, s_.kt);
     decayed_products(rows, s_.q, s_.key_width, head_dim_, s_.kt, powers.diagonal(), s_.p,
-                     ahead.part(0, 2));
+                     ahead.part(0, 1));
     make_rows(RowSums<A>{.rows = rows,
                          .columns = value_dim_,
                          .x = s_.q,
@@ -102,7 +102,8 @@ class ForwardTask {
                          .width = s_.value_width,
                          .out = out_at(block.begin, h),
                          .out_stride = args_.q.dim(1) * value_dim_,
-                         .ahead = ahead.part(2, Ahead::kMost)});
+                         .ahead = ahead.part(1, 2),
+                         .ahead_between = ahead.part(2, 3)});
     if (!keep) return;
     load_rows<T>(k, args_.k.stride(0), rows, head_dim_, powers.falling(rows), s_.key_width, s_.k);
     update_state(StateUpdate<A>{.rows = rows,
@@ -114,7 +115,8 @@ class ForwardTask {
                                 .columns = value_dim_,
                                 .decay = powers.over(rows),
                                 .empty = empty_,
-                                .state = state_of(h)});
+                                .state = state_of(h),
+                                .ahead = ahead.part(3, 4)});
   }
 
   const LinearAttentionForward& args_;

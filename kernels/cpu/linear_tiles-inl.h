@@ -20,7 +20,7 @@ namespace longhaul::kernels::cpu::HWY_NAMESPACE {
 // vector length: tiles of kTileVectors, then one narrower tile.
 template <class D, class F>
 HWY_INLINE void for_widths(D d, int64_t n, F&& body) {
-  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  constexpr auto lanes = static_cast<int64_t>(hn::MaxLanes(d));
   int64_t c = 0;
   for (; c + tile_columns(d) <= n; c += tile_columns(d)) {
     body(std::integral_constant<int, kTileVectors>(), c);
@@ -37,8 +37,18 @@ HWY_INLINE void for_widths(D d, int64_t n, F&& body) {
   }
 }
 
-// Rows of up to kMost tensors that will be needed soon. They are asked for a few at a time between
-// tiles: heads lie apart in memory, where the hardware does not foresee them.
+// Both fetch to the second level: blocks of strided rows would fall into a few sets of the first.
+HWY_INLINE void ask_to_read(const char* line) { __builtin_prefetch(line, 0, 2); }
+#if HWY_ARCH_X86
+// The built-in would fetch a copy to read, from which a write has to wait once more.
+HWY_INLINE void ask_to_write(const char* line) { asm volatile("prefetchw %0" : : "m"(*line)); }
+#else
+HWY_INLINE void ask_to_write(const char* line) { __builtin_prefetch(line, 1, 2); }
+#endif
+
+// Rows of up to kMost tensors that will be needed soon: heads lie apart in memory, where the
+// hardware does not foresee them. They are asked for between tiles, evenly over a block's time, as
+// a core can only wait for some twenty lines at once, and its other loads wait behind them.
 class Ahead {
  public:
   static constexpr int kMost = 6;
@@ -56,18 +66,20 @@ class Ahead {
         const int64_t end = std::min(ahead->rows_, row + count);
         for (int64_t r = row; r < end; ++r) {
           const char* line = stream.from + r * stream.stride;
-          // To the second level: blocks of strided rows would fall into a few sets of the first.
-          for (int64_t b = 0; b < stream.bytes; b += kLine) __builtin_prefetch(line + b, 0, 2);
+          for (int64_t b = 0; b < stream.bytes; b += kLine) {
+            stream.written ? ask_to_write(line + b) : ask_to_read(line + b);
+          }
         }
       }
     }
   };
 
+  // Rows of a tensor that will be read, or written, too.
   template <class T>
-  void add(const T* from, int64_t stride, int64_t columns) {
+  void add(const T* from, int64_t stride, int64_t columns, bool written = false) {
     constexpr auto kSize = static_cast<int64_t>(sizeof(T));
     streams_[static_cast<size_t>(count_++)] = {reinterpret_cast<const char*>(from), stride * kSize,
-                                               columns * kSize};
+                                               columns * kSize, written};
   }
   void set_rows(int64_t rows) { rows_ = rows; }
   Part part(int first, int last) const {
@@ -78,6 +90,7 @@ class Ahead {
   struct Stream {
     const char* from = nullptr;
     int64_t stride = 0, bytes = 0;
+    bool written = false;
   };
   std::array<Stream, kMost> streams_;
   int count_ = 0;
@@ -190,8 +203,8 @@ void load_transposed(const T* from, int64_t stride, int64_t rows, int64_t column
 template <class A>
 void decayed_products(int64_t rows, const A* left, int64_t width, int64_t depth, const A* right,
                       const A* diagonal, A* p, Ahead::Part ahead) {
-  const VectorOf<A> d;
-  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  constexpr VectorOf<A> d;
+  constexpr auto lanes = static_cast<int64_t>(hn::MaxLanes(d));
   for_row_tiles(rows, [&](auto n, int64_t i) HWY_ATTR {
     ahead.fetch(i, n);
     for_widths(d, rounded_up(i + n, lanes), [&](auto vectors, int64_t j) HWY_ATTR {
@@ -225,13 +238,13 @@ struct RowSums {
   bool add = false;
   A* out = nullptr;
   int64_t out_stride = 0;
-  Ahead::Part ahead = {};
+  Ahead::Part ahead = {}, ahead_between = {};  // asked for before each tile, and halfway
 };
 
 template <class A>
 void make_rows(const RowSums<A>& s) {
-  const VectorOf<A> d;
-  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  constexpr VectorOf<A> d;
+  constexpr auto lanes = static_cast<int64_t>(hn::MaxLanes(d));
   for_widths(d, rounded_up(s.columns, lanes), [&](auto vectors, int64_t column) HWY_ATTR {
     for_row_tiles(s.rows, [&](auto n, int64_t i) HWY_ATTR {
       if (column == 0) s.ahead.fetch(i, n);
@@ -242,6 +255,7 @@ void make_rows(const RowSums<A>& s) {
         for_tile(tile, [&](int r, int, auto& c)
                            HWY_ATTR { c = hn::Mul(c, hn::Set(d, s.factors[i + r])); });
       }
+      if (column == 0) s.ahead_between.fetch(i, n);
       if (s.p != nullptr && s.transposed) {
         multiply(d, s.p + i * kBlock + i, 1, kBlock, s.y + i * s.width + column, s.width,
                  s.rows - i, tile);
@@ -273,15 +287,17 @@ struct StateUpdate {
   typename Powers<A>::Pair decay = {};
   bool empty = false;  // the state is all zeros, whatever it holds
   A* state = nullptr;
+  Ahead::Part ahead = {};
 };
 
 template <class A>
 void update_state(const StateUpdate<A>& s) {
-  const VectorOf<A> d;
-  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  constexpr VectorOf<A> d;
+  constexpr auto lanes = static_cast<int64_t>(hn::MaxLanes(d));
   const auto first = hn::Set(d, s.decay.first), second = hn::Set(d, s.decay.second);
   for_widths(d, rounded_up(s.columns, lanes), [&](auto vectors, int64_t column) HWY_ATTR {
     for_row_tiles(s.depth, [&](auto n, int64_t l) HWY_ATTR {
+      if (column == 0) s.ahead.fetch(l, n);
       A* state = s.state + l * s.width + column;
       Tile<n, VectorOf<A>, vectors> tile;
       if (s.empty) {

@@ -51,7 +51,7 @@ Action add_train_bench(CLI::App& app) {
 }  // namespace
 
 std::span<const Command> bench_commands() {
-  static constexpr std::array<Command, 4> kCommands = {
+  static constexpr std::array<Command, 5> kCommands = {
       Command{.name = "train",
               .help = "Throughput, MFU and memory of training steps",
               .add = add_train_bench},
@@ -61,6 +61,9 @@ std::span<const Command> bench_commands() {
       Command{.name = "gemm",
               .help = "Matrix products of linear layers, against the multiply-add peak",
               .add = add_gemm_bench},
+      Command{.name = "linear",
+              .help = "Linear attention forward and backward, against the multiply-add peak",
+              .add = add_linear_bench},
       Command{.name = "pointwise",
               .help = "All other operations of a step, against the copy bandwidth",
               .add = add_pointwise_bench}};

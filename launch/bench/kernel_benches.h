@@ -7,6 +7,7 @@ namespace longhaul::launch {
 
 Action add_attention_bench(CLI::App& app);
 Action add_gemm_bench(CLI::App& app);
+Action add_linear_bench(CLI::App& app);
 Action add_pointwise_bench(CLI::App& app);
 
 }  // namespace longhaul::launch
