@@ -300,17 +300,18 @@ void update_state(const StateUpdate<A>& s) {
       if (column == 0) s.ahead.fetch(l, n);
       A* state = s.state + l * s.width + column;
       Tile<n, VectorOf<A>, vectors> tile;
-      if (s.empty) {
-        clear(d, tile);
-      } else {
-        for_tile(tile, [&](int r, int v, auto& c) HWY_ATTR {
-          const auto old = hn::LoadU(d, state + r * s.width + v * lanes);
-          c = hn::MulAdd(old, first, hn::Mul(old, second));
-        });
-      }
+      clear(d, tile);
       multiply(d, s.left + l, 1, s.left_width, s.right + column, s.width, s.rows, tile);
-      for_tile(tile, [&](int r, int v, auto& c)
-                         HWY_ATTR { hn::StoreU(c, d, state + r * s.width + v * lanes); });
+      for_tile(tile, [&](int r, int v, auto& c) HWY_ATTR {
+        A* at = state + r * s.width + v * lanes;
+        // The old state comes last: decayed and rounded alone it would err the same way in every
+        // block, as its values hardly change.
+        if (!s.empty) {
+          const auto old = hn::LoadU(d, at);
+          c = hn::MulAdd(old, first, hn::MulAdd(old, second, c));
+        }
+        hn::StoreU(c, d, at);
+      });
     });
   });
 }
