@@ -70,6 +70,53 @@ TEST(Doors, RopeSwigluEmbedding) {
       "embedding: tokens");
 }
 
+TEST(Doors, LinearAttention) {
+  const Tensor qk = f32({6, 2, 4}), v = f32({6, 2, 3}), state = f32({1, 2, 4, 3});
+  const std::vector<double> slopes{0.5, 0};
+  const std::vector<LinearRun> runs{{.begin = 1, .length = 5}};
+  const std::vector<int64_t> documents{2, 4};
+  LinearAttentionForward args{
+      .tokens = {.runs = runs, .document_begins = documents, .slopes = slopes},
+      .q = qk,
+      .k = qk,
+      .v = v,
+      .state_in = state,
+      .out_acc = v,
+      .state_out = state};
+  const auto call = [&](const Context& ctx) { linear_attention_forward(ctx, args); };
+  Rig(1).run(call);
+  const LinearAttentionForward good = args;
+  args.state_in = f32({1, 2, 3, 4});
+  expect_refused(call, "state_in");
+  args = good;
+  args.out_acc = qk;
+  expect_refused(call, "out_acc");
+  args = good;
+  const std::vector<LinearRun> overlapping{{.begin = 0, .length = 3}, {.begin = 2, .length = 4}};
+  args.tokens.runs = overlapping;
+  expect_refused(call, "run [2, +4)");
+  args = good;
+  const std::vector<int64_t> falling{4, 2};
+  args.tokens.document_begins = falling;
+  expect_refused(call, "document begins at row 2");
+  args = good;
+  const std::vector<double> growth{0.5, -1};
+  args.tokens.slopes = growth;
+  expect_refused(call, "a slope of -1");
+  args.tokens.slopes = std::span(growth).first(1);
+  expect_refused(call, "1 slopes for 2 heads");
+  expect_refused(
+      [&](const Context& ctx) {
+        linear_attention_maps(ctx, {good.tokens, qk, v, state, f32({2, 1})});
+      },
+      "log_decay");
+  expect_refused(
+      [&](const Context& ctx) {
+        linear_attention_add_dq(ctx, {good.tokens, v, state, v});
+      },
+      "state_in");
+}
+
 TEST(Doors, LossAndOptimizer) {
   const Tensor x = f32({2, 3}), w = f32({5, 3}), loss = f32({2});
   LinearCrossEntropy args{.x = x, .weight = w, .labels = integers({1, 2}), .row_loss = loss};
