@@ -3,15 +3,16 @@
 // Two passes through the blocks of a piece. To the right, with the state S, which is not kept from
 // forward but summed again (transposed, as dQ wants it):
 //
-//     dQ += diag(a^r) dO S^T + dP K               S^T <- a^c S^T + (diag(a^(c-r)) V)^T K
+//     dQ += diag(a^r) dO S^T                      S^T <- a^c S^T + (diag(a^(c-r)) V)^T K
 //
 // and to the left, with its gradient G:
 //
-//     dK += diag(a^(c-r)) V G^T + dP^T Q          G <- a^c G + (diag(a^r) Q)^T dO
+//     dQ += dP K                                  G <- a^c G + (diag(a^r) Q)^T dO
+//     dK += diag(a^(c-r)) V G^T + dP^T Q
 //     dV += diag(a^(c-r)) K G + P^T dO
 //
-// where P = (Q K^T) . D and dP = (dO V^T) . D; dP is computed in both passes, as keeping it would
-// cost more memory traffic than its products cost time.
+// where P = (Q K^T) . D and dP = (dO V^T) . D. All that needs dP is in one pass: to compute it
+// again costs more than to read and write dQ twice.
 #include <algorithm>
 
 #include "kernels/cpu/linear_attention_schedule.h"
@@ -92,7 +93,7 @@ class BackwardTask {
                  add_to(ahead, args_.dout, row, head);
                  add_to(ahead, args_.dq_acc, row, head);
                }));
-        task_.poller.did(block.rows * (2 * head_dim_ * value_dim_ + kBlock * value_dim_));
+        task_.poller.did(block.rows * 2 * head_dim_ * value_dim_);
       }
       empty_ = !keep;
     }
@@ -101,32 +102,28 @@ class BackwardTask {
   void add_dq(const LinearBlock& block, int64_t h, bool keep, const Ahead& ahead) {
     const Powers<A>& powers = powers_of(h);
     const int64_t rows = block.rows;
-    const T* v = rows_of<T>(args_.v, block.begin, h);
-    load_rows<T>(rows_of<T>(args_.dout, block.begin, h), args_.dout.stride(0), rows, value_dim_,
-                 nullptr, s_.value_width, s_.dout);
+    if (!empty_) {
+      load_rows<T>(rows_of<T>(args_.dout, block.begin, h), args_.dout.stride(0), rows, value_dim_,
+                   nullptr, s_.value_width, s_.dout);
+      make_rows(RowSums<A>{.rows = rows,
+                           .columns = head_dim_,
+                           .x = s_.dout,
+                           .x_width = s_.value_width,
+                           .depth = value_dim_,
+                           .state = state_of(h),
+                           .factors = powers.rising(),
+                           .width = s_.key_width,
+                           .add = true,
+                           .out = rows_of<A>(args_.dq_acc, block.begin, h),
+                           .out_stride = args_.dq_acc.dim(1) * head_dim_,
+                           .ahead = ahead.part(0, 1),
+                           .ahead_between = ahead.part(1, 2)});
+    }
+    if (!keep) return;
     load_rows<T>(rows_of<T>(args_.k, block.begin, h), args_.k.stride(0), rows, head_dim_, nullptr,
                  s_.key_width, s_.k);
-    load_transposed<T>(v, args_.v.stride(0), rows, value_dim_, kBlock, s_.vt);
-    decayed_products(rows, s_.dout, s_.value_width, value_dim_, s_.vt, powers.diagonal(), s_.dp,
-                     ahead.part(0, 1));
-    make_rows(RowSums<A>{.rows = rows,
-                         .columns = head_dim_,
-                         .x = s_.dout,
-                         .x_width = s_.value_width,
-                         .depth = value_dim_,
-                         .state = empty_ ? nullptr : state_of(h),
-                         .factors = powers.rising(),
-                         .p = s_.dp,
-                         .y = s_.k,
-                         .width = s_.key_width,
-                         .add = true,
-                         .out = rows_of<A>(args_.dq_acc, block.begin, h),
-                         .out_stride = args_.dq_acc.dim(1) * head_dim_,
-                         .ahead = ahead.part(1, 2),
-                         .ahead_between = ahead.part(2, 3)});
-    if (!keep) return;
-    load_rows<T>(v, args_.v.stride(0), rows, value_dim_, powers.falling(rows), s_.value_width,
-                 s_.v);
+    load_rows<T>(rows_of<T>(args_.v, block.begin, h), args_.v.stride(0), rows, value_dim_,
+                 powers.falling(rows), s_.value_width, s_.v);
     update_state(StateUpdate<A>{.rows = rows,
                                 .left = s_.v,
                                 .left_width = s_.value_width,
@@ -137,7 +134,7 @@ class BackwardTask {
                                 .decay = powers.over(rows),
                                 .empty = empty_,
                                 .state = state_of(h),
-                                .ahead = ahead.part(3, 4)});
+                                .ahead = ahead.part(2, 4)});
   }
 
   void to_the_left() {
@@ -159,11 +156,12 @@ class BackwardTask {
                     add_to(ahead, args_.k, row, head);
                     add_to(ahead, args_.v, row, head);
                     add_to(ahead, args_.dout, row, head);
+                    add_to(ahead, args_.dq_acc, row, head);
                     add_to(ahead, args_.dv_acc, row, head);
                     add_to(ahead, args_.dk_acc, row, head);
                   }));
         task_.poller.did(block.rows *
-                         (3 * head_dim_ * value_dim_ + kBlock * (head_dim_ + value_dim_)));
+                         (3 * head_dim_ * value_dim_ + 2 * kBlock * (head_dim_ + value_dim_)));
       }
       empty_ = !keep;
     }
@@ -189,8 +187,17 @@ class BackwardTask {
                      ahead.part(0, 1));
     decayed_products(rows, s_.dout, s_.value_width, value_dim_, s_.vt, powers.diagonal(), s_.dp,
                      ahead.part(1, 2));
+    load_rows<T>(k, args_.k.stride(0), rows, head_dim_, nullptr, s_.key_width, s_.k);
+    make_rows(RowSums<A>{.rows = rows,
+                         .columns = head_dim_,
+                         .p = s_.dp,
+                         .y = s_.k,
+                         .width = s_.key_width,
+                         .add = true,
+                         .out = rows_of<A>(args_.dq_acc, block.begin, h),
+                         .out_stride = args_.dq_acc.dim(1) * head_dim_,
+                         .ahead = ahead.part(2, 3)});
     if (!empty_) {
-      load_rows<T>(k, args_.k.stride(0), rows, head_dim_, nullptr, s_.key_width, s_.k);
       load_rows<T>(v, args_.v.stride(0), rows, value_dim_, nullptr, s_.value_width, s_.v);
       load_transposed<A>(state_of(h), s_.value_width, head_dim_, value_dim_, s_.key_width,
                          s_.turned);
@@ -209,8 +216,8 @@ class BackwardTask {
                          .add = true,
                          .out = rows_of<A>(args_.dv_acc, block.begin, h),
                          .out_stride = args_.dv_acc.dim(1) * value_dim_,
-                         .ahead = ahead.part(2, 3),
-                         .ahead_between = ahead.part(3, 4)});
+                         .ahead = ahead.part(3, 4),
+                         .ahead_between = ahead.part(4, 5)});
     make_rows(RowSums<A>{.rows = rows,
                          .columns = head_dim_,
                          .x = s_.v,
@@ -225,7 +232,7 @@ class BackwardTask {
                          .add = true,
                          .out = rows_of<A>(args_.dk_acc, block.begin, h),
                          .out_stride = args_.dk_acc.dim(1) * head_dim_,
-                         .ahead = ahead.part(4, 5)});
+                         .ahead = ahead.part(5, 6)});
     if (!keep) return;
     scale_rows(s_.q, rows, head_dim_, s_.key_width, powers.rising());
     update_state(StateUpdate<A>{.rows = rows,
@@ -238,7 +245,7 @@ class BackwardTask {
                                 .decay = powers.over(rows),
                                 .empty = empty_,
                                 .state = state_of(h),
-                                .ahead = ahead.part(5, 6)});
+                                .ahead = ahead.part(6, 7)});
   }
 
   const LinearAttentionBackward& args_;

@@ -51,7 +51,7 @@ HWY_INLINE void ask_to_write(const char* line) { __builtin_prefetch(line, 1, 2);
 // a core can only wait for some twenty lines at once, and its other loads wait behind them.
 class Ahead {
  public:
-  static constexpr int kMost = 6;
+  static constexpr int kMost = 7;
 
   // Some of the tensors, in order of add(), for one product to ask for.
   struct Part {
