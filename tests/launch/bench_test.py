@@ -11,6 +11,7 @@ import unittest
 
 PROGRAM = sys.argv[1]
 TINY = {
+    "linear": ["--d", "32", "--n", "70", "--heads", "2"],
     "attention": ["--n", "96", "--d", "32", "--heads", "2"],
     "gemm": ["--tokens", "48", "--weights", "40x24"],
     "pointwise": ["--n", "24", "--width", "64", "--d", "16", "--vocabulary", "50", "--loss-n", "16",
@@ -81,6 +82,19 @@ class Bench(unittest.TestCase):
                 flops = {"forward": 4, "backward": 10}[case["op"]] * 32 * 2 * pairs
                 self.assertAlmostEqual(figure["value"] * figure["seconds"] * 1e9 / flops, 1)
 
+    def test_linear(self):
+        figures = self.figures("linear")
+        found = [(f["case"]["dtype"], f["case"]["op"]) for f in figures]
+        self.assertEqual(found, [(dtype, op) for dtype in ["f32", "bf16"]
+                                 for op in ["forward", "backward"]])
+        for figure in figures:
+            n = figure["case"]["n"]
+            seconds = figure["seconds"]
+            self.assertAlmostEqual(figure["million_head_tokens_s"] * seconds / (2 * n * 1e-6), 1)
+            forward = 4 * 32 * 32 + 2 * 64 * 32
+            flops = {"forward": forward, "backward": 2.5 * forward}[figure["case"]["op"]] * 2 * n
+            self.assertAlmostEqual(figure["value"] * seconds * 1e9 / flops, 1)
+
     def test_gemm(self):
         figures = self.figures("gemm")
         for dtype in ["f32", "bf16"]:
@@ -111,7 +125,8 @@ class Bench(unittest.TestCase):
     def test_tables(self):
         for name in TINY:
             lines = self.table(name, "--dtype", "f32", "--op",
-                               {"attention": "forward", "gemm": "nt", "pointwise": "rope"}[name])
+                               {"attention": "forward", "linear": "forward", "gemm": "nt",
+                                "pointwise": "rope"}[name])
             self.assertTrue(lines[0].startswith("# 2 threads, "), lines)
             self.assertTrue(lines[1].startswith("op "), lines)
             self.assertRegex(lines[2], r"^\S+ +f32 .* (GFLOP|GB)/s .*%")
@@ -120,7 +135,7 @@ class Bench(unittest.TestCase):
     def test_baseline_instruction_set(self):
         for name in TINY:
             figures = self.figures(name, "--isa", "BASELINE", "--op",
-                                   {"attention": "forward", "gemm": "nt",
+                                   {"attention": "forward", "linear": "forward", "gemm": "nt",
                                     "pointwise": "swiglu_forward"}[name])
             self.assertEqual({f["case"]["isa"] for f in figures}, {"BASELINE"})
             # It has no products of bf16 pairs.
