@@ -1,15 +1,210 @@
+// Matrix products by register tiles (after Goto and van de Geijn, "Anatomy of High-Performance
+// Matrix Multiplication", 2008).
+//
+// A task is a tile of c. It goes through k in chunks, in ascending order. Of each chunk it packs its
+// columns of b into panels, which stay in the second cache, and multiplies them with its rows of a,
+// six at a time, which stay in the first: in place where k runs along them, else packed, too.
 #include "kernels/gemm.h"
 
-#include <vector>
-
-#include "dnnl.hpp"
+#include "kernels/cpu/attention_tiles.h"
 #include "kernels/cpu/gemm_tiles.h"
+#include "kernels/cpu/instruction_set.h"
 #include "kernels/cpu/tables.h"
 
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/gemm.cc"
+#include "hwy/foreach_target.h"
+//
+#include "kernels/cpu/gemm_pack-inl.h"
+
+#ifndef LONGHAUL_KERNELS_CPU_GEMM_CC_ONCE_
+#define LONGHAUL_KERNELS_CPU_GEMM_CC_ONCE_
 namespace longhaul::kernels::cpu {
 
-void scale_only(const Gemm& args) {
-  if (args.beta != 0.0) return;
+// Along k, in words: a chunk of a panel of b has 64 KiB.
+constexpr int64_t kChunkWords = 256;
+// Rows of a that are packed together.
+constexpr int64_t kPackedRows = 96;
+// The widest panel: scratch memory does not depend on the instruction set.
+constexpr int64_t kWidestPanel = 64;
+
+// Elements of k in a chunk. Chunks are of equal length, to whole words of any format.
+inline int64_t chunk_depth(int64_t k, int64_t per_word) {
+  const int64_t words = (k + per_word - 1) / per_word;
+  const int64_t chunks = std::max<int64_t>(1, (words + kChunkWords - 1) / kChunkWords);
+  return (words + chunks - 1) / chunks * per_word;
+}
+
+struct GemmTask {
+  const Gemm& args;
+  const Product& product;
+  Tiling::Tile tile;
+  int64_t depth;             // of a chunk
+  std::byte *a, *b, *sums;   // this worker's scratch
+  Poller& poller;
+};
+
+}  // namespace longhaul::kernels::cpu
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace longhaul::kernels::cpu::HWY_NAMESPACE {
+
+template <class F, class C>
+class TileProduct {
+  using Element = typename F::Element;
+  using Word = typename F::Word;
+  using Sum = typename F::Sum;
+
+ public:
+  explicit TileProduct(const GemmTask& task)
+      : task_(task),
+        p_(task.product),
+        t_(task.tile),
+        a_(task.args.a.data<Element>()),
+        b_(task.args.b.data<Element>()),
+        c_(task.args.c.data<C>() + t_.i * p_.ldc + t_.j),
+        packed_a_(reinterpret_cast<Word*>(task.a)),
+        packed_b_(reinterpret_cast<Word*>(task.b)),
+        sums_(reinterpret_cast<Sum*>(task.sums)),
+        add_(task.args.beta != 0.0) {}
+
+  void run() const {
+    for (int64_t k0 = 0; k0 < p_.k; k0 += task_.depth) {
+      const int64_t depth = std::min(task_.depth, p_.k - k0);
+      const bool first = k0 == 0, last = k0 + depth == p_.k;
+      pack_b(k0, depth);
+      // Where c would round them, sums of chunks are kept apart.
+      if constexpr (std::is_same_v<C, Sum>) {
+        multiply_chunk<C>(k0, depth, {c_, p_.ldc, !first || add_, nullptr, 0});
+      } else if (last) {
+        multiply_chunk<C>(k0, depth, {c_, p_.ldc, add_, first ? nullptr : sums_, t_.columns});
+      } else {
+        multiply_chunk<Sum>(k0, depth, {sums_, t_.columns, !first, nullptr, 0});
+      }
+    }
+  }
+
+ private:
+  static int64_t words(int64_t depth) { return words_of<F>(depth); }
+
+  void pack_b(int64_t k0, int64_t depth) const {
+    for (int64_t j = 0; j < t_.columns; j += kGemmColumns<F>) {
+      const Element* from = b_ + p_.b_at(k0, t_.j + j);
+      const int64_t columns = std::min(kGemmColumns<F>, t_.columns - j);
+      Word* to = packed_b_ + j * words(depth);
+      if (p_.transpose_b) {
+        pack_panel_across<F>(from, p_.ldb, depth, columns, to);
+      } else {
+        pack_panel_along<F>(from, p_.ldb, depth, columns, to);
+      }
+    }
+  }
+
+  // Six rows of op(a) out of a block of rows that starts at i.
+  struct BlockRows {
+    WordRows first;
+    int64_t tile;  // bytes from one tile's rows to the next's
+  };
+  BlockRows block_rows(int64_t i, int64_t rows, int64_t k0, int64_t depth) const {
+    constexpr int64_t kWordBytes = sizeof(Word);
+    const Element* from = a_ + p_.a_at(t_.i + i, k0);
+    if (p_.transpose_a) {
+      pack_rows_along<F>(from, p_.lda, depth, rows, p_.m - t_.i - i, packed_a_);
+      return {{reinterpret_cast<const std::byte*>(packed_a_), kWordBytes, kGemmRows * kWordBytes},
+              packed_tile_words<F>(words(depth)) * kWordBytes};
+    }
+    if (depth % F::kPerWord != 0) {
+      complete_rows<F>(from, p_.lda, depth, rows, packed_a_);
+      const int64_t row = words(depth) * kWordBytes;
+      return {{reinterpret_cast<const std::byte*>(packed_a_), row, kWordBytes}, kGemmRows * row};
+    }
+    const int64_t row = p_.lda * static_cast<int64_t>(sizeof(Element));
+    return {{reinterpret_cast<const std::byte*>(from), row, kWordBytes}, kGemmRows * row};
+  }
+
+  template <class Out>
+  void multiply_chunk(int64_t k0, int64_t depth, const Output<Out, Sum>& out) const {
+    for (int64_t i = 0; i < t_.rows; i += kPackedRows) {
+      const int64_t rows = std::min(kPackedRows, t_.rows - i);
+      const BlockRows a = block_rows(i, rows, k0, depth);
+      for (int64_t r = 0; r < rows; r += kGemmRows) {
+        WordRows tile_a = a.first;
+        tile_a.data += r / kGemmRows * a.tile;
+        Output<Out, Sum> to = out;
+        to.c += (i + r) * out.ldc;
+        if (out.partial != nullptr) to.partial += (i + r) * out.ld_partial;
+        multiply_row(std::min<int64_t>(kGemmRows, rows - r), tile_a, words(depth), to);
+      }
+      task_.poller.did(rows * t_.columns * depth);
+    }
+  }
+
+  template <class Out>
+  void multiply_row(int64_t rows, const WordRows& a, int64_t depth,
+                    const Output<Out, Sum>& out) const {
+    switch (rows) {
+      case 6:
+        return multiply_tiles<6>(a, depth, out);
+      case 5:
+        return multiply_tiles<5>(a, depth, out);
+      case 4:
+        return multiply_tiles<4>(a, depth, out);
+      case 3:
+        return multiply_tiles<3>(a, depth, out);
+      case 2:
+        return multiply_tiles<2>(a, depth, out);
+      default:
+        return multiply_tiles<1>(a, depth, out);
+    }
+  }
+
+  template <int kRows, class Out>
+  void multiply_tiles(const WordRows& a, int64_t depth, Output<Out, Sum> out) const {
+    const Word* panel = packed_b_;
+    for (int64_t j = 0; j < t_.columns; j += kGemmColumns<F>) {
+      tile<F, kRows>(a, panel, depth, std::min(kGemmColumns<F>, t_.columns - j), out);
+      panel += depth * kGemmColumns<F>;
+      out.c += kGemmColumns<F>;
+      if (out.partial != nullptr) out.partial += kGemmColumns<F>;
+    }
+  }
+
+  const GemmTask& task_;
+  const Product& p_;
+  const Tiling::Tile& t_;
+  const Element *a_, *b_;
+  C* c_;
+  Word *packed_a_, *packed_b_;
+  Sum* sums_;
+  bool add_;
+};
+
+void GemmF32(const GemmTask& task) { TileProduct<Elements<float>, float>(task).run(); }
+void GemmF64(const GemmTask& task) { TileProduct<Elements<double>, double>(task).run(); }
+
+template <class F>
+void gemm_bf16(const GemmTask& task) {
+  if (task.args.c.dtype() == DType::kF32) return TileProduct<F, float>(task).run();
+  TileProduct<F, bf16>(task).run();
+}
+void GemmBF16(const GemmTask& task) { gemm_bf16<PairsInHardware>(task); }
+void GemmBF16AsF32(const GemmTask& task) { gemm_bf16<PairsAsF32>(task); }
+
+}  // namespace longhaul::kernels::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace longhaul::kernels::cpu {
+
+HWY_EXPORT(GemmF32);
+HWY_EXPORT(GemmF64);
+HWY_EXPORT(GemmBF16);
+HWY_EXPORT(GemmBF16AsF32);
+
+namespace {
+
+void clear(const Gemm& args) {
   const int64_t bytes = args.c.dim(1) * size_of(args.c.dtype());
   for (int64_t i = 0; i < args.c.dim(0); ++i) {
     std::byte* row = args.c.raw() + i * args.c.stride(0) * size_of(args.c.dtype());
@@ -17,81 +212,73 @@ void scale_only(const Gemm& args) {
   }
 }
 
-namespace {
-
-void run_f32(const Context& ctx, const Gemm& args) {
-  if (ctx.measuring() || args.c.empty()) return;
-  const Product p(args);
-  if (p.k == 0) return scale_only(args);
-  const Tiling tiling(p, ctx.pool->threads());
-  const float *a = args.a.data<float>(), *b = args.b.data<float>();
-  float* c = args.c.data<float>();
-  for (int64_t k0 = 0; k0 < p.k; k0 += Tiling::kChunk) {
-    const int64_t depth = std::min(Tiling::kChunk, p.k - k0);
-    const float beta = k0 == 0 ? static_cast<float>(args.beta) : 1.0f;
-    ctx.pool->run(
-        tiling.tiles(),
-        [&](int64_t task, int) {
-          const OneOpenMpThread guard;
-          const Tiling::Tile t = tiling.tile(task);
-          const auto status =
-              dnnl::sgemm(p.transpose_a ? 'T' : 'N', p.transpose_b ? 'T' : 'N', t.rows, t.columns,
-                          depth, 1.0f, a + p.a_at(t.i, k0), p.lda, b + p.b_at(k0, t.j), p.ldb, beta,
-                          c + t.i * p.ldc + t.j, p.ldc);
-          LONGHAUL_CHECK(status == dnnl::status::success, "dnnl_sgemm");
-        },
-        ctx.poll);
+// Scratch of one worker, in bytes.
+struct Workspace {
+  Workspace(const Gemm& args, const Product& p, const Tiling& tiling, int64_t depth) {
+    const int64_t per_word = args.a.dtype() == DType::kBF16 ? 2 : 1;
+    const int64_t words = depth / per_word, word = size_of(args.a.dtype()) * per_word;
+    const int64_t rows = std::min(kPackedRows, rounded_up(tiling.rows(), kRowsOfTile));
+    const bool in_place = !p.transpose_a && p.k % per_word == 0;
+    a = in_place ? 0 : rounded_up(rows * (words + kSlack) * word, 64);
+    b = rounded_up(tiling.columns(), kWidestPanel) * words * word;
+    const bool apart = args.c.dtype() != accumulator(args.a.dtype()) && depth < p.k;
+    sums = apart ? rounded_up(tiling.rows() * tiling.columns() * size_of(accumulator(args.a.dtype())), 64) : 0;
   }
-}
+  int64_t bytes() const { return a + b + sums; }
 
-// One row of c from a row of op(a) without gaps.
-void row_f64(const Product& p, const double* a, const double* b, const Tiling::Tile& t, double* c) {
-  if (p.transpose_b) {
-    for (int64_t j = 0; j < t.columns; ++j) {
-      const double* bj = b + p.b_at(0, t.j + j);
-      double sum = 0;
-      for (int64_t q = 0; q < p.k; ++q) sum += a[q] * bj[q];
-      c[j] += sum;
-    }
+  int64_t a, b, sums;
+
+ private:
+  static constexpr int64_t kRowsOfTile = 6, kSlack = 1;
+};
+
+template <class Kernel>
+void run(const Context& ctx, const Gemm& args, Kernel&& kernel) {
+  const Product p(args);
+  if (args.c.empty()) return;
+  if (p.k == 0) {
+    if (!ctx.measuring() && args.beta == 0.0) clear(args);
     return;
   }
-  for (int64_t q = 0; q < p.k; ++q) {
-    const double* bq = b + p.b_at(q, t.j);
-    for (int64_t j = 0; j < t.columns; ++j) c[j] += a[q] * bq[j];
-  }
-}
-
-// f64 is for proofs, not for speed: oneDNN has none.
-void run_f64(const Context& ctx, const Gemm& args) {
-  if (ctx.measuring() || args.c.empty()) return;
-  const Product p(args);
-  if (p.k == 0) return scale_only(args);
   const Tiling tiling(p, ctx.pool->threads());
-  const double *a = args.a.data<double>(), *b = args.b.data<double>();
-  double* c = args.c.data<double>();
+  const int64_t depth = chunk_depth(p.k, args.a.dtype() == DType::kBF16 ? 2 : 1);
+  const Workspace space(args, p, tiling, depth);
+  const Arena::Scope scope(*ctx.scratch);
+  const TensorView scratch = ctx.scratch->allocate(
+      DType::kI32, {ctx.pool->threads(), space.bytes() / size_of(DType::kI32)});
+  if (ctx.measuring()) return;
   ctx.pool->run(
       tiling.tiles(),
-      [&](int64_t task, int) {
-        const Tiling::Tile t = tiling.tile(task);
-        std::vector<double> row(static_cast<size_t>(p.k));
-        for (int64_t i = t.i; i < t.i + t.rows; ++i) {
-          for (int64_t q = 0; q < p.k; ++q) row[static_cast<size_t>(q)] = a[p.a_at(i, q)];
-          double* out = c + i * p.ldc + t.j;
-          if (args.beta == 0.0) std::fill_n(out, t.columns, 0.0);
-          row_f64(p, row.data(), b, t, out);
-        }
+      [&](int64_t task, int worker) {
+        std::byte* memory = scratch.raw() + worker * space.bytes();
+        Poller poller(ctx, worker);
+        kernel(GemmTask{args, p, tiling.tile(task), depth, memory, memory + space.a,
+                        memory + space.a + space.b, poller});
       },
       ctx.poll);
 }
 
-constexpr GemmKernel kTable[] = {
-    {"onednn", DType::kBF16, has_onednn_bf16, gemm_bf16_onednn},
-    {"onednn-by-f32", DType::kBF16, always_available, gemm_bf16_convert},
-    {"onednn", DType::kF32, always_available, run_f32},
-    {"plain", DType::kF64, always_available, run_f64}};
+void run_f32(const Context& ctx, const Gemm& args) {
+  run(ctx, args, [](const GemmTask& task) { HWY_DYNAMIC_DISPATCH(GemmF32)(task); });
+}
+void run_f64(const Context& ctx, const Gemm& args) {
+  run(ctx, args, [](const GemmTask& task) { HWY_DYNAMIC_DISPATCH(GemmF64)(task); });
+}
+void run_bf16(const Context& ctx, const Gemm& args) {
+  run(ctx, args, [](const GemmTask& task) { HWY_DYNAMIC_DISPATCH(GemmBF16)(task); });
+}
+void run_bf16_as_f32(const Context& ctx, const Gemm& args) {
+  run(ctx, args, [](const GemmTask& task) { HWY_DYNAMIC_DISPATCH(GemmBF16AsF32)(task); });
+}
+
+constexpr GemmKernel kTable[] = {{"tiled", DType::kBF16, has_bf16_products, run_bf16},
+                                 {"tiled-as-f32", DType::kBF16, always_available, run_bf16_as_f32},
+                                 {"tiled", DType::kF32, always_available, run_f32},
+                                 {"tiled", DType::kF64, always_available, run_f64}};
 
 }  // namespace
 
 std::span<const GemmKernel> gemm_table() { return kTable; }
 
 }  // namespace longhaul::kernels::cpu
+#endif  // HWY_ONCE

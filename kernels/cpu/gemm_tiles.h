@@ -1,10 +1,7 @@
-// How a product is split into tasks; shared by the rows of the gemm table.
+// How a matrix product is split: into tasks for threads, and each task into blocks for caches.
 #pragma once
 
-#include <omp.h>
-
 #include <algorithm>
-#include <functional>
 
 #include "kernels/gemm.h"
 
@@ -31,63 +28,59 @@ struct Product {
   int64_t b_at(int64_t p, int64_t j) const { return transpose_b ? j * ldb + p : p * ldb + j; }
 };
 
-// Tiles of c, about a millisecond of work each, that depend on the sizes and the number of threads
-// only. Long sums are cut into chunks of k, done one after the other in ascending order.
-struct Tiling {
-  static constexpr int64_t kTile = 512;
-  static constexpr int64_t kLeastTile = 32;
-  static constexpr int64_t kChunk = 1024;
+// Tiles of c, one a task, that depend on the sizes and the number of threads only.
+class Tiling {
+ public:
+  // High, because each task packs its columns of b anew; wide, because it does so with its rows of
+  // a, and because rows of a are read once per tile.
+  static constexpr int64_t kRows = 1024, kColumns = 512;
+  static constexpr int64_t kLeastRows = 48, kLeastColumns = 64;
   static constexpr int64_t kTilesPerThread = 3;
 
-  Tiling(const Product& p, int threads) : m(p.m), n(p.n), tile_m(start(p.m)), tile_n(start(p.n)) {
-    while (tiles() < kTilesPerThread * threads && std::max(tile_m, tile_n) > kLeastTile) {
-      int64_t& longer = tile_m > tile_n ? tile_m : tile_n;
-      longer = halved(longer);
+  Tiling(const Product& p, int threads)
+      : m_(p.m), n_(p.n), rows_(std::min(p.m, kRows)), columns_(std::min(p.n, kColumns)) {
+    even_out();
+    while (tiles() < kTilesPerThread * threads) {
+      if (rows_ >= columns_ && rows_ > kLeastRows) {
+        rows_ = (rows_ + 1) / 2;
+      } else if (columns_ > kLeastColumns) {
+        columns_ = (columns_ + 1) / 2;
+      } else {
+        break;
+      }
+      even_out();
     }
   }
-
-  int64_t rows() const { return (m + tile_m - 1) / tile_m; }
-  int64_t columns() const { return (n + tile_n - 1) / tile_n; }
-  int64_t tiles() const { return rows() * columns(); }
-
-  int64_t m, n;
-  int64_t tile_m, tile_n;
 
   struct Tile {
     int64_t i, j;  // first row and column of c
     int64_t rows, columns;
   };
+  int64_t tiles() const { return count(m_, rows_) * count(n_, columns_); }
+  // Neighbours share their columns of b.
   Tile tile(int64_t index) const {
-    const int64_t i = index / columns() * tile_m, j = index % columns() * tile_n;
-    return {i, j, std::min(tile_m, m - i), std::min(tile_n, n - j)};
+    const int64_t down = count(m_, rows_);
+    const int64_t i = index % down * rows_, j = index / down * columns_;
+    return {i, j, std::min(rows_, m_ - i), std::min(columns_, n_ - j)};
+  }
+  // The largest.
+  int64_t rows() const { return rows_; }
+  int64_t columns() const { return columns_; }
+
+ private:
+  static int64_t count(int64_t n, int64_t tile) { return (n + tile - 1) / tile; }
+  // Tiles of equal size, but for what whole register tiles (6 rows, at most 64 columns) leave over.
+  static int64_t evened(int64_t n, int64_t tile, int64_t unit) {
+    const int64_t even = count(n, count(n, tile));
+    return std::min(n, count(even, unit) * unit);
+  }
+  void even_out() {
+    rows_ = evened(m_, rows_, 6);
+    columns_ = evened(n_, columns_, 64);
   }
 
- private:
-  static int64_t rounded(int64_t size) { return (size + kLeastTile - 1) / kLeastTile * kLeastTile; }
-  static int64_t start(int64_t size) { return std::clamp(rounded(size), kLeastTile, kTile); }
-  static int64_t halved(int64_t tile) { return rounded(tile / 2); }
+  int64_t m_, n_;
+  int64_t rows_, columns_;
 };
-
-// While it lives, libraries that the calling thread calls use one OpenMP thread: our pool is the
-// only source of parallelism, and OpenMP's threads are the process's, not the rank's.
-class OneOpenMpThread {
- public:
-  OneOpenMpThread() : before_(omp_get_max_threads()) { omp_set_num_threads(1); }
-  ~OneOpenMpThread() { omp_set_num_threads(before_); }
-  OneOpenMpThread(const OneOpenMpThread&) = delete;
-  OneOpenMpThread& operator=(const OneOpenMpThread&) = delete;
-
- private:
-  int before_;
-};
-
-// c = beta c, for k = 0.
-void scale_only(const Gemm& args);
-
-// The bf16 rows (gemm_bf16.cc): matrix products of oneDNN where the machine has AVX-512, and
-// conversion to f32 elsewhere.
-bool has_onednn_bf16();
-void gemm_bf16_onednn(const Context&, const Gemm&);
-void gemm_bf16_convert(const Context&, const Gemm&);
 
 }  // namespace longhaul::kernels::cpu
