@@ -1,9 +1,9 @@
 // Matrix products by register tiles (after Goto and van de Geijn, "Anatomy of High-Performance
 // Matrix Multiplication", 2008).
 //
-// A task is a tile of c. It goes through k in chunks, in ascending order. Of each chunk it packs its
-// columns of b into panels, which stay in the second cache, and multiplies them with its rows of a,
-// six at a time, which stay in the first: in place where k runs along them, else packed, too.
+// A task is a tile of c. It goes through k in chunks, in ascending order. Of each chunk it packs
+// its columns of b into panels, which stay in the second cache, and multiplies them with its rows
+// of a, six at a time, which stay in the first: in place where k runs along them, else packed, too.
 #include "kernels/gemm.h"
 
 #include "kernels/cpu/attention_tiles.h"
@@ -21,17 +21,16 @@
 #define LONGHAUL_KERNELS_CPU_GEMM_CC_ONCE_
 namespace longhaul::kernels::cpu {
 
-// Along k, in words: a chunk of a panel of b has 64 KiB.
-constexpr int64_t kChunkWords = 256;
 // Rows of a that are packed together.
-constexpr int64_t kPackedRows = 96;
+constexpr int64_t kPackedRows = 192;
 // The widest panel: scratch memory does not depend on the instruction set.
 constexpr int64_t kWidestPanel = 64;
 
 // Elements of k in a chunk. Chunks are of equal length, to whole words of any format.
-inline int64_t chunk_depth(int64_t k, int64_t per_word) {
-  const int64_t words = (k + per_word - 1) / per_word;
-  const int64_t chunks = std::max<int64_t>(1, (words + kChunkWords - 1) / kChunkWords);
+inline int64_t chunk_depth(const Product& p, int64_t per_word) {
+  const int64_t most = Tiling::chunk_words(p);
+  const int64_t words = (p.k + per_word - 1) / per_word;
+  const int64_t chunks = (words + most - 1) / most;
   return (words + chunks - 1) / chunks * per_word;
 }
 
@@ -39,8 +38,8 @@ struct GemmTask {
   const Gemm& args;
   const Product& product;
   Tiling::Tile tile;
-  int64_t depth;             // of a chunk
-  std::byte *a, *b, *sums;   // this worker's scratch
+  int64_t depth;            // of a chunk
+  std::byte *a, *b, *sums;  // this worker's scratch
   Poller& poller;
 };
 
@@ -89,15 +88,13 @@ class TileProduct {
   static int64_t words(int64_t depth) { return words_of<F>(depth); }
 
   void pack_b(int64_t k0, int64_t depth) const {
+    const Element* from = b_ + p_.b_at(k0, t_.j);
+    if (!p_.transpose_b) {
+      return pack_panels_along<F>(from, p_.ldb, depth, t_.columns, packed_b_);
+    }
     for (int64_t j = 0; j < t_.columns; j += kGemmColumns<F>) {
-      const Element* from = b_ + p_.b_at(k0, t_.j + j);
-      const int64_t columns = std::min(kGemmColumns<F>, t_.columns - j);
-      Word* to = packed_b_ + j * words(depth);
-      if (p_.transpose_b) {
-        pack_panel_across<F>(from, p_.ldb, depth, columns, to);
-      } else {
-        pack_panel_along<F>(from, p_.ldb, depth, columns, to);
-      }
+      pack_panel_across<F>(from + j * p_.ldb, p_.ldb, depth,
+                           std::min(kGemmColumns<F>, t_.columns - j), packed_b_ + j * words(depth));
     }
   }
 
@@ -111,8 +108,8 @@ class TileProduct {
     const Element* from = a_ + p_.a_at(t_.i + i, k0);
     if (p_.transpose_a) {
       pack_rows_along<F>(from, p_.lda, depth, rows, p_.m - t_.i - i, packed_a_);
-      return {{reinterpret_cast<const std::byte*>(packed_a_), kWordBytes, kGemmRows * kWordBytes},
-              packed_tile_words<F>(words(depth)) * kWordBytes};
+      return {{reinterpret_cast<const std::byte*>(packed_a_), kWordBytes, kPackedStep * kWordBytes},
+              words(depth) * kPackedStep * kWordBytes};
     }
     if (depth % F::kPerWord != 0) {
       complete_rows<F>(from, p_.lda, depth, rows, packed_a_);
@@ -121,6 +118,21 @@ class TileProduct {
     }
     const int64_t row = p_.lda * static_cast<int64_t>(sizeof(Element));
     return {{reinterpret_cast<const std::byte*>(from), row, kWordBytes}, kGemmRows * row};
+  }
+
+  static int64_t tiles(int64_t n, int64_t tile) { return (n + tile - 1) / tile; }
+
+  // While six rows are multiplied with all panels, the next six are fetched, a part per panel.
+  Ahead next_rows(const std::byte* tile, const BlockRows& a, int64_t left, int64_t depth) const {
+    const int64_t panels = tiles(t_.columns, kGemmColumns<F>);
+    const std::byte* next = tile + a.tile;
+    if (left <= kGemmRows) return {};
+    if (a.first.row < a.first.step) {  // packed: they follow each other
+      const int64_t part = tiles(a.tile, panels);
+      return {next, panels, part, part, 1};
+    }
+    return {next, std::min<int64_t>(kGemmRows, left - kGemmRows), words(depth) * a.first.step,
+            a.first.row, tiles(kGemmRows, panels)};
   }
 
   template <class Out>
@@ -134,35 +146,37 @@ class TileProduct {
         Output<Out, Sum> to = out;
         to.c += (i + r) * out.ldc;
         if (out.partial != nullptr) to.partial += (i + r) * out.ld_partial;
-        multiply_row(std::min<int64_t>(kGemmRows, rows - r), tile_a, words(depth), to);
+        Ahead ahead = next_rows(tile_a.data, a, rows - r, depth);
+        multiply_row(std::min<int64_t>(kGemmRows, rows - r), tile_a, ahead, words(depth), to);
       }
       task_.poller.did(rows * t_.columns * depth);
     }
   }
 
   template <class Out>
-  void multiply_row(int64_t rows, const WordRows& a, int64_t depth,
+  void multiply_row(int64_t rows, const WordRows& a, Ahead& ahead, int64_t depth,
                     const Output<Out, Sum>& out) const {
     switch (rows) {
       case 6:
-        return multiply_tiles<6>(a, depth, out);
+        return multiply_tiles<6>(a, ahead, depth, out);
       case 5:
-        return multiply_tiles<5>(a, depth, out);
+        return multiply_tiles<5>(a, ahead, depth, out);
       case 4:
-        return multiply_tiles<4>(a, depth, out);
+        return multiply_tiles<4>(a, ahead, depth, out);
       case 3:
-        return multiply_tiles<3>(a, depth, out);
+        return multiply_tiles<3>(a, ahead, depth, out);
       case 2:
-        return multiply_tiles<2>(a, depth, out);
+        return multiply_tiles<2>(a, ahead, depth, out);
       default:
-        return multiply_tiles<1>(a, depth, out);
+        return multiply_tiles<1>(a, ahead, depth, out);
     }
   }
 
   template <int kRows, class Out>
-  void multiply_tiles(const WordRows& a, int64_t depth, Output<Out, Sum> out) const {
+  void multiply_tiles(const WordRows& a, Ahead& ahead, int64_t depth, Output<Out, Sum> out) const {
     const Word* panel = packed_b_;
     for (int64_t j = 0; j < t_.columns; j += kGemmColumns<F>) {
+      ahead.fetch();
       tile<F, kRows>(a, panel, depth, std::min(kGemmColumns<F>, t_.columns - j), out);
       panel += depth * kGemmColumns<F>;
       out.c += kGemmColumns<F>;
@@ -217,19 +231,21 @@ struct Workspace {
   Workspace(const Gemm& args, const Product& p, const Tiling& tiling, int64_t depth) {
     const int64_t per_word = args.a.dtype() == DType::kBF16 ? 2 : 1;
     const int64_t words = depth / per_word, word = size_of(args.a.dtype()) * per_word;
-    const int64_t rows = std::min(kPackedRows, rounded_up(tiling.rows(), kRowsOfTile));
+    const int64_t tiles = (std::min(kPackedRows, tiling.rows()) + kTileRows - 1) / kTileRows;
     const bool in_place = !p.transpose_a && p.k % per_word == 0;
-    a = in_place ? 0 : rounded_up(rows * (words + kSlack) * word, 64);
+    a = in_place ? 0 : tiles * kTileStep * words * word;
     b = rounded_up(tiling.columns(), kWidestPanel) * words * word;
     const bool apart = args.c.dtype() != accumulator(args.a.dtype()) && depth < p.k;
-    sums = apart ? rounded_up(tiling.rows() * tiling.columns() * size_of(accumulator(args.a.dtype())), 64) : 0;
+    sums = apart ? rounded_up(
+                       tiling.rows() * tiling.columns() * size_of(accumulator(args.a.dtype())), 64)
+                 : 0;
   }
   int64_t bytes() const { return a + b + sums; }
 
   int64_t a, b, sums;
 
  private:
-  static constexpr int64_t kRowsOfTile = 6, kSlack = 1;
+  static constexpr int64_t kTileRows = 6, kTileStep = 8;
 };
 
 template <class Kernel>
@@ -241,7 +257,7 @@ void run(const Context& ctx, const Gemm& args, Kernel&& kernel) {
     return;
   }
   const Tiling tiling(p, ctx.pool->threads());
-  const int64_t depth = chunk_depth(p.k, args.a.dtype() == DType::kBF16 ? 2 : 1);
+  const int64_t depth = chunk_depth(p, args.a.dtype() == DType::kBF16 ? 2 : 1);
   const Workspace space(args, p, tiling, depth);
   const Arena::Scope scope(*ctx.scratch);
   const TensorView scratch = ctx.scratch->allocate(

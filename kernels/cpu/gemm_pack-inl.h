@@ -17,20 +17,35 @@ constexpr int64_t words_of(int64_t elements) {
   return (elements + F::kPerWord - 1) / F::kPerWord;
 }
 
-// A panel of b from rows along n: row p of `from` has the elements of k = p.
+// Elements of k that lie this far ahead are fetched while those here are packed.
 template <class F>
-void pack_panel_along(const typename F::Element* from, int64_t stride, int64_t depth,
-                      int64_t columns, typename F::Word* to) {
-  const VectorOf<typename F::Word> d;
+inline constexpr int64_t kDepthAhead = 8 * F::kPerWord;
+
+// Panels of b from rows along n: row p of `from` has the elements of k = p. All panels at once, so
+// that memory is read in long runs.
+template <class F>
+void pack_panels_along(const typename F::Element* from, int64_t stride, int64_t depth,
+                       int64_t columns, typename F::Word* to) {
+  using Word = typename F::Word;
+  const VectorOf<Word> d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  const int64_t panel = words_of<F>(depth) * kGemmColumns<F>;
   for (int64_t p = 0; p < depth; p += F::kPerWord, to += kGemmColumns<F>) {
     const typename F::Element* row = from + p * stride;
-    int64_t c = 0;
-    for (; c + lanes <= columns; c += lanes) {
-      hn::StoreU(F::words(d, row + c, stride, depth - p), d, to + c);
+    for (int64_t q = 0; q < F::kPerWord; ++q) {
+      const int64_t next = p + q + kDepthAhead<F>;
+      if (next < depth) prefetch(from + next * stride, columns);
     }
-    for (; c < columns; ++c) to[c] = F::word(row + c, stride, depth - p);
-    std::fill(to + columns, to + kGemmColumns<F>, typename F::Word(0));
+    Word* out = to;
+    for (int64_t j = 0; j < columns; j += kGemmColumns<F>, out += panel) {
+      const int64_t here = std::min(kGemmColumns<F>, columns - j);
+      int64_t c = 0;
+      for (; c + lanes <= here; c += lanes) {
+        hn::StoreU(F::words(d, row + j + c, stride, depth - p), d, out + c);
+      }
+      for (; c < here; ++c) out[c] = F::word(row + j + c, stride, depth - p);
+      std::fill(out + here, out + kGemmColumns<F>, Word(0));
+    }
   }
 }
 
@@ -54,9 +69,8 @@ template <class D, class T>
 HWY_INLINE void transpose_blocks(D d, const T* from, int64_t stride, hn::TFromD<D>* to,
                                  int64_t to_stride) {
   constexpr int64_t kWords = 16 / sizeof(hn::TFromD<D>);
-  const auto row = [&](int64_t r) HWY_ATTR {
-    return load_blocks(d, from + r * stride, kWords * stride);
-  };
+  const auto row = [&](int64_t r)
+                       HWY_ATTR { return load_blocks(d, from + r * stride, kWords * stride); };
   if constexpr (kWords == 2) {
     const auto a = row(0), b = row(1);
     hn::StoreU(hn::InterleaveLower(d, a, b), d, to);
@@ -109,42 +123,35 @@ void pack_panel_across(const typename F::Element* from, int64_t stride, int64_t 
   }
 }
 
-// Words that the tiles of pack_rows_along() take more than the elements ask for.
-inline constexpr int64_t kTileSlack = 2;
+// Rows of a that are packed together lie this far apart: their words are stored in whole vectors.
+inline constexpr int64_t kPackedStep = 8;
+static_assert(kPackedStep >= kGemmRows);
 
-template <class F>
-constexpr int64_t packed_tile_words(int64_t words) {
-  return kGemmRows * words + kTileSlack;
-}
-
-// Rows [0, rows) of op(a) in tiles of kGemmRows, where row p of `from` has the elements of k = p, of
-// which `there` (>= rows) may be read. Word w of row r of a tile goes to w * kGemmRows + r.
+// Rows [0, rows) of op(a) in tiles of kGemmRows, where row p of `from` has the elements of k = p,
+// of which `there` (>= rows) may be read. Word w of row r of a tile goes to w * kPackedStep + r.
 template <class F>
 void pack_rows_along(const typename F::Element* from, int64_t stride, int64_t depth, int64_t rows,
                      int64_t there, typename F::Word* to) {
   using Word = typename F::Word;
-  // As many words as a tile has rows, and kTileSlack more: those are overwritten by the next.
-  const hn::CappedTag<Word, 8> d;
+  const hn::CappedTag<Word, kPackedStep> d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
-  static_assert(kGemmRows + kTileSlack == 8);
-  // A few rows of `from` at a time, so that their cache lines serve several tiles.
-  constexpr int64_t kBlock = 32;
-  const int64_t tile_words = packed_tile_words<F>(words_of<F>(depth));
-  for (int64_t p0 = 0; p0 < depth; p0 += kBlock) {
-    const int64_t p1 = std::min(depth, p0 + kBlock);
-    for (int64_t r = 0; r < rows; r += kGemmRows) {
-      Word* out = to + r / kGemmRows * tile_words + p0 / F::kPerWord * kGemmRows;
-      for (int64_t p = p0; p < p1; p += F::kPerWord, out += kGemmRows) {
-        const typename F::Element* row = from + p * stride + r;
-        if (r + kGemmRows + kTileSlack <= there) {
-          for (int64_t v = 0; v < kGemmRows + kTileSlack; v += lanes) {
-            hn::StoreU(F::words(d, row + v, stride, depth - p), d, out + v);
-          }
-        } else {
-          const int64_t here = std::min<int64_t>(kGemmRows, rows - r);
-          for (int64_t i = 0; i < here; ++i) out[i] = F::word(row + i, stride, depth - p);
-        }
+  const int64_t tile = words_of<F>(depth) * kPackedStep;
+  for (int64_t p = 0; p < depth; p += F::kPerWord, to += kPackedStep) {
+    const typename F::Element* row = from + p * stride;
+    for (int64_t q = 0; q < F::kPerWord; ++q) {
+      const int64_t next = p + q + kDepthAhead<F>;
+      if (next < depth) prefetch(from + next * stride, rows);
+    }
+    Word* out = to;
+    int64_t r = 0;
+    for (; r < rows && r + kPackedStep <= there; r += kGemmRows, out += tile) {
+      for (int64_t v = 0; v < kPackedStep; v += lanes) {
+        hn::StoreU(F::words(d, row + r + v, stride, depth - p), d, out + v);
       }
+    }
+    for (; r < rows; r += kGemmRows, out += tile) {
+      const int64_t here = std::min<int64_t>(kGemmRows, rows - r);
+      for (int64_t i = 0; i < here; ++i) out[i] = F::word(row + r + i, stride, depth - p);
     }
   }
 }

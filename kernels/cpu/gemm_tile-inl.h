@@ -1,5 +1,5 @@
-// The register tile of matrix products, for operands of any dtype. Compiled once per instruction set
-// (include after hwy/foreach_target.h).
+// The register tile of matrix products, for operands of any dtype. Compiled once per instruction
+// set (include after hwy/foreach_target.h).
 //
 // Operands are made of words: what one lane of the multiplying instruction takes. A word is an
 // element, or two bf16 that are neighbours along k.
@@ -115,8 +115,8 @@ using SumVector = VectorOf<typename F::Sum>;
 
 // Columns of a tile.
 template <class F>
-inline constexpr int64_t kGemmColumns = kGemmVectors* static_cast<int64_t>(
-    hn::MaxLanes(SumVector<F>()));
+inline constexpr int64_t kGemmColumns =
+    kGemmVectors* static_cast<int64_t>(hn::MaxLanes(SumVector<F>()));
 
 template <class F, int kRows, int kVectors>
 struct GemmTile {
@@ -137,6 +137,28 @@ HWY_INLINE Word word_at(const std::byte* p) {
   return word;
 }
 
+// Brings `count` elements from p on into the first cache.
+template <class T>
+HWY_INLINE void prefetch(const T* p, int64_t count) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t i = 0; i < count; i += kLine) hwy::Prefetch(p + i);
+}
+
+// Memory that will be needed soon, asked for in small portions while something else is computed.
+struct Ahead {
+  const std::byte* row = nullptr;
+  int64_t rows = 0;
+  int64_t bytes = 0;  // of a row
+  int64_t stride = 0;
+  int64_t rows_at_once = 0;
+
+  HWY_INLINE void fetch() {
+    for (int64_t n = std::min(rows_at_once, rows); n > 0; --n, --rows, row += stride) {
+      prefetch(row, bytes);
+    }
+  }
+};
+
 template <class F, int kPart, int kRows, int kVectors>
 HWY_INLINE void multiply_part(const std::byte* a, int64_t row, const typename F::Word* b,
                               GemmTile<F, kRows, kVectors>& t) {
@@ -149,12 +171,14 @@ HWY_INLINE void multiply_part(const std::byte* a, int64_t row, const typename F:
   }
 #pragma GCC unroll 6
   for (int r = 0; r < kRows; ++r) {
-    const auto av =
-        F::template part<kPart>(hn::Set(d, word_at<typename F::Word>(a + r * row)));
+    const auto av = F::template part<kPart>(hn::Set(d, word_at<typename F::Word>(a + r * row)));
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) t.v[r][v] = F::multiply_add(av, bv[v], t.v[r][v]);
   }
 }
+
+// How far ahead rows of a panel are asked for: they come from the second cache.
+inline constexpr int64_t kRowsAhead = 4;
 
 // The product of kRows rows of a and one panel of b, `depth` words deep. A panel's rows are
 // kGemmColumns<F> words wide and follow each other.
@@ -170,6 +194,7 @@ HWY_INLINE GemmTile<F, kRows, kVectors> multiply(const WordRows& a, const typena
   }
   const std::byte* word = a.data;
   for (int64_t i = 0; i < depth; ++i) {
+    prefetch(b + kRowsAhead * kGemmColumns<F>, kGemmColumns<F>);
     multiply_part<F, 0>(word, a.row, b, t);
     if constexpr (F::kParts == 2) multiply_part<F, 1>(word, a.row, b, t);
     word += a.step;
@@ -219,11 +244,7 @@ HWY_INLINE void write(const GemmTile<F, kRows, kVectors>& tile,
 template <class F, int kRows, class C>
 HWY_INLINE void tile(const WordRows& a, const typename F::Word* b, int64_t depth, int64_t columns,
                      const Output<C, typename F::Sum>& out) {
-  for (int r = 0; r < kRows; ++r) {
-    for (int64_t c = 0; c < columns; c += 64 / static_cast<int64_t>(sizeof(C))) {
-      hwy::Prefetch(out.c + r * out.ldc + c);
-    }
-  }
+  for (int r = 0; r < kRows; ++r) prefetch(out.c + r * out.ldc, columns);
   if (columns == kGemmColumns<F>) {
     write<F, kRows, kGemmVectors>(multiply<F, kRows, kGemmVectors>(a, b, depth), out,
                                   kGemmColumns<F>);

@@ -32,23 +32,23 @@ struct Product {
 class Tiling {
  public:
   // High, because each task packs its columns of b anew; wide, because it does so with its rows of
-  // a, and because rows of a are read once per tile.
-  static constexpr int64_t kRows = 1024, kColumns = 512;
-  static constexpr int64_t kLeastRows = 48, kLeastColumns = 64;
+  // a. Smaller ones serve to give all threads equal work.
+  static constexpr int64_t kRows = 1024;
+  // A chunk of columns of b has at most 512 KiB, half of a common second cache. Where rows of a
+  // must be packed, more columns make it worth while; else longer chunks, which visit c less often.
+  static int64_t most_columns(const Product& p) { return p.transpose_a ? 512 : 256; }
+  static int64_t chunk_words(const Product& p) { return p.transpose_a ? 256 : 512; }
+  static constexpr int64_t kGoodRows = 256, kGoodColumns = 256;
+  static constexpr int64_t kLeastRows = 24, kLeastColumns = 64;
   static constexpr int64_t kTilesPerThread = 3;
 
   Tiling(const Product& p, int threads)
-      : m_(p.m), n_(p.n), rows_(std::min(p.m, kRows)), columns_(std::min(p.n, kColumns)) {
+      : m_(p.m), n_(p.n), rows_(std::min(p.m, kRows)), columns_(std::min(p.n, most_columns(p))) {
     even_out();
-    while (tiles() < kTilesPerThread * threads) {
-      if (rows_ >= columns_ && rows_ > kLeastRows) {
-        rows_ = (rows_ + 1) / 2;
-      } else if (columns_ > kLeastColumns) {
-        columns_ = (columns_ + 1) / 2;
-      } else {
-        break;
-      }
-      even_out();
+    while (tiles() < kTilesPerThread * threads && halve(kGoodRows, kGoodColumns)) {
+    }
+    while (tiles() < kTilesPerThread * threads && tiles() % threads != 0 &&
+           halve(kLeastRows, kLeastColumns)) {
     }
   }
 
@@ -69,13 +69,26 @@ class Tiling {
 
  private:
   static int64_t count(int64_t n, int64_t tile) { return (n + tile - 1) / tile; }
-  // Tiles of equal size, but for what whole register tiles (6 rows, at most 64 columns) leave over.
+  // Tiles of equal size, but for what whole panels of columns leave over.
   static int64_t evened(int64_t n, int64_t tile, int64_t unit) {
     const int64_t even = count(n, count(n, tile));
     return std::min(n, count(even, unit) * unit);
   }
+  // Halves the longer side, unless it would become shorter than the least.
+  bool halve(int64_t least_rows, int64_t least_columns) {
+    const bool high = rows_ >= 2 * least_rows, wide = columns_ >= 2 * least_columns;
+    if (high && (rows_ >= columns_ || !wide)) {
+      rows_ = (rows_ + 1) / 2;
+    } else if (wide) {
+      columns_ = (columns_ + 1) / 2;
+    } else {
+      return false;
+    }
+    even_out();
+    return true;
+  }
   void even_out() {
-    rows_ = evened(m_, rows_, 6);
+    rows_ = evened(m_, rows_, 2);
     columns_ = evened(n_, columns_, 64);
   }
 
