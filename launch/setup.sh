@@ -10,7 +10,7 @@ packages=(
   g++ cmake ninja-build ccache pkg-config python3       # the build
   openmpi-bin libopenmpi-dev                            # ranks as processes
   libabsl-dev libprotobuf-dev protobuf-compiler         # strings; configuration and manifests
-  libdnnl-dev libhwy-dev                                # matrix products; vector code
+  libhwy-dev                                            # vector code
   libcli11-dev nlohmann-json3-dev libxxhash-dev         # command line; JSON; checksums
   libgtest-dev libgmock-dev                             # the tests
   python3.11-doc jargon-text                            # the quickstart's corpus

@@ -33,7 +33,7 @@ if ! $quick; then
   build asan
   run asan --exclude-regex '_mpi_|include_edges'
   build tsan
-  TSAN_OPTIONS="halt_on_error=1 second_deadlock_stack=1 suppressions=$PWD/tests/tsan.supp" \
+  TSAN_OPTIONS="halt_on_error=1 second_deadlock_stack=1" \
     run tsan --exclude-regex '_mpi_|include_edges|launch_cli'
 fi
 run release

@@ -1,5 +1,5 @@
-// A rank's own threads. Ranks may be threads of one process, so nothing here is global, and
-// OpenMP (process-wide) is kept to one thread per caller: libraries run single-threaded in tiles.
+// A rank's own threads. Ranks may be threads of one process, so nothing here is global; OpenMP,
+// whose threads are the process's, is not used.
 #pragma once
 
 #include <cstdint>

@@ -6,7 +6,6 @@
 // of a, six at a time, which stay in the first: in place where k runs along them, else packed, too.
 #include "kernels/gemm.h"
 
-#include "kernels/cpu/attention_tiles.h"
 #include "kernels/cpu/gemm_tiles.h"
 #include "kernels/cpu/instruction_set.h"
 #include "kernels/cpu/tables.h"
@@ -16,35 +15,6 @@
 #include "hwy/foreach_target.h"
 //
 #include "kernels/cpu/gemm_pack-inl.h"
-
-#ifndef LONGHAUL_KERNELS_CPU_GEMM_CC_ONCE_
-#define LONGHAUL_KERNELS_CPU_GEMM_CC_ONCE_
-namespace longhaul::kernels::cpu {
-
-// Rows of a that are packed together.
-constexpr int64_t kPackedRows = 192;
-// The widest panel: scratch memory does not depend on the instruction set.
-constexpr int64_t kWidestPanel = 64;
-
-// Elements of k in a chunk. Chunks are of equal length, to whole words of any format.
-inline int64_t chunk_depth(const Product& p, int64_t per_word) {
-  const int64_t most = Tiling::chunk_words(p);
-  const int64_t words = (p.k + per_word - 1) / per_word;
-  const int64_t chunks = (words + most - 1) / most;
-  return (words + chunks - 1) / chunks * per_word;
-}
-
-struct GemmTask {
-  const Gemm& args;
-  const Product& product;
-  Tiling::Tile tile;
-  int64_t depth;            // of a chunk
-  std::byte *a, *b, *sums;  // this worker's scratch
-  Poller& poller;
-};
-
-}  // namespace longhaul::kernels::cpu
-#endif
 
 HWY_BEFORE_NAMESPACE();
 namespace longhaul::kernels::cpu::HWY_NAMESPACE {
@@ -231,9 +201,9 @@ struct Workspace {
   Workspace(const Gemm& args, const Product& p, const Tiling& tiling, int64_t depth) {
     const int64_t per_word = args.a.dtype() == DType::kBF16 ? 2 : 1;
     const int64_t words = depth / per_word, word = size_of(args.a.dtype()) * per_word;
-    const int64_t tiles = (std::min(kPackedRows, tiling.rows()) + kTileRows - 1) / kTileRows;
+    const int64_t tiles = (std::min(kPackedRows, tiling.rows()) + kGemmRows - 1) / kGemmRows;
     const bool in_place = !p.transpose_a && p.k % per_word == 0;
-    a = in_place ? 0 : tiles * kTileStep * words * word;
+    a = in_place ? 0 : tiles * kPackedStep * words * word;
     b = rounded_up(tiling.columns(), kWidestPanel) * words * word;
     const bool apart = args.c.dtype() != accumulator(args.a.dtype()) && depth < p.k;
     sums = apart ? rounded_up(
@@ -243,9 +213,6 @@ struct Workspace {
   int64_t bytes() const { return a + b + sums; }
 
   int64_t a, b, sums;
-
- private:
-  static constexpr int64_t kTileRows = 6, kTileStep = 8;
 };
 
 template <class Kernel>

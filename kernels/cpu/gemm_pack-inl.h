@@ -123,10 +123,6 @@ void pack_panel_across(const typename F::Element* from, int64_t stride, int64_t 
   }
 }
 
-// Rows of a that are packed together lie this far apart: their words are stored in whole vectors.
-inline constexpr int64_t kPackedStep = 8;
-static_assert(kPackedStep >= kGemmRows);
-
 // Rows [0, rows) of op(a) in tiles of kGemmRows, where row p of `from` has the elements of k = p,
 // of which `there` (>= rows) may be read. Word w of row r of a tile goes to w * kPackedStep + r.
 template <class F>

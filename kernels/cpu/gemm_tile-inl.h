@@ -14,13 +14,13 @@
 #include <cstring>
 
 #include "hwy/cache_control.h"
+#include "kernels/cpu/gemm_tiles.h"
 #include "kernels/cpu/vector-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace longhaul::kernels::cpu::HWY_NAMESPACE {
 
 // 6 x 4 accumulators use 24 of AVX-512's 32 registers, 6 x 2 use 12 of the 16 that others have.
-inline constexpr int kGemmRows = 6;
 inline constexpr int kGemmVectors = HWY_TARGET == HWY_AVX3 ? 4 : 2;
 
 // A format of operands says what a word is, how words are made of elements, and how vectors of them

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "kernels/cpu/attention_tiles.h"
 #include "kernels/gemm.h"
 
 namespace longhaul::kernels::cpu {
@@ -94,6 +95,33 @@ class Tiling {
 
   int64_t m_, n_;
   int64_t rows_, columns_;
+};
+
+// Rows of a register tile. Where a must be packed, words of one k lie kPackedStep apart, because
+// they are stored in whole vectors.
+inline constexpr int kGemmRows = 6;
+inline constexpr int64_t kPackedStep = 8;
+static_assert(kPackedStep >= kGemmRows);
+// Rows of a that are packed together.
+inline constexpr int64_t kPackedRows = 192;
+// The widest panel: scratch memory does not depend on the instruction set.
+inline constexpr int64_t kWidestPanel = 64;
+
+// Elements of k in a chunk. Chunks are of equal length, to whole words of any format.
+inline int64_t chunk_depth(const Product& p, int64_t per_word) {
+  const int64_t most = Tiling::chunk_words(p);
+  const int64_t words = (p.k + per_word - 1) / per_word;
+  const int64_t chunks = (words + most - 1) / most;
+  return (words + chunks - 1) / chunks * per_word;
+}
+
+struct GemmTask {
+  const Gemm& args;
+  const Product& product;
+  Tiling::Tile tile;
+  int64_t depth;            // of a chunk
+  std::byte *a, *b, *sums;  // this worker's scratch
+  Poller& poller;
 };
 
 }  // namespace longhaul::kernels::cpu

@@ -6,7 +6,6 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
-#include <dnnl.hpp>
 #include <limits>
 
 #include "absl/strings/str_cat.h"
@@ -58,25 +57,12 @@ std::vector<DType> dtypes_of(const KernelBenchOptions& options) {
   return dtypes;
 }
 
-// oneDNN detects the machine by itself, and can be held back only before its first use.
-void limit_libraries(std::string_view name) {
-  using dnnl::cpu_isa;
-  const cpu_isa best = name == "AVX512_BF16" ? cpu_isa::avx512_core_bf16
-                       : name == "AVX512"    ? cpu_isa::avx512_core
-                       : name == "AVX2"      ? cpu_isa::avx2
-                                             : cpu_isa::sse41;
-  if (dnnl::set_max_cpu_isa(best) != dnnl::status::success) {
-    fail(ErrorCode::kInternal, "oneDNN was in use before its instruction set was forced");
-  }
-}
-
 void force_instruction_set(const std::string& name) {
   if (name.empty()) return;
   std::vector<std::string> known;
   for (std::string_view present : kernels::instruction_sets()) known.emplace_back(present);
   check_known("--isa", std::span(&name, 1), known);
   kernels::use_instruction_set(name);
-  limit_libraries(name);
 }
 
 // The memory of one case serves the next. A virtual machine may have given freed pages back to its

@@ -7,9 +7,8 @@ namespace longhaul::launch {
 // reach only some of them), saves and ends with exit status 75, which asks the scheduler to start
 // the same command again. Ctrl-C (SIGINT) ends the program at once.
 //
-// There is no handler: the signals are blocked and stay pending. A handler may run on any thread in
-// the middle of a matrix product, and oneDNN's (2.6.3, AVX2 and AVX-512) keep data where a
-// handler's stack frame is put: one signal then corrupts the heap.
+// There is no handler: the signals are blocked and stay pending. A handler may run on any thread at
+// any moment, in the middle of a library that is not prepared for it.
 class StopRequest {
  public:
   // From the main thread, before there are others: they inherit what is blocked.

@@ -1,6 +1,5 @@
 #include "launch/doctor/doctor.h"
 
-#include <dnnl.h>
 #include <google/protobuf/stubs/common.h>
 
 #include <algorithm>
@@ -22,10 +21,8 @@ constexpr int64_t kLeastMemory = 1024 * kMiB;
 constexpr int64_t kLeastSharedMemory = 32 * kMiB;
 
 std::vector<Version> versions() {
-  const dnnl_version_t* dnnl = dnnl_version();
   return {{"longhaul", std::string(version())},
           {"MPI library", dist::MpiSession::library_version()},
-          {"oneDNN", absl::StrCat(dnnl->major, ".", dnnl->minor, ".", dnnl->patch)},
           {"Protobuf", google::protobuf::internal::VersionString(GOOGLE_PROTOBUF_VERSION)}};
 }
 

@@ -1,5 +1,6 @@
 #include "kernels/gemm.h"
 
+#include "tests/kernels/instruction_sets.h"
 #include "tests/kernels/reference.h"
 
 namespace longhaul::kernels::testing {
@@ -58,23 +59,104 @@ void expect_product(const GemmKernel& row, const Sizes& s, bool ta, bool tb, DTy
   EXPECT_TRUE(c.gaps_intact());
 }
 
+// All forms of one product, into both types of c.
+void expect_all_forms(const GemmKernel& row, const Sizes& s, int threads) {
+  for (bool ta : {false, true}) {
+    for (bool tb : {false, true}) {
+      for (double beta : {0.0, 1.0}) {
+        expect_product(row, s, ta, tb, row.dtype, beta, threads);
+        if (row.dtype == DType::kBF16) expect_product(row, s, ta, tb, DType::kF32, beta, threads);
+      }
+    }
+  }
+}
+
+void for_each_row_and_set(const std::function<void(const GemmKernel&)>& f) {
+  for_each_instruction_set([&] { for_each_row(&Backend::gemm, f); });
+}
+
 TEST(Gemm, EveryFormAndShape) {
-  for_each_row(&Backend::gemm, [](const GemmKernel& row) {
+  for_each_row_and_set([](const GemmKernel& row) {
     for (const Sizes& s : std::vector<Sizes>{{1, 1, 1},
                                              {7, 5, 3},
                                              {33, 65, 17},
                                              {130, 70, 64},
                                              {1, 200, 31},
                                              {200, 1, 31},
-                                             {40, 33, 1100},
                                              {0, 5, 3},
                                              {5, 0, 3},
                                              {5, 7, 0}}) {
-      for (bool ta : {false, true}) {
-        for (bool tb : {false, true}) {
-          for (double beta : {0.0, 1.0}) {
-            expect_product(row, s, ta, tb, row.dtype, beta, 2);
-            if (row.dtype == DType::kBF16) expect_product(row, s, ta, tb, DType::kF32, beta, 2);
+      expect_all_forms(row, s, 2);
+    }
+  });
+}
+
+// Register tiles of every height and their neighbours; panels that are full, short by one, or one
+// lane over; odd k, where words of two bf16 are completed.
+TEST(Gemm, BordersOfRegisterTiles) {
+  for_each_row_and_set([](const GemmKernel& row) {
+    for (int64_t m : {2, 3, 4, 5, 6, 8, 11, 13}) expect_all_forms(row, {m, 63, 9}, 1);
+    for (int64_t n : {2, 8, 15, 16, 17, 31, 33, 48, 64, 80, 127, 129}) {
+      expect_all_forms(row, {9, n, 6}, 1);
+    }
+    for (int64_t k : {2, 3, 4, 5, 7, 8, 15, 31}) expect_all_forms(row, {7, 17, k}, 1);
+  });
+}
+
+// Sums over several chunks of k, which a c of bf16 must not round in between, and more rows than
+// are packed together.
+TEST(Gemm, LongSums) {
+  for_each_row_and_set([](const GemmKernel& row) {
+    expect_all_forms(row, {13, 37, 2311}, 2);
+    expect_all_forms(row, {209, 67, 1031}, 3);
+  });
+}
+
+// The sum is rounded once, at the end: bf16 sums of ones, or of chunks of ones, would go astray.
+TEST(Gemm, SumsAreRoundedOnce) {
+  for_each_row_and_set([](const GemmKernel& row) {
+    constexpr int64_t kOnes = 6000;
+    Rig rig(1);
+    const Tensor a = filled(row.dtype, {1, kOnes}, 1.0), b = filled(row.dtype, {1, kOnes}, 1.0);
+    const Tensor c = filled(row.dtype, {1, 1}, 48.0);
+    rig.run([&](const Context& ctx) {
+      row.run(ctx, {.transpose_b = Transpose::kYes, .a = a, .b = b, .c = c});
+    });
+    visit_float(row.dtype, [&]<class T>() {
+      EXPECT_EQ(c.span<T>()[0], static_cast<T>(static_cast<Accumulator<T>>(kOnes)));
+    });
+  });
+}
+
+TEST(Gemm, NanAndInfinityReachTheirRowsAndColumnsOnly) {
+  for_each_row_and_set([](const GemmKernel& row) {
+    for (bool ta : {false, true}) {
+      for (bool tb : {false, true}) {
+        constexpr int64_t kM = 9, kN = 19, kK = 13;
+        Tensor a = filled(row.dtype, ta ? Shape{kK, kM} : Shape{kM, kK}, 1.0);
+        Tensor b = filled(row.dtype, tb ? Shape{kN, kK} : Shape{kK, kN}, 1.0);
+        const Tensor c = poisoned(row.dtype, {kM, kN});
+        constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+        constexpr double kInfinity = std::numeric_limits<double>::infinity();
+        set(a, [&](int64_t i) { return i == (ta ? 12 * kM + 7 : 7 * kK + 12) ? kNan : 1.0; });
+        set(b,
+            [&](int64_t i) { return i == (tb ? 18 * kK + 12 : 12 * kN + 18) ? kInfinity : 1.0; });
+        Rig(1).run([&](const Context& ctx) {
+          row.run(ctx, {.transpose_a = ta ? Transpose::kYes : Transpose::kNo,
+                        .transpose_b = tb ? Transpose::kYes : Transpose::kNo,
+                        .a = a,
+                        .b = b,
+                        .c = c});
+        });
+        const std::vector<double> got = values(c);
+        for (int64_t i = 0; i < kM; ++i) {
+          for (int64_t j = 0; j < kN; ++j) {
+            const double v = got[static_cast<size_t>(i * kN + j)];
+            if (i == 7) {
+              EXPECT_TRUE(std::isnan(v)) << i << " " << j;
+            } else {
+              EXPECT_EQ(v, j == 18 ? kInfinity : double{kK}) << i << " " << j;
+            }
           }
         }
       }
@@ -82,17 +164,19 @@ TEST(Gemm, EveryFormAndShape) {
   });
 }
 
-// More than one tile in both directions, with edges.
+// More than one task in both directions, with edges.
 TEST(Gemm, ManyTiles) {
-  for_each_row(&Backend::gemm, [](const GemmKernel& row) {
+  for_each_row_and_set([](const GemmKernel& row) {
     for (int threads : {1, 3}) {
-      expect_product(row, {1100, 523, 40}, false, true, accumulator(row.dtype), 1.0, threads);
+      for (bool ta : {false, true}) {
+        expect_product(row, {1100, 523, 40}, ta, !ta, accumulator(row.dtype), 1.0, threads);
+      }
     }
   });
 }
 
 TEST(Gemm, RerunsAreBitIdentical) {
-  for_each_row(&Backend::gemm, [](const GemmKernel& row) {
+  for_each_row_and_set([](const GemmKernel& row) {
     for (int threads : {1, 3}) {
       Rig rig(threads);
       const Tensor a = random(row.dtype, {3000, 96}, 1), b = random(row.dtype, {3000, 80}, 2);
