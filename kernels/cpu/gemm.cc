@@ -33,23 +33,25 @@ class TileProduct {
         a_(task.args.a.data<Element>()),
         b_(task.args.b.data<Element>()),
         c_(task.args.c.data<C>() + t_.i * p_.ldc + t_.j),
-        packed_a_(reinterpret_cast<Word*>(task.a)),
+        packed_a_{reinterpret_cast<Word*>(task.a[0]), reinterpret_cast<Word*>(task.a[1])},
         packed_b_(reinterpret_cast<Word*>(task.b)),
         sums_(reinterpret_cast<Sum*>(task.sums)),
         add_(task.args.beta != 0.0) {}
 
   void run() const {
+    Block block = block_at(0, 0, packed_a_[0]);
+    pack_a(block, block.depth);
     for (int64_t k0 = 0; k0 < p_.k; k0 += task_.depth) {
       const int64_t depth = std::min(task_.depth, p_.k - k0);
       const bool first = k0 == 0, last = k0 + depth == p_.k;
       pack_b(k0, depth);
       // Where c would round them, sums of chunks are kept apart.
       if constexpr (std::is_same_v<C, Sum>) {
-        multiply_chunk<C>(k0, depth, {c_, p_.ldc, !first || add_, nullptr, 0});
+        multiply_chunk<C>(block, {c_, p_.ldc, !first || add_, nullptr, 0});
       } else if (last) {
-        multiply_chunk<C>(k0, depth, {c_, p_.ldc, add_, first ? nullptr : sums_, t_.columns});
+        multiply_chunk<C>(block, {c_, p_.ldc, add_, first ? nullptr : sums_, t_.columns});
       } else {
-        multiply_chunk<Sum>(k0, depth, {sums_, t_.columns, !first, nullptr, 0});
+        multiply_chunk<Sum>(block, {sums_, t_.columns, !first, nullptr, 0});
       }
     }
   }
@@ -68,26 +70,60 @@ class TileProduct {
     }
   }
 
-  // Six rows of op(a) out of a block of rows that starts at i.
+  // Rows of op(a) in a chunk of k, which are packed together if they cannot be used in place.
+  struct Block {
+    int64_t i, k0;
+    int64_t rows, depth;
+    Word* packed;
+    int64_t done;  // of depth: packed so far
+  };
+  Block block_at(int64_t i, int64_t k0, Word* packed) const {
+    return {i, k0, std::min(kPackedRows, t_.rows - i), std::min(task_.depth, p_.k - k0), packed, 0};
+  }
+  // Nothing (no rows) after the last.
+  Block block_after(const Block& block) const {
+    Word* other = packed_a_[block.packed == packed_a_[0] ? 1 : 0];
+    if (block.i + block.rows < t_.rows) return block_at(block.i + block.rows, block.k0, other);
+    if (block.k0 + block.depth < p_.k) return block_at(0, block.k0 + block.depth, other);
+    return {0, 0, 0, 0, other, 0};
+  }
+
+  // Packs k up to `end`, a multiple of whole words or all of the block.
+  void pack_a(Block& block, int64_t end) const {
+    const int64_t i = t_.i + block.i;
+    const Element* from = a_ + p_.a_at(i, block.k0);
+    if (p_.transpose_a) {
+      pack_rows_along<F>(from, p_.lda, block.depth, block.done, end, block.rows, p_.m - i,
+                         block.packed);
+    } else if (end == block.depth && !in_place(block)) {
+      complete_rows<F>(from, p_.lda, block.depth, block.rows, block.packed);
+    }
+    block.done = end;
+  }
+
+  bool in_place(const Block& block) const {
+    return !p_.transpose_a && block.depth % F::kPerWord == 0;
+  }
+
+  // The first six rows of a block, and how far it is to the next.
   struct BlockRows {
     WordRows first;
-    int64_t tile;  // bytes from one tile's rows to the next's
+    int64_t tile;  // bytes
   };
-  BlockRows block_rows(int64_t i, int64_t rows, int64_t k0, int64_t depth) const {
+  BlockRows rows_of(const Block& block) const {
     constexpr int64_t kWordBytes = sizeof(Word);
-    const Element* from = a_ + p_.a_at(t_.i + i, k0);
+    const auto* packed = reinterpret_cast<const std::byte*>(block.packed);
     if (p_.transpose_a) {
-      pack_rows_along<F>(from, p_.lda, depth, rows, p_.m - t_.i - i, packed_a_);
-      return {{reinterpret_cast<const std::byte*>(packed_a_), kWordBytes, kPackedStep * kWordBytes},
-              words(depth) * kPackedStep * kWordBytes};
+      return {{packed, kWordBytes, kPackedStep * kWordBytes},
+              words(block.depth) * kPackedStep * kWordBytes};
     }
-    if (depth % F::kPerWord != 0) {
-      complete_rows<F>(from, p_.lda, depth, rows, packed_a_);
-      const int64_t row = words(depth) * kWordBytes;
-      return {{reinterpret_cast<const std::byte*>(packed_a_), row, kWordBytes}, kGemmRows * row};
+    if (in_place(block)) {
+      const int64_t row = p_.lda * static_cast<int64_t>(sizeof(Element));
+      const Element* from = a_ + p_.a_at(t_.i + block.i, block.k0);
+      return {{reinterpret_cast<const std::byte*>(from), row, kWordBytes}, kGemmRows * row};
     }
-    const int64_t row = p_.lda * static_cast<int64_t>(sizeof(Element));
-    return {{reinterpret_cast<const std::byte*>(from), row, kWordBytes}, kGemmRows * row};
+    const int64_t row = words(block.depth) * kWordBytes;
+    return {{packed, row, kWordBytes}, kGemmRows * row};
   }
 
   static int64_t tiles(int64_t n, int64_t tile) { return (n + tile - 1) / tile; }
@@ -105,48 +141,70 @@ class TileProduct {
             a.first.row, tiles(kGemmRows, panels)};
   }
 
+  // What is done with each register tile, so that the memory it waits for is not waited for later.
+  struct Meanwhile {
+    Ahead rows;      // of this block
+    Block& next;     // is packed
+    int64_t length;  // of k, at once
+  };
+
+  // Multiplies all blocks of one chunk, the first of which is packed; so is, then, the next
+  // chunk's.
   template <class Out>
-  void multiply_chunk(int64_t k0, int64_t depth, const Output<Out, Sum>& out) const {
-    for (int64_t i = 0; i < t_.rows; i += kPackedRows) {
-      const int64_t rows = std::min(kPackedRows, t_.rows - i);
-      const BlockRows a = block_rows(i, rows, k0, depth);
-      for (int64_t r = 0; r < rows; r += kGemmRows) {
+  void multiply_chunk(Block& block, const Output<Out, Sum>& out) const {
+    const int64_t panels = tiles(t_.columns, kGemmColumns<F>);
+    bool more = true;
+    while (more) {
+      const BlockRows a = rows_of(block);
+      Block next = block_after(block);
+      const int64_t here = tiles(block.rows, kGemmRows) * panels;
+      Meanwhile meanwhile{{}, next, tiles(words(next.depth), here) * F::kPerWord};
+      for (int64_t r = 0; r < block.rows; r += kGemmRows) {
         WordRows tile_a = a.first;
         tile_a.data += r / kGemmRows * a.tile;
         Output<Out, Sum> to = out;
-        to.c += (i + r) * out.ldc;
-        if (out.partial != nullptr) to.partial += (i + r) * out.ld_partial;
-        Ahead ahead = next_rows(tile_a.data, a, rows - r, depth);
-        multiply_row(std::min<int64_t>(kGemmRows, rows - r), tile_a, ahead, words(depth), to);
+        to.c += (block.i + r) * out.ldc;
+        if (out.partial != nullptr) to.partial += (block.i + r) * out.ld_partial;
+        meanwhile.rows = next_rows(tile_a.data, a, block.rows - r, block.depth);
+        multiply_row(std::min<int64_t>(kGemmRows, block.rows - r), tile_a, meanwhile,
+                     words(block.depth), to);
       }
-      task_.poller.did(rows * t_.columns * depth);
+      task_.poller.did(block.rows * t_.columns * block.depth);
+      if (next.rows > 0) pack_a(next, next.depth);
+      more = next.rows > 0 && next.k0 == block.k0;
+      block = next;
     }
   }
 
   template <class Out>
-  void multiply_row(int64_t rows, const WordRows& a, Ahead& ahead, int64_t depth,
+  void multiply_row(int64_t rows, const WordRows& a, Meanwhile& meanwhile, int64_t depth,
                     const Output<Out, Sum>& out) const {
     switch (rows) {
       case 6:
-        return multiply_tiles<6>(a, ahead, depth, out);
+        return multiply_tiles<6>(a, meanwhile, depth, out);
       case 5:
-        return multiply_tiles<5>(a, ahead, depth, out);
+        return multiply_tiles<5>(a, meanwhile, depth, out);
       case 4:
-        return multiply_tiles<4>(a, ahead, depth, out);
+        return multiply_tiles<4>(a, meanwhile, depth, out);
       case 3:
-        return multiply_tiles<3>(a, ahead, depth, out);
+        return multiply_tiles<3>(a, meanwhile, depth, out);
       case 2:
-        return multiply_tiles<2>(a, ahead, depth, out);
+        return multiply_tiles<2>(a, meanwhile, depth, out);
       default:
-        return multiply_tiles<1>(a, ahead, depth, out);
+        return multiply_tiles<1>(a, meanwhile, depth, out);
     }
   }
 
   template <int kRows, class Out>
-  void multiply_tiles(const WordRows& a, Ahead& ahead, int64_t depth, Output<Out, Sum> out) const {
+  void multiply_tiles(const WordRows& a, Meanwhile& meanwhile, int64_t depth,
+                      Output<Out, Sum> out) const {
     const Word* panel = packed_b_;
     for (int64_t j = 0; j < t_.columns; j += kGemmColumns<F>) {
-      ahead.fetch();
+      meanwhile.rows.fetch();
+      if (p_.transpose_a && meanwhile.next.rows > 0) {
+        Block& next = meanwhile.next;
+        pack_a(next, std::min(next.depth, next.done + meanwhile.length));
+      }
       tile<F, kRows>(a, panel, depth, std::min(kGemmColumns<F>, t_.columns - j), out);
       panel += depth * kGemmColumns<F>;
       out.c += kGemmColumns<F>;
@@ -159,7 +217,8 @@ class TileProduct {
   const Tiling::Tile& t_;
   const Element *a_, *b_;
   C* c_;
-  Word *packed_a_, *packed_b_;
+  Word* packed_a_[2];
+  Word* packed_b_;
   Sum* sums_;
   bool add_;
 };
@@ -210,7 +269,7 @@ struct Workspace {
                        tiling.rows() * tiling.columns() * size_of(accumulator(args.a.dtype())), 64)
                  : 0;
   }
-  int64_t bytes() const { return a + b + sums; }
+  int64_t bytes() const { return 2 * a + b + sums; }
 
   int64_t a, b, sums;
 };
@@ -235,8 +294,9 @@ void run(const Context& ctx, const Gemm& args, Kernel&& kernel) {
       [&](int64_t task, int worker) {
         std::byte* memory = scratch.raw() + worker * space.bytes();
         Poller poller(ctx, worker);
-        kernel(GemmTask{args, p, tiling.tile(task), depth, memory, memory + space.a,
-                        memory + space.a + space.b, poller});
+        std::byte* b = memory + 2 * space.a;
+        kernel(GemmTask{
+            args, p, tiling.tile(task), depth, {memory, memory + space.a}, b, b + space.b, poller});
       },
       ctx.poll);
 }

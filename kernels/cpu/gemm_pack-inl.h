@@ -125,14 +125,17 @@ void pack_panel_across(const typename F::Element* from, int64_t stride, int64_t 
 
 // Rows [0, rows) of op(a) in tiles of kGemmRows, where row p of `from` has the elements of k = p,
 // of which `there` (>= rows) may be read. Word w of row r of a tile goes to w * kPackedStep + r.
+//
+// Packs k in [begin, end), whole words, of [0, depth).
 template <class F>
-void pack_rows_along(const typename F::Element* from, int64_t stride, int64_t depth, int64_t rows,
-                     int64_t there, typename F::Word* to) {
+void pack_rows_along(const typename F::Element* from, int64_t stride, int64_t depth, int64_t begin,
+                     int64_t end, int64_t rows, int64_t there, typename F::Word* to) {
   using Word = typename F::Word;
   const hn::CappedTag<Word, kPackedStep> d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
   const int64_t tile = words_of<F>(depth) * kPackedStep;
-  for (int64_t p = 0; p < depth; p += F::kPerWord, to += kPackedStep) {
+  to += begin / F::kPerWord * kPackedStep;
+  for (int64_t p = begin; p < end; p += F::kPerWord, to += kPackedStep) {
     const typename F::Element* row = from + p * stride;
     for (int64_t q = 0; q < F::kPerWord; ++q) {
       const int64_t next = p + q + kDepthAhead<F>;

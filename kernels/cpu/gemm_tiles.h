@@ -41,7 +41,7 @@ class Tiling {
   static int64_t chunk_words(const Product& p) { return p.transpose_a ? 256 : 512; }
   static constexpr int64_t kGoodRows = 256, kGoodColumns = 256;
   static constexpr int64_t kLeastRows = 24, kLeastColumns = 64;
-  static constexpr int64_t kTilesPerThread = 3;
+  static constexpr int64_t kTilesPerThread = 2;
 
   Tiling(const Product& p, int threads)
       : m_(p.m), n_(p.n), rows_(std::min(p.m, kRows)), columns_(std::min(p.n, most_columns(p))) {
@@ -103,7 +103,7 @@ inline constexpr int kGemmRows = 6;
 inline constexpr int64_t kPackedStep = 8;
 static_assert(kPackedStep >= kGemmRows);
 // Rows of a that are packed together.
-inline constexpr int64_t kPackedRows = 192;
+inline constexpr int64_t kPackedRows = 96;
 // The widest panel: scratch memory does not depend on the instruction set.
 inline constexpr int64_t kWidestPanel = 64;
 
@@ -119,8 +119,9 @@ struct GemmTask {
   const Gemm& args;
   const Product& product;
   Tiling::Tile tile;
-  int64_t depth;            // of a chunk
-  std::byte *a, *b, *sums;  // this worker's scratch
+  int64_t depth;        // of a chunk
+  std::byte* a[2];      // this worker's scratch: packed rows of a, two blocks,
+  std::byte *b, *sums;  // a packed chunk of b, sums of c
   Poller& poller;
 };
 
