@@ -11,9 +11,9 @@
 // any number, since they run along tile rows. The running state starts as the folded result so far:
 // (m, l, O) = (lse, 1, out).
 //
-// Any m near the largest score will do, as it cancels. So most steps keep m and take the
-// exponential of a tile while it is in registers; only a step whose sums outgrow m stores its
-// scores and finds m' first. Where a row has no m yet, a few keys give it one.
+// Any m will do that keeps sums within the range of numbers, as it cancels. So most steps keep m, 0
+// at first, and take the exponential of a tile while it is in registers; only a step whose sums
+// leave the range stores its scores and finds m' first.
 //
 // A masked score is selected away, so a NaN in a key does not reach queries that do not see it; one
 // in a value may, within a panel, as P = 0 is still multiplied by it.
@@ -45,6 +45,10 @@ struct Step {
   A factor;  // of what q k^T gives, for scores in units of log 2
   // Lanes [first_lane + j, last_lane + j) within [lane_begin, lane_end) see key j, if j < valid.
   int64_t first_lane, last_lane, lane_begin, lane_end, valid;
+
+  bool sees_any(int64_t lane) const {
+    return std::max<int64_t>(lane - last_lane + 1, 0) <= std::min(valid - 1, lane - first_lane);
+  }
 
   // Keys [begin, end) that all lanes see.
   IndexRange seen_by_all() const {
@@ -90,8 +94,8 @@ HWY_INLINE void store_probabilities(const Step<A>& s, int64_t j, int64_t x,
   });
 }
 
-// P = 2^(S - m) of keys [begin, end) with the m of the steps before, which all rows must have; sums
-// of its columns go to step_sum. False if a sum outgrows its m.
+// P = 2^(S - m) of keys [begin, end) with the m of the steps before; sums of its columns go to
+// step_sum. False if a sum outgrows its m.
 template <class Arithmetic, bool kMasked, class A>
 bool try_probabilities(const Step<A>& s, int64_t begin, int64_t end) {
   const VectorOf<A> d;
@@ -101,7 +105,9 @@ bool try_probabilities(const Step<A>& s, int64_t begin, int64_t end) {
   for (int64_t x = 0; x < kPanel; x += tile_columns(d)) {
     hn::Vec<VectorOf<A>> shift[kTileVectors], sum[kTileVectors];
     for (int v = 0; v < kTileVectors; ++v) {
-      shift[v] = hn::LoadU(d, s.max + x + v * lanes);
+      const auto max = hn::LoadU(d, s.max + x + v * lanes);
+      const auto nothing = hn::Set(d, -std::numeric_limits<A>::infinity());
+      shift[v] = hn::IfThenZeroElse(hn::Eq(max, nothing), max);
       sum[v] = hn::LoadU(d, s.step_sum + x + v * lanes);
     }
     for_row_tiles(end - begin, [&](auto rows, int64_t r) HWY_ATTR {
@@ -135,16 +141,16 @@ bool try_probabilities(const Step<A>& s) {
          try_probabilities<Arithmetic, true>(s, end, s.keys);
 }
 
-// S = K Q^T of keys [0, keys) and the largest score of every query.
+// S = K Q^T and the largest score of every query.
 template <class Arithmetic, class A>
-void make_scores(const Step<A>& s, int64_t keys) {
+void make_scores(const Step<A>& s) {
   const VectorOf<A> d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
   for (int64_t x = 0; x < kPanel; x += tile_columns(d)) {
     hn::Vec<VectorOf<A>> largest[kTileVectors], none[kTileVectors];
     for (auto& l : largest) l = hn::Set(d, -std::numeric_limits<A>::infinity());
     for (auto& n : none) n = hn::Zero(d);
-    for_row_tiles(keys, [&](auto rows, int64_t j) HWY_ATTR {
+    for_row_tiles(s.keys, [&](auto rows, int64_t j) HWY_ATTR {
       Tile<rows, VectorOf<A>> tile;
       make_score_tile<Arithmetic, true>(s, j, x, none, tile);
       for_tile(tile, [&](int r, int v, auto& c) HWY_ATTR {
@@ -210,30 +216,31 @@ void add_values(const Step<A>& s) {
   }
 }
 
-// Gives rows that have seen nothing yet their largest score among the first keys that all see some
-// of: near enough for an m.
-template <class Arithmetic, class A>
-void find_first_maximum(const Step<A>& s) {
+// Takes what try_probabilities made. False if a row that had seen nothing finds its first scores
+// too low for an m of 0.
+template <class A>
+bool accept_sums(const Step<A>& s) {
   constexpr A kNothing = -std::numeric_limits<A>::infinity();
   A *begin = s.max + s.lane_begin, *end = s.max + s.lane_end;
-  if (std::find(begin, end, kNothing) == end) return;
-  // The last row sees its first key last.
-  constexpr int64_t kFewest = 2 * kTileRows;
-  const int64_t first = std::max(s.lane_end - s.last_lane, int64_t{0});
-  make_scores<Arithmetic>(s, std::min(s.keys, rounded_up(first + kFewest, kFewest)));
-  for (int64_t lane = s.lane_begin; lane < s.lane_end; ++lane) {
-    if (s.max[lane] == kNothing) s.max[lane] = s.step_max[lane];
+  if (std::find(begin, end, kNothing) != end) {
+    const auto starts = [&](int64_t lane) { return s.max[lane] == kNothing && s.sees_any(lane); };
+    for (int64_t lane = s.lane_begin; lane < s.lane_end; ++lane) {
+      if (starts(lane) && s.step_sum[lane] < A(0x1p-60)) return false;
+    }
+    for (int64_t lane = s.lane_begin; lane < s.lane_end; ++lane) {
+      if (starts(lane)) s.max[lane] = 0;
+    }
   }
+  std::copy_n(s.step_sum, kPanel, s.sum);
+  return true;
 }
 
 template <class Arithmetic, class A>
 void fold_step(const Step<A>& s) {
-  find_first_maximum<Arithmetic>(s);
-  if (try_probabilities<Arithmetic>(s)) {
-    std::copy_n(s.step_sum, kPanel, s.sum);
+  if (try_probabilities<Arithmetic>(s) && accept_sums(s)) {
     return add_values<Arithmetic, false>(s);
   }
-  make_scores<Arithmetic>(s, s.keys);
+  make_scores<Arithmetic>(s);
   make_probabilities<Arithmetic>(s);
   add_values<Arithmetic, true>(s);
 }
@@ -298,8 +305,7 @@ class BlockRun {
     load_panel<Single>(out_of(row), out_stride(), rows, value_dim_,
                        s_.out + p * kPanel * value_dim_);
     for (int64_t r = 0; r < kPanel; ++r) {
-      // Lanes without a row have seen something, so that nobody waits for them.
-      const A lse = r < rows ? *lse_of(row + r) : A(0);
+      const A lse = r < rows ? *lse_of(row + r) : -std::numeric_limits<A>::infinity();
       s_.max[p * kPanel + r] = lse * static_cast<A>(kLog2E);
       s_.sum[p * kPanel + r] = lse == -std::numeric_limits<A>::infinity() ? A(0) : A(1);
     }

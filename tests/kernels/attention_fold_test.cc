@@ -114,8 +114,13 @@ TEST(AttentionFold, RowsThatSeeNothing) {
       const bool empty = t < 100;
       EXPECT_EQ(lse[static_cast<size_t>(t)] == -std::numeric_limits<double>::infinity(), empty);
       EXPECT_EQ(out[static_cast<size_t>(t * 4 * 16)] == 0.0, empty) << t;
-      // Key 100 alone: softmax of one score has no gradient.
-      EXPECT_EQ(std::abs(dq[static_cast<size_t>(t * 4 * 24)]) < 1e-5, empty || t == 100) << t;
+      const double gradient = dq[static_cast<size_t>(t * 4 * 24)];
+      // Key 100 alone: softmax of one score has no gradient, but for the rounding of products.
+      if (t == 100) {
+        EXPECT_LT(std::abs(gradient), 16 * attention_tolerance(row));
+      } else {
+        EXPECT_EQ(gradient == 0.0, empty) << t;
+      }
     }
   });
 }
