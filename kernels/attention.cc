@@ -1,5 +1,7 @@
 #include "kernels/attention.h"
 
+#include <cmath>
+
 #include "absl/strings/str_cat.h"
 #include "kernels/backend.h"
 #include "kernels/checks.h"
@@ -28,6 +30,18 @@ void check_segments(std::span<const Segment> segments, int64_t queries, int64_t 
   }
 }
 
+void check_options(const AttentionOptions& options, int64_t q_heads) {
+  LONGHAUL_CHECK(options.soft_cap >= 0 && std::isfinite(options.soft_cap),
+                 absl::StrCat("attention: soft_cap is ", options.soft_cap,
+                              " and must be finite and not negative; 0 means none"));
+  LONGHAUL_CHECK(options.dropout.probability >= 0 && options.dropout.probability < 1,
+                 absl::StrCat("attention: the dropout probability is ", options.dropout.probability,
+                              " and must be at least 0 and below 1"));
+  if (options.biased()) {
+    expect_dense(options.bias_slopes, "attention: bias_slopes", DType::kF32, {q_heads});
+  }
+}
+
 // What forward and backward share.
 template <class Args>
 void check_operands(const Args& args) {
@@ -47,6 +61,7 @@ void check_operands(const Args& args) {
                                 kv_heads));
   }
   check_segments(args.segments, args.q.dim(0), keys);
+  check_options(args.options, args.q.dim(1));
 }
 
 }  // namespace

@@ -17,6 +17,7 @@
 #include <string_view>
 
 #include "kernels/core/context.h"
+#include "kernels/dropout.h"
 #include "kernels/segment.h"
 
 namespace longhaul::kernels {
@@ -31,8 +32,24 @@ struct HeadMap {
   int64_t kv_head(int64_t h) const { return (q_begin + h) / group - kv_begin; }
 };
 
+// From a query's score with a key to its probability:
+//
+//     s = scale * q.k
+//     s = soft_cap * tanh(s / soft_cap)                            "Gemma 2" (2024), section 2
+//     s = s - slope of the head * (query position - key position)  ALiBi (Press et al. 2022)
+//     p = softmax(s)          lse and the softmax's sum are of all p, dropped or not
+//     p = p / (1 - probability) if kept, else 0                    kernels/dropout.h
+//
+// Positions are those of the segments. Slopes are constants: no gradient is made for them.
 struct AttentionOptions {
-  double scale = 1.0;  // of q.k; usually 1/sqrt(D)
+  double scale = 1.0;             // of q.k; usually 1/sqrt(D)
+  double soft_cap = 0;            // 0: none
+  ConstTensorView bias_slopes{};  // f32 [Hq], dense, of the heads of the call's q; no shape: none
+  Dropout dropout{};              // of global query head q_begin + h
+
+  bool biased() const { return bias_slopes.rank() > 0; }
+  // Scores are only scaled, and every probability is kept.
+  bool plain() const { return soft_cap == 0 && !biased() && dropout.probability == 0; }
 };
 
 struct AttentionForward {

@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <string_view>
 
+#include "kernels/core/host_device.h"
+
 namespace longhaul {
 
 struct RandomKey {
@@ -14,20 +16,26 @@ struct RandomKey {
   uint64_t stream = 0;
 };
 
+// Philox's constants, for code that computes many values side by side.
+struct Philox {
+  static constexpr int kRounds = 10;
+  static constexpr uint32_t kMultiply0 = 0xD2511F53u, kMultiply1 = 0xCD9E8D57u;
+  static constexpr uint32_t kWeyl0 = 0x9E3779B9u, kWeyl1 = 0xBB67AE85u;
+};
+
 // 128 random bits for counter `index` of the stream.
-constexpr std::array<uint32_t, 4> random_bits(RandomKey key, uint64_t index) {
-  constexpr uint32_t kMultiply0 = 0xD2511F53u, kMultiply1 = 0xCD9E8D57u;
-  constexpr uint32_t kWeyl0 = 0x9E3779B9u, kWeyl1 = 0xBB67AE85u;
+LONGHAUL_HOST_DEVICE constexpr std::array<uint32_t, 4> random_bits(RandomKey key, uint64_t index) {
   std::array<uint32_t, 4> c{static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32),
                             static_cast<uint32_t>(key.stream),
                             static_cast<uint32_t>(key.stream >> 32)};
   uint32_t k0 = static_cast<uint32_t>(key.seed), k1 = static_cast<uint32_t>(key.seed >> 32);
-  for (int round = 0; round < 10; ++round) {
-    const uint64_t p0 = uint64_t{kMultiply0} * c[0], p1 = uint64_t{kMultiply1} * c[2];
+  for (int round = 0; round < Philox::kRounds; ++round) {
+    const uint64_t p0 = uint64_t{Philox::kMultiply0} * c[0];
+    const uint64_t p1 = uint64_t{Philox::kMultiply1} * c[2];
     c = {static_cast<uint32_t>(p1 >> 32) ^ c[1] ^ k0, static_cast<uint32_t>(p1),
          static_cast<uint32_t>(p0 >> 32) ^ c[3] ^ k1, static_cast<uint32_t>(p0)};
-    k0 += kWeyl0;
-    k1 += kWeyl1;
+    k0 += Philox::kWeyl0;
+    k1 += Philox::kWeyl1;
   }
   return c;
 }

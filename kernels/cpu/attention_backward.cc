@@ -12,6 +12,11 @@
 // order: the matrix is cut into a grid whose tiles are done in rounds, no two tiles of a round in
 // one row or column of the grid. So they run in parallel and add to dq, dk and dv in place: five
 // products, no partial sums, whatever the number of heads.
+//
+// The general instance, for soft-cap, bias and dropout, has factors Z of dropout (0 or 1/(1 - p))
+// and C of the soft-cap (its derivative):
+//
+//     dV^T += dO^T (P * Z)     dS = P * (dO V^T * Z - delta) * C * scale
 #include "kernels/cpu/attention_backward.h"
 
 #include <cmath>
@@ -21,7 +26,7 @@
 #define HWY_TARGET_INCLUDE "kernels/cpu/attention_backward.cc"
 #include "hwy/foreach_target.h"
 //
-#include "kernels/cpu/tile-inl.h"
+#include "kernels/cpu/attention_options-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace longhaul::kernels::cpu::HWY_NAMESPACE {
@@ -29,6 +34,9 @@ namespace longhaul::kernels::cpu::HWY_NAMESPACE {
 // Queries [0, rows) of the step against one panel of keys.
 template <class A>
 struct PanelStep {
+  using Element = A;
+  static constexpr bool kGeneral = false;
+
   const BackwardScratch<A>& s;
   int64_t rows;                // a multiple of the arithmetic's depth
   int64_t qk_depth, ov_depth;  // units of a row of q and k, and of dout and v
@@ -45,6 +53,27 @@ struct PanelStep {
   }
 };
 
+template <class A>
+struct GeneralPanelStep : PanelStep<A> {
+  static constexpr bool kGeneral = true;
+
+  const HeadOptions<A>& options;
+
+  int64_t q_position() const { return this->segment.q_pos + this->i * this->segment.stride; }
+  int64_t k_position() const { return this->segment.k_pos + this->j * this->segment.stride; }
+};
+
+// The factors of dropout, of all rows.
+template <class A>
+void make_dropout(const GeneralPanelStep<A>& t) {
+  const int64_t stride = t.segment.stride;
+  for (int64_t r = 0; r < t.rows; r += kPanel) {
+    t.options.dropout_factors(t.q_position() + r * stride, t.k_position(), stride, kPanel,
+                              t.s.by_keys);
+    transpose(t.s.by_keys, kPanel, kPanel, kPanel, t.s.dropout + r * kPanel, kPanel);
+  }
+}
+
 // Stores tile rows from row r of a panel on as units across the rows.
 template <class Arithmetic, int kRows, class A>
 HWY_INLINE void store_across(Tile<kRows, VectorOf<A>>& tile, A* panel, int64_t r, int64_t x) {
@@ -59,9 +88,27 @@ HWY_INLINE void store_across(Tile<kRows, VectorOf<A>>& tile, A* panel, int64_t r
   }
 }
 
+// Soft-cap and bias of scores of row `row` in units of log 2, for keys from lane `column` on; keeps
+// the soft-cap's derivative.
+template <class A, class V>
+HWY_INLINE V general_score(const GeneralPanelStep<A>& t, int64_t row, int64_t column, V score) {
+  const VectorOf<A> d;
+  const int64_t stride = t.segment.stride;
+  auto derivative = hn::Set(d, A(1));
+  if (t.options.caps()) {
+    const auto tanh = t.options.tanh_of(d, score);
+    derivative = hn::NegMulAdd(tanh, tanh, derivative);
+    score = t.options.capped(d, tanh);
+  }
+  hn::StoreU(derivative, d, t.s.steepness + row * kPanel + column);
+  const int64_t distance = t.q_position() + row * stride - t.k_position();
+  return t.options.biased(d, score, distance, -stride, column);
+}
+
 // P = 2^(S - lse) of one tile.
-template <class Arithmetic, bool kMasked, int kRows, class A>
-HWY_INLINE void make_probability_tile(const PanelStep<A>& t, int64_t r, int64_t x) {
+template <class Arithmetic, bool kMasked, int kRows, class S>
+HWY_INLINE void make_probability_tile(const S& t, int64_t r, int64_t x) {
+  using A = typename S::Element;
   const VectorOf<A> d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
   Tile<kRows, VectorOf<A>> tile;
@@ -70,7 +117,14 @@ HWY_INLINE void make_probability_tile(const PanelStep<A>& t, int64_t r, int64_t 
                        t.s.k_panels + t.panel * t.qk_depth * kPanel + x, kPanel, t.qk_depth, tile);
   const auto factor = hn::Set(d, t.factor);
   for_tile(tile, [&](int row, int v, auto& c) HWY_ATTR {
-    c = exp2(d, hn::MulSub(c, factor, hn::Set(d, t.s.lse[r + row])));
+    const int64_t at = (r + row) * kPanel + x + v * lanes;
+    const auto lse = hn::Set(d, t.s.lse[r + row]);
+    if constexpr (S::kGeneral) {
+      c = hn::Sub(general_score(t, r + row, x + v * lanes, hn::Mul(c, factor)), lse);
+    } else {
+      c = hn::MulSub(c, factor, lse);
+    }
+    c = exp2(d, c);
     if constexpr (kMasked) {
       // Lanes j with i + lo <= j <= i + hi.
       const int64_t offset = t.i + r + row - t.j;
@@ -78,59 +132,70 @@ HWY_INLINE void make_probability_tile(const PanelStep<A>& t, int64_t r, int64_t 
       const int64_t last = std::clamp<int64_t>(offset + t.segment.band_hi + 1, 0, t.valid);
       c = hn::IfThenElseZero(lanes_between(d, x + v * lanes, first, last), c);
     }
-    hn::StoreU(c, d, t.s.p + (r + row) * kPanel + x + v * lanes);
+    hn::StoreU(c, d, t.s.p + at);
+    if constexpr (S::kGeneral) {
+      c = hn::Mul(c, hn::LoadU(d, t.s.dropout + at));
+      if constexpr (Arithmetic::kDepth == 1) hn::StoreU(c, d, t.s.p_across + at);
+    }
   });
   store_across<Arithmetic>(tile, t.s.p_across, r, x);
 }
 
 // body(rows, r, mask) for tiles of rows that see a part of the panel; the rows of the others, in
-// both forms, become 0.
-template <class Arithmetic, class A, class Body>
-HWY_INLINE void for_seen_tiles(const PanelStep<A>& t, A* along, A* across, int64_t row_units,
-                               Body&& body) {
+// both forms if there are two, become 0.
+template <class Arithmetic, bool kTwoForms, class S, class A, class Body>
+HWY_INLINE void for_seen_tiles(const S& t, A* along, A* across, int64_t row_units, Body&& body) {
   for_row_tiles(t.rows, [&](auto rows, int64_t r) HWY_ATTR {
     const TileMask mask = t.mask(r, rows);
     if (mask != TileMask::kEmpty) return body(rows, r, mask);
     std::fill_n(along + r * row_units, rows * row_units, A(0));
-    if constexpr (Arithmetic::kDepth > 1) {
+    if constexpr (kTwoForms) {
       std::fill_n(across + r / Arithmetic::kDepth * kPanel, rows / Arithmetic::kDepth * kPanel,
                   A(0));
     }
   });
 }
 
-template <class Arithmetic, class A>
-void make_probabilities(const PanelStep<A>& t) {
-  for_seen_tiles<Arithmetic>(t, t.s.p, t.s.p_across, kPanel,
-                             [&](auto rows, int64_t r, TileMask mask) HWY_ATTR {
-                               for (int64_t x = 0; x < kPanel; x += tile_columns(VectorOf<A>())) {
-                                 if (mask == TileMask::kFull) {
-                                   make_probability_tile<Arithmetic, false, rows>(t, r, x);
-                                 } else {
-                                   make_probability_tile<Arithmetic, true, rows>(t, r, x);
-                                 }
-                               }
-                             });
+template <class Arithmetic, class S>
+void make_probabilities(const S& t) {
+  using A = typename S::Element;
+  for_seen_tiles<Arithmetic, (Arithmetic::kDepth > 1 || S::kGeneral)>(
+      t, t.s.p, t.s.p_across, kPanel, [&](auto rows, int64_t r, TileMask mask) HWY_ATTR {
+        for (int64_t x = 0; x < kPanel; x += tile_columns(VectorOf<A>())) {
+          if (mask == TileMask::kFull) {
+            make_probability_tile<Arithmetic, false, rows>(t, r, x);
+          } else {
+            make_probability_tile<Arithmetic, true, rows>(t, r, x);
+          }
+        }
+      });
 }
 
 // dS / scale = P * (dP - delta) of the panel. Where P is 0, so is dS, whatever the masked product.
-template <class Arithmetic, class A>
-void make_score_gradients(const PanelStep<A>& t) {
+template <class Arithmetic, class S>
+void make_score_gradients(const S& t) {
+  using A = typename S::Element;
   const VectorOf<A> d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
   constexpr int64_t kUnits = kPanel / Arithmetic::kDepth;
   A* ds = t.s.ds + t.panel * kQueryRows * kUnits;
-  for_seen_tiles<Arithmetic>(
+  for_seen_tiles<Arithmetic, (Arithmetic::kDepth > 1)>(
       t, ds, t.s.ds_across, kUnits, [&](auto rows, int64_t r, TileMask mask) HWY_ATTR {
         for (int64_t x = 0; x < kPanel; x += tile_columns(d)) {
           Tile<rows, VectorOf<A>> tile;
-          for_tile(tile,
-                   [&](int row, int, auto& c) HWY_ATTR { c = hn::Set(d, -t.s.delta[r + row]); });
+          for_tile(tile, [&](int row, int, auto& c) HWY_ATTR {
+            c = S::kGeneral ? hn::Zero(d) : hn::Set(d, -t.s.delta[r + row]);
+          });
           multiply<Arithmetic>(d, t.s.dout + r * t.ov_depth, t.ov_depth, 1,
                                t.s.v_panels + t.panel * t.ov_depth * kPanel + x, kPanel, t.ov_depth,
                                tile);
           for_tile(tile, [&](int row, int v, auto& c) HWY_ATTR {
-            const auto p = hn::LoadU(d, t.s.p + (r + row) * kPanel + x + v * lanes);
+            const int64_t at = (r + row) * kPanel + x + v * lanes;
+            const auto p = hn::LoadU(d, t.s.p + at);
+            if constexpr (S::kGeneral) {
+              c = hn::MulSub(c, hn::LoadU(d, t.s.dropout + at), hn::Set(d, t.s.delta[r + row]));
+              c = hn::Mul(c, hn::LoadU(d, t.s.steepness + at));
+            }
             c = hn::Mul(p, c);
             if (mask == TileMask::kPartial) c = hn::IfThenZeroElse(hn::Eq(p, hn::Zero(d)), c);
           });
@@ -207,7 +272,7 @@ void add_rows(const A* from, int64_t from_row, int64_t rows, int64_t columns, A 
 }
 
 // One task: a grid tile of one kv head.
-template <class T, class Arithmetic>
+template <class T, class Arithmetic, bool kGeneral>
 class TileRun {
   using A = Accumulator<T>;
 
@@ -346,10 +411,20 @@ class TileRun {
       const IndexRange seeing = queries_seeing(segment, t.j, t.j + t.valid);
       const int64_t first = std::max(seeing.begin - i0, int64_t{0}) / Arithmetic::kDepth;
       const int64_t count = units<Arithmetic>(std::min(seeing.end - i0, rows)) - first;
-      make_probabilities<Arithmetic>(t);
-      add_columns<Arithmetic>(s_.dout_across + first * value_dim_, value_dim_,
-                              s_.p_across + first * kPanel, count, s_.dv_panels + j * value_dim_);
-      make_score_gradients<Arithmetic>(t);
+      const auto make = [&](const auto& of) HWY_ATTR {
+        make_probabilities<Arithmetic>(of);
+        add_columns<Arithmetic>(s_.dout_across + first * value_dim_, value_dim_,
+                                s_.p_across + first * kPanel, count, s_.dv_panels + j * value_dim_);
+        make_score_gradients<Arithmetic>(of);
+      };
+      if constexpr (kGeneral) {
+        const HeadOptions<A> options(args_.options, args_.heads, h);
+        const GeneralPanelStep<A> general{t, options};
+        make_dropout(general);
+        make(general);
+      } else {
+        make(t);
+      }
       const A* ds = Arithmetic::kDepth == 1 ? s_.ds + j * kQueryRows : s_.ds_across;
       add_columns<Arithmetic>(s_.q_across + first * head_dim_, head_dim_, ds + first * kPanel,
                               count, s_.dk_panels + j * head_dim_);
@@ -384,21 +459,31 @@ class TileRun {
   const int64_t step_;  // keys a step
 };
 
+template <class T, class Arithmetic>
+void backward_tile(const AttentionBackward& args, int64_t kv_head, const GridTile& tile,
+                   const BackwardScratch<Accumulator<T>>& scratch, Poller& poller) {
+  if (args.options.plain()) {
+    TileRun<T, Arithmetic, false>(args, kv_head, tile, scratch).run(poller);
+  } else {
+    TileRun<T, Arithmetic, true>(args, kv_head, tile, scratch).run(poller);
+  }
+}
+
 void backward_tile_pairs(const AttentionBackward& args, int64_t kv_head, const GridTile& tile,
                          const BackwardScratch<float>& scratch, Poller& poller) {
-  TileRun<bf16, Bf16Arithmetic>(args, kv_head, tile, scratch).run(poller);
+  backward_tile<bf16, Bf16Arithmetic>(args, kv_head, tile, scratch, poller);
 }
 void backward_tile_bf16(const AttentionBackward& args, int64_t kv_head, const GridTile& tile,
                         const BackwardScratch<float>& scratch, Poller& poller) {
-  TileRun<bf16, Single>(args, kv_head, tile, scratch).run(poller);
+  backward_tile<bf16, Single>(args, kv_head, tile, scratch, poller);
 }
 void backward_tile_f32(const AttentionBackward& args, int64_t kv_head, const GridTile& tile,
                        const BackwardScratch<float>& scratch, Poller& poller) {
-  TileRun<float, Single>(args, kv_head, tile, scratch).run(poller);
+  backward_tile<float, Single>(args, kv_head, tile, scratch, poller);
 }
 void backward_tile_f64(const AttentionBackward& args, int64_t kv_head, const GridTile& tile,
                        const BackwardScratch<double>& scratch, Poller& poller) {
-  TileRun<double, Single>(args, kv_head, tile, scratch).run(poller);
+  backward_tile<double, Single>(args, kv_head, tile, scratch, poller);
 }
 
 }  // namespace longhaul::kernels::cpu::HWY_NAMESPACE
@@ -419,7 +504,8 @@ void run_tiles(const Context& ctx, const AttentionBackward& args, int64_t depth,
   const int64_t head_dim = args.q.dim(2), value_dim = args.v.dim(2), kv_heads = args.k.dim(1);
   const int threads = ctx.pool->threads();
   const Arena::Scope scope(*ctx.scratch);
-  const int64_t elements = BackwardScratch<A>::size(head_dim, value_dim, depth);
+  const bool general = !args.options.plain();
+  const int64_t elements = BackwardScratch<A>::size(head_dim, value_dim, depth, general);
   const TensorView scratch = ctx.scratch->allocate(dtype_of<A>, {threads, elements});
   if (ctx.measuring() || args.q.empty() || args.k.empty()) return;
   const std::vector<GridTile> tiles = grid_tiles(args, threads);
@@ -431,7 +517,7 @@ void run_tiles(const Context& ctx, const AttentionBackward& args, int64_t depth,
         [&](int64_t task, int worker) {
           Poller poller(ctx, worker);
           const BackwardScratch<A> memory(scratch.data<A>() + worker * elements, head_dim,
-                                          value_dim, depth);
+                                          value_dim, depth, general);
           run_tile(args, task % kv_heads, tiles[first + static_cast<size_t>(task / kv_heads)],
                    memory, poller);
         },

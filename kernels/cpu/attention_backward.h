@@ -30,9 +30,10 @@ struct GridTile {
 std::vector<GridTile> grid_tiles(const AttentionBackward&, int threads);
 
 // `depth` is that of the arithmetic: elements of a sum in a unit of its operands (tile-inl.h).
+// `general`: for the instance with soft-cap, bias and dropout.
 template <class A>
 struct BackwardScratch {
-  BackwardScratch(A* memory, int64_t head_dim, int64_t value_dim, int64_t depth) {
+  BackwardScratch(A* memory, int64_t head_dim, int64_t value_dim, int64_t depth, bool general) {
     const int64_t keys = step_keys(head_dim, value_dim);
     const int64_t qk = head_dim / depth, ov = value_dim / depth, rows = kQueryRows / depth;
     Carver<A> carver(memory);
@@ -52,12 +53,17 @@ struct BackwardScratch {
     const bool single = depth == 1;
     q_across = single ? q : carver.take(rows * head_dim);
     dout_across = single ? dout : carver.take(rows * value_dim);
-    p_across = single ? p : carver.take(rows * kPanel);
+    p_across = single && !general ? p : carver.take(rows * kPanel);
     ds_across = single ? nullptr : carver.take(rows * kPanel);
+    if (general) {
+      dropout = carver.take(rounded_up(kQueryRows, kPanel) * kPanel);
+      by_keys = carver.take(kPanel * kPanel);
+      steepness = carver.take(kQueryRows * kPanel);
+    }
     elements = carver.taken();
   }
-  static int64_t size(int64_t head_dim, int64_t value_dim, int64_t depth) {
-    return BackwardScratch(nullptr, head_dim, value_dim, depth).elements;
+  static int64_t size(int64_t head_dim, int64_t value_dim, int64_t depth, bool general) {
+    return BackwardScratch(nullptr, head_dim, value_dim, depth, general).elements;
   }
 
   A *k_panels, *v_panels;    // K^T and V^T: units along their rows, panels of keys
@@ -71,6 +77,10 @@ struct BackwardScratch {
   // Units across the rows, for sums over queries. Units of single elements are what stands above.
   A *q_across, *dout_across;
   A *p_across, *ds_across;  // of one panel; ds_across null: that part of ds
+  // The general instance's, of one panel. Its p_across holds P after dropout, and is not p.
+  A* dropout = nullptr;    // [kQueryRows][kPanel]: factors of P and dP
+  A* by_keys = nullptr;    // [kPanel][kPanel]: the same as they are made, a row per key
+  A* steepness = nullptr;  // [kQueryRows][kPanel]: derivative of the soft-cap
   int64_t elements;
 };
 

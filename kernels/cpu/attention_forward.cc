@@ -15,6 +15,9 @@
 // at first, and take the exponential of a tile while it is in registers; only a step whose sums
 // leave the range stores its scores and finds m' first.
 //
+// The general instance, for soft-cap, bias and dropout, changes scores as they are made and always
+// takes the careful way.
+//
 // A masked score is selected away, so a NaN in a key does not reach queries that do not see it; one
 // in a value may, within a panel, as P = 0 is still multiplied by it.
 #include <algorithm>
@@ -28,7 +31,7 @@
 #define HWY_TARGET_INCLUDE "kernels/cpu/attention_forward.cc"
 #include "hwy/foreach_target.h"
 //
-#include "kernels/cpu/tile-inl.h"
+#include "kernels/cpu/attention_options-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace longhaul::kernels::cpu::HWY_NAMESPACE {
@@ -36,6 +39,9 @@ namespace longhaul::kernels::cpu::HWY_NAMESPACE {
 // One panel against keys [0, keys) of the step.
 template <class A>
 struct Step {
+  using Element = A;
+  static constexpr bool kGeneral = false;
+
   const A *q, *k, *v;
   A *out, *max, *sum;
   A *scores, *step_max, *rescale, *step_sum;
@@ -57,10 +63,19 @@ struct Step {
   }
 };
 
+template <class A>
+struct GeneralStep : Step<A> {
+  static constexpr bool kGeneral = true;
+
+  const HeadOptions<A>& options;
+  int64_t distance, stride;  // query minus key position of lane 0 and key 0, and a lane's step
+  const A* dropout;          // [keys][kPanel]: factors of P
+};
+
 // tile(r, :) = scores of key j + r, in units of log 2, for queries from column x on.
-template <class Arithmetic, bool kMasked, int kRows, class A>
-HWY_INLINE void make_score_tile(const Step<A>& s, int64_t j, int64_t x,
-                                const hn::Vec<VectorOf<A>>* shift, Tile<kRows, VectorOf<A>>& tile) {
+template <class Arithmetic, bool kMasked, int kRows, class S, class A = typename S::Element>
+HWY_INLINE void make_score_tile(const S& s, int64_t j, int64_t x, const hn::Vec<VectorOf<A>>* shift,
+                                Tile<kRows, VectorOf<A>>& tile) {
   const VectorOf<A> d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
   const auto factor = hn::Set(d, s.factor);
@@ -68,6 +83,10 @@ HWY_INLINE void make_score_tile(const Step<A>& s, int64_t j, int64_t x,
   multiply<Arithmetic>(d, s.k + j * s.depth, s.depth, 1, s.q + x, kPanel, s.depth, tile);
   for_tile(tile, [&](int r, int v, auto& c) HWY_ATTR {
     c = hn::MulSub(c, factor, shift[v]);
+    if constexpr (S::kGeneral) {
+      if (s.options.caps()) c = s.options.capped(d, s.options.tanh_of(d, c));
+      c = s.options.biased(d, c, s.distance - (j + r) * s.stride, s.stride, x + v * lanes);
+    }
     if constexpr (kMasked) {
       const int64_t first = std::max(s.lane_begin, s.first_lane + j + r);
       const int64_t last = j + r < s.valid ? std::min(s.lane_end, s.last_lane + j + r) : 0;
@@ -142,8 +161,9 @@ bool try_probabilities(const Step<A>& s) {
 }
 
 // S = K Q^T and the largest score of every query.
-template <class Arithmetic, class A>
-void make_scores(const Step<A>& s) {
+template <class Arithmetic, class S>
+void make_scores(const S& s) {
+  using A = typename S::Element;
   const VectorOf<A> d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
   for (int64_t x = 0; x < kPanel; x += tile_columns(d)) {
@@ -163,8 +183,9 @@ void make_scores(const Step<A>& s) {
 }
 
 // P = 2^(S - m'), the new m and l, and the factor for what was summed before.
-template <class Arithmetic, class A>
-void make_probabilities(const Step<A>& s) {
+template <class Arithmetic, class S>
+void make_probabilities(const S& s) {
+  using A = typename S::Element;
   const VectorOf<A> d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
   const auto lowest = hn::Set(d, -std::numeric_limits<A>::infinity());
@@ -188,6 +209,9 @@ void make_probabilities(const Step<A>& s) {
       for_tile(tile, [&](int r, int v, auto& c) HWY_ATTR {
         c = exp2(d, hn::Sub(hn::LoadU(d, s.scores + (j + r) * kPanel + x + v * lanes), shift[v]));
         sum[v] = hn::Add(sum[v], c);
+        if constexpr (S::kGeneral) {
+          c = hn::Mul(c, hn::LoadU(d, s.dropout + (j + r) * kPanel + x + v * lanes));
+        }
       });
       store_probabilities<Arithmetic>(s, j, x, tile);
     }
@@ -235,18 +259,23 @@ bool accept_sums(const Step<A>& s) {
   return true;
 }
 
-template <class Arithmetic, class A>
-void fold_step(const Step<A>& s) {
-  if (try_probabilities<Arithmetic>(s) && accept_sums(s)) {
-    return add_values<Arithmetic, false>(s);
-  }
+template <class Arithmetic, class S>
+void fold_carefully(const S& s) {
   make_scores<Arithmetic>(s);
   make_probabilities<Arithmetic>(s);
   add_values<Arithmetic, true>(s);
 }
 
+template <class Arithmetic, class A>
+void fold_step(const Step<A>& s) {
+  if (try_probabilities<Arithmetic>(s) && accept_sums(s)) {
+    return add_values<Arithmetic, false>(s);
+  }
+  fold_carefully<Arithmetic>(s);
+}
+
 // The part of one task that belongs to one call: where its rows lie.
-template <class T, class Arithmetic>
+template <class T, class Arithmetic, bool kGeneral>
 class BlockRun {
   using A = Accumulator<T>;
 
@@ -393,26 +422,41 @@ class BlockRun {
     if (classify(segment, first, last, begin, end) == TileMask::kEmpty) return;
     need_panel(p);
     const int64_t keys = rounded_up(end - begin, kDepth);
-    fold_step<Arithmetic>(Step<A>{.q = s_.q + p * kPanel * depth_,
-                                  .k = s_.k + (begin - j0) * depth_,
-                                  .v = s_.v + (begin - j0) / kDepth * value_dim_,
-                                  .out = s_.out + p * kPanel * value_dim_,
-                                  .max = s_.max + p * kPanel,
-                                  .sum = s_.sum + p * kPanel,
-                                  .scores = s_.scores,
-                                  .step_max = s_.step_max,
-                                  .rescale = s_.rescale,
-                                  .step_sum = s_.step_sum,
-                                  .keys = keys,
-                                  .depth = depth_,
-                                  .value_dim = value_dim_,
-                                  .factor = static_cast<A>(args_.options.scale * kLog2E),
-                                  .first_lane = begin - segment.band_hi - base,
-                                  .last_lane = begin - segment.band_lo - base + 1,
-                                  .lane_begin = first - base,
-                                  // Whatever lanes behind the last row see, nobody reads it.
-                                  .lane_end = last - base == panel_rows(p) ? kPanel : last - base,
-                                  .valid = end - begin});
+    const Step<A> step{.q = s_.q + p * kPanel * depth_,
+                       .k = s_.k + (begin - j0) * depth_,
+                       .v = s_.v + (begin - j0) / kDepth * value_dim_,
+                       .out = s_.out + p * kPanel * value_dim_,
+                       .max = s_.max + p * kPanel,
+                       .sum = s_.sum + p * kPanel,
+                       .scores = s_.scores,
+                       .step_max = s_.step_max,
+                       .rescale = s_.rescale,
+                       .step_sum = s_.step_sum,
+                       .keys = keys,
+                       .depth = depth_,
+                       .value_dim = value_dim_,
+                       .factor = static_cast<A>(args_.options.scale * kLog2E),
+                       .first_lane = begin - segment.band_hi - base,
+                       .last_lane = begin - segment.band_lo - base + 1,
+                       .lane_begin = first - base,
+                       // Whatever lanes behind the last row see, nobody reads it.
+                       .lane_end = last - base == panel_rows(p) ? kPanel : last - base,
+                       .valid = end - begin};
+    if constexpr (kGeneral) {
+      fold_generally(step, segment, base, begin);
+    } else {
+      fold_step<Arithmetic>(step);
+    }
+  }
+
+  // Lane 0 is query `query` of the segment, and the first key is its key `key`.
+  void fold_generally(const Step<A>& step, const Segment& segment, int64_t query, int64_t key) {
+    const HeadOptions<A> options(args_.options, args_.heads, head_);
+    const int64_t q_position = segment.q_pos + query * segment.stride;
+    const int64_t k_position = segment.k_pos + key * segment.stride;
+    options.dropout_factors(q_position, k_position, segment.stride, step.keys, s_.dropout);
+    fold_carefully<Arithmetic>(
+        GeneralStep<A>{step, options, q_position - k_position, segment.stride, s_.dropout});
   }
 
   const AttentionForward& args_;
@@ -424,21 +468,31 @@ class BlockRun {
   std::array<bool, kMostPanels> read_{};
 };
 
+template <class T, class Arithmetic>
+void forward_block(const AttentionForward& args, int64_t head, const QueryBlock& block,
+                   const ForwardScratch<Accumulator<T>>& scratch, Poller& poller) {
+  if (args.options.plain()) {
+    BlockRun<T, Arithmetic, false>(args, head, block, scratch).run(poller);
+  } else {
+    BlockRun<T, Arithmetic, true>(args, head, block, scratch).run(poller);
+  }
+}
+
 void forward_block_pairs(const AttentionForward& args, int64_t head, const QueryBlock& block,
                          const ForwardScratch<float>& scratch, Poller& poller) {
-  BlockRun<bf16, Bf16Arithmetic>(args, head, block, scratch).run(poller);
+  forward_block<bf16, Bf16Arithmetic>(args, head, block, scratch, poller);
 }
 void forward_block_bf16(const AttentionForward& args, int64_t head, const QueryBlock& block,
                         const ForwardScratch<float>& scratch, Poller& poller) {
-  BlockRun<bf16, Single>(args, head, block, scratch).run(poller);
+  forward_block<bf16, Single>(args, head, block, scratch, poller);
 }
 void forward_block_f32(const AttentionForward& args, int64_t head, const QueryBlock& block,
                        const ForwardScratch<float>& scratch, Poller& poller) {
-  BlockRun<float, Single>(args, head, block, scratch).run(poller);
+  forward_block<float, Single>(args, head, block, scratch, poller);
 }
 void forward_block_f64(const AttentionForward& args, int64_t head, const QueryBlock& block,
                        const ForwardScratch<double>& scratch, Poller& poller) {
-  BlockRun<double, Single>(args, head, block, scratch).run(poller);
+  forward_block<double, Single>(args, head, block, scratch, poller);
 }
 
 }  // namespace longhaul::kernels::cpu::HWY_NAMESPACE
@@ -459,7 +513,8 @@ void run_blocks(const Context& ctx, const AttentionForward& args, RunBlock run_b
   const int64_t heads = args.q.dim(1), head_dim = args.q.dim(2), value_dim = args.v.dim(2);
   const int threads = ctx.pool->threads();
   const Arena::Scope scope(*ctx.scratch);
-  const int64_t elements = ForwardScratch<A>::size(head_dim, value_dim);
+  const bool general = !args.options.plain();
+  const int64_t elements = ForwardScratch<A>::size(head_dim, value_dim, general);
   const TensorView scratch = ctx.scratch->allocate(dtype_of<A>, {threads, elements});
   if (ctx.measuring() || args.q.empty()) return;
   const std::vector<QueryBlock> blocks = query_blocks(args, threads);
@@ -467,7 +522,8 @@ void run_blocks(const Context& ctx, const AttentionForward& args, RunBlock run_b
       static_cast<int64_t>(blocks.size()) * heads,
       [&](int64_t task, int worker) {
         Poller poller(ctx, worker);
-        const ForwardScratch<A> memory(scratch.data<A>() + worker * elements, head_dim, value_dim);
+        const ForwardScratch<A> memory(scratch.data<A>() + worker * elements, head_dim, value_dim,
+                                       general);
         run_block(args, task % heads, blocks[static_cast<size_t>(task / heads)], memory, poller);
       },
       ctx.poll);

@@ -23,7 +23,7 @@ std::vector<QueryBlock> query_blocks(const AttentionForward&, int threads);
 
 template <class A>
 struct ForwardScratch {
-  ForwardScratch(A* memory, int64_t head_dim, int64_t value_dim) {
+  ForwardScratch(A* memory, int64_t head_dim, int64_t value_dim, bool general) {
     const int64_t queries = kMostPanels * kPanel;
     Carver<A> carver(memory);
     q = carver.take(queries * head_dim);
@@ -36,10 +36,11 @@ struct ForwardScratch {
     step_sum = carver.take(kPanel);
     k = carver.take((kKeys + 1) * head_dim);
     v = carver.take(kKeys * value_dim);
+    dropout = general ? carver.take(kKeys * kPanel) : nullptr;
     elements = carver.taken();
   }
-  static int64_t size(int64_t head_dim, int64_t value_dim) {
-    return ForwardScratch(nullptr, head_dim, value_dim).elements;
+  static int64_t size(int64_t head_dim, int64_t value_dim, bool general) {
+    return ForwardScratch(nullptr, head_dim, value_dim, general).elements;
   }
 
   A *q, *out;    // panels of Q^T (units along the rows of Q) and O^T
@@ -49,6 +50,7 @@ struct ForwardScratch {
   A* rescale;    // [kPanel]: 2^(m - m')
   A* step_sum;   // [kPanel]: l with the step's keys
   A *k, *v;      // units of this step's keys (along their rows) and values (across the rows)
+  A* dropout;    // [kKeys][kPanel]: factors of P; the general instance's
   int64_t elements;
 };
 

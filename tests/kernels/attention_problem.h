@@ -40,8 +40,8 @@ struct Problem {
   }
 
   AttentionTruth truth() const {
-    return attention_truth(corpus, queries, keys, shape, options.scale, values(q), values(k),
-                           values(v), values(dout));
+    return attention_truth(corpus, queries, keys, shape, options, values(q), values(k), values(v),
+                           values(dout));
   }
 
   DType dtype;

@@ -72,10 +72,20 @@ std::vector<Segment> segments_of(const Corpus& corpus, const Rows& queries, cons
   return result;
 }
 
+bool is_kept(const Dropout& dropout, int64_t global_head, int64_t q_position, int64_t k_position) {
+  const auto h = random_bits(dropout.key, static_cast<uint64_t>(global_head));
+  RandomKey of_row{.seed = h[0] + h[1] * (uint64_t{1} << 32),
+                   .stream = h[2] + h[3] * (uint64_t{1} << 32)};
+  of_row.stream += static_cast<uint64_t>(q_position);
+  const auto four = random_bits(of_row, static_cast<uint64_t>(k_position / 4));
+  return std::ldexp(four[static_cast<size_t>(k_position % 4)], -32) >= dropout.probability;
+}
+
 AttentionTruth attention_truth(const Corpus& corpus, const Rows& queries, const Rows& keys,
-                               const AttentionShape& shape, double scale,
+                               const AttentionShape& shape, const AttentionOptions& options,
                                const std::vector<double>& q, const std::vector<double>& k,
                                const std::vector<double>& v, const std::vector<double>& dout) {
+  const double scale = options.scale, cap = options.soft_cap;
   const auto [hq, hkv, d, e, heads] = shape;
   const auto at = [](const std::vector<double>& x, int64_t i) { return x[static_cast<size_t>(i)]; };
   AttentionTruth t;
@@ -90,13 +100,28 @@ AttentionTruth attention_truth(const Corpus& corpus, const Rows& queries, const 
     for (int64_t i = 0; i < queries.count; ++i) {
       const int64_t qi = (i * hq + h) * d, oi = (i * hq + h) * e;
       std::vector<int64_t> seen;
-      std::vector<double> p;
+      std::vector<double> p, derivative, factor;  // of the score by scale * q.k, and of p
       for (int64_t j = 0; j < keys.count; ++j) {
         if (!corpus.visible(queries.position(i), keys.position(j))) continue;
         double score = 0;
         for (int64_t c = 0; c < d; ++c) score += at(q, qi + c) * at(k, (j * hkv + g) * d + c);
+        score *= scale;
+        derivative.push_back(1);
+        if (cap > 0) {
+          derivative.back() = 1 / std::pow(std::cosh(score / cap), 2);
+          score = cap * std::tanh(score / cap);
+        }
+        if (options.bias_slopes.rank() > 0) {
+          const double slope = static_cast<double>(options.bias_slopes.data<float>()[h]);
+          score -= slope * static_cast<double>(queries.position(i) - keys.position(j));
+        }
+        const double keep = 1 - options.dropout.probability;
+        factor.push_back(
+            is_kept(options.dropout, heads.q_begin + h, queries.position(i), keys.position(j))
+                ? 1 / keep
+                : 0);
         seen.push_back(j);
-        p.push_back(score * scale);
+        p.push_back(score);
       }
       if (seen.empty()) continue;
       const double max = *std::max_element(p.begin(), p.end());
@@ -107,7 +132,8 @@ AttentionTruth attention_truth(const Corpus& corpus, const Rows& queries, const 
       t.lse[row] = max + std::log(sum);
       for (size_t n = 0; n < seen.size(); ++n) {
         for (int64_t c = 0; c < e; ++c) {
-          t.out[static_cast<size_t>(oi + c)] += p[n] * at(v, (seen[n] * hkv + g) * e + c);
+          t.out[static_cast<size_t>(oi + c)] +=
+              p[n] * factor[n] * at(v, (seen[n] * hkv + g) * e + c);
         }
       }
       for (int64_t c = 0; c < e; ++c) {
@@ -120,10 +146,11 @@ AttentionTruth attention_truth(const Corpus& corpus, const Rows& queries, const 
         double dp = 0;
         for (int64_t c = 0; c < e; ++c) {
           dp += at(dout, oi + c) * at(v, vj + c);
-          t.dv[static_cast<size_t>(vj + c)] += p[n] * at(dout, oi + c);
+          t.dv[static_cast<size_t>(vj + c)] += p[n] * factor[n] * at(dout, oi + c);
         }
-        const double ds = p[n] * (dp - t.delta[row]) * scale;
-        const double parts = p[n] * (std::abs(dp) + std::abs(t.delta[row])) * scale;
+        dp *= factor[n];
+        const double ds = p[n] * (dp - t.delta[row]) * derivative[n] * scale;
+        const double parts = p[n] * (std::abs(dp) + std::abs(t.delta[row])) * derivative[n] * scale;
         for (int64_t c = 0; c < d; ++c) {
           t.dq[static_cast<size_t>(qi + c)] += ds * at(k, kj + c);
           t.dk[static_cast<size_t>(kj + c)] += ds * at(q, qi + c);

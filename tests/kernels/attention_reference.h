@@ -45,8 +45,11 @@ struct AttentionTruth {
 
 // Everything, forward and backward, for operands in row-major order.
 AttentionTruth attention_truth(const Corpus&, const Rows& queries, const Rows& keys,
-                               const AttentionShape&, double scale, const std::vector<double>& q,
-                               const std::vector<double>& k, const std::vector<double>& v,
-                               const std::vector<double>& dout);
+                               const AttentionShape&, const AttentionOptions&,
+                               const std::vector<double>& q, const std::vector<double>& k,
+                               const std::vector<double>& v, const std::vector<double>& dout);
+
+// Whether dropout keeps an element, by the formula of kernels/dropout.h.
+bool is_kept(const Dropout&, int64_t global_head, int64_t q_position, int64_t k_position);
 
 }  // namespace longhaul::kernels::testing

@@ -162,6 +162,13 @@ TEST(Doors, Attention) {
   refused([&](AttentionForward& a) { a.v = q; }, "attention: v");
   const Tensor bf(DType::kBF16, {8, 4, 16});
   refused([&](AttentionForward& a) { a.out_acc = bf; }, "attention: out_acc");
+  refused([&](AttentionForward& a) { a.options.soft_cap = -1; }, "soft_cap is -1");
+  refused([&](AttentionForward& a) { a.options.soft_cap = std::nan(""); }, "soft_cap is nan");
+  refused([&](AttentionForward& a) { a.options.dropout.probability = 1; }, "probability is 1");
+  refused([&](AttentionForward& a) { a.options.dropout.probability = -0.1; },
+          "probability is -0.1");
+  const Tensor slopes = f32({2});
+  refused([&](AttentionForward& a) { a.options.bias_slopes = slopes; }, "attention: bias_slopes");
 }
 
 // The same call measures and runs; while measuring, memory that does not exist is not touched.
