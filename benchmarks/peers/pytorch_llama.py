@@ -21,16 +21,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention, silu
 
 
-def rope_table(tokens: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+def rope_table(tokens: int, head_dim: int, theta: float,
+               dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
     angles = torch.arange(tokens, dtype=torch.float64)[:, None] * frequencies
-    return angles.cos().float(), angles.sin().float()
+    return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     left, right = x.chunk(2, dim=-1)
-    turned = torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
-    return turned.to(x.dtype)
+    return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
 
 
 class Block(nn.Module):
@@ -85,7 +85,8 @@ class Llama(nn.Module):
             nn.init.normal_(weight, std=deviation)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        cos, sin = rope_table(tokens.shape[1], self.sizes["head_dim"], self.sizes["rope_theta"])
+        cos, sin = rope_table(tokens.shape[1], self.sizes["head_dim"], self.sizes["rope_theta"],
+                              self.embedding.weight.dtype)
         x = self.embedding(tokens)
         for block in self.blocks:
             x = block(x, cos, sin)
