@@ -25,16 +25,12 @@ HWY_INLINE void for_widths(D d, int64_t n, F&& body) {
   for (; c + tile_columns(d) <= n; c += tile_columns(d)) {
     body(std::integral_constant<int, kTileVectors>(), c);
   }
-  switch ((n - c) / lanes) {
-    case 3:
-      return body(std::integral_constant<int, std::min(3, kTileVectors)>(), c);
-    case 2:
-      return body(std::integral_constant<int, std::min(2, kTileVectors)>(), c);
-    case 1:
-      return body(std::integral_constant<int, 1>(), c);
-    default:
-      return;
+  const int64_t rest = (n - c) / lanes;
+  if constexpr (kTileVectors > 3) {
+    if (rest == 3) return body(std::integral_constant<int, 3>(), c);
   }
+  if (rest == 2) return body(std::integral_constant<int, 2>(), c);
+  if (rest == 1) return body(std::integral_constant<int, 1>(), c);
 }
 
 // Both fetch to the second level: blocks of strided rows would fall into a few sets of the first.
