@@ -13,6 +13,7 @@
 
 HWY_BEFORE_NAMESPACE();
 namespace longhaul::kernels::cpu::HWY_NAMESPACE {
+namespace {
 
 // Every element is computed alone, in vectors up to the last: the result does not depend on where a
 // range begins. The root and the quotient are the hardware's, rounded correctly; memory is slower.
@@ -44,6 +45,7 @@ void update_bf16(const AdamWFactors<float>& f, const AdamWRange<bf16>& r) { upda
 void update_f32(const AdamWFactors<float>& f, const AdamWRange<float>& r) { update(f, r); }
 void update_f64(const AdamWFactors<double>& f, const AdamWRange<double>& r) { update(f, r); }
 
+}  // namespace
 }  // namespace longhaul::kernels::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 

@@ -30,6 +30,7 @@
 
 HWY_BEFORE_NAMESPACE();
 namespace longhaul::kernels::cpu::HWY_NAMESPACE {
+namespace {
 
 // Queries [0, rows) of the step against one panel of keys.
 template <class A>
@@ -486,6 +487,7 @@ void backward_tile_f64(const AttentionBackward& args, int64_t kv_head, const Gri
   backward_tile<double, Single>(args, kv_head, tile, scratch, poller);
 }
 
+}  // namespace
 }  // namespace longhaul::kernels::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 

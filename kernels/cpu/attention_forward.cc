@@ -35,6 +35,7 @@
 
 HWY_BEFORE_NAMESPACE();
 namespace longhaul::kernels::cpu::HWY_NAMESPACE {
+namespace {
 
 // One panel against keys [0, keys) of the step.
 template <class A>
@@ -495,6 +496,7 @@ void forward_block_f64(const AttentionForward& args, int64_t head, const QueryBl
   forward_block<double, Single>(args, head, block, scratch, poller);
 }
 
+}  // namespace
 }  // namespace longhaul::kernels::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 

@@ -8,6 +8,7 @@
 
 HWY_BEFORE_NAMESPACE();
 namespace longhaul::kernels::cpu::HWY_NAMESPACE {
+namespace {
 
 template <class O, class T>
 Accumulator<T> dot(const O* out, const T* dout, int64_t n) {
@@ -38,6 +39,7 @@ void mix_f64(const double* x, double take, double keep, double* y, int64_t n) {
   mix(x, take, keep, y, n);
 }
 
+}  // namespace
 }  // namespace longhaul::kernels::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 

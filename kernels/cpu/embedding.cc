@@ -15,6 +15,7 @@
 
 HWY_BEFORE_NAMESPACE();
 namespace longhaul::kernels::cpu::HWY_NAMESPACE {
+namespace {
 
 template <class T>
 void add_columns(const EmbeddingColumns<T>& c) {
@@ -39,6 +40,7 @@ void add_columns_bf16(const EmbeddingColumns<bf16>& c) { add_columns(c); }
 void add_columns_f32(const EmbeddingColumns<float>& c) { add_columns(c); }
 void add_columns_f64(const EmbeddingColumns<double>& c) { add_columns(c); }
 
+}  // namespace
 }  // namespace longhaul::kernels::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 

@@ -18,6 +18,7 @@
 
 HWY_BEFORE_NAMESPACE();
 namespace longhaul::kernels::cpu::HWY_NAMESPACE {
+namespace {
 
 template <class F, class C>
 class TileProduct {
@@ -129,7 +130,7 @@ class TileProduct {
   static int64_t tiles(int64_t n, int64_t tile) { return (n + tile - 1) / tile; }
 
   // While six rows are multiplied with all panels, the next six are fetched, a part per panel.
-  Ahead next_rows(const std::byte* tile, const BlockRows& a, int64_t left, int64_t depth) const {
+  NextRows next_rows(const std::byte* tile, const BlockRows& a, int64_t left, int64_t depth) const {
     const int64_t panels = tiles(t_.columns, kGemmColumns<F>);
     const std::byte* next = tile + a.tile;
     if (left <= kGemmRows) return {};
@@ -143,7 +144,7 @@ class TileProduct {
 
   // What is done with each register tile, so that the memory it waits for is not waited for later.
   struct Meanwhile {
-    Ahead rows;      // of this block
+    NextRows rows;   // of this block
     Block& next;     // is packed
     int64_t length;  // of k, at once
   };
@@ -234,6 +235,7 @@ void gemm_bf16(const GemmTask& task) {
 void GemmBF16(const GemmTask& task) { gemm_bf16<PairsInHardware>(task); }
 void GemmBF16AsF32(const GemmTask& task) { gemm_bf16<PairsAsF32>(task); }
 
+}  // namespace
 }  // namespace longhaul::kernels::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 

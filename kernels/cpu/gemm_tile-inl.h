@@ -20,9 +20,6 @@
 HWY_BEFORE_NAMESPACE();
 namespace longhaul::kernels::cpu::HWY_NAMESPACE {
 
-// 6 x 4 accumulators use 24 of AVX-512's 32 registers, 6 x 2 use 12 of the 16 that others have.
-inline constexpr int kGemmVectors = HWY_TARGET == HWY_AVX3 ? 4 : 2;
-
 // A format of operands says what a word is, how words are made of elements, and how vectors of them
 // are multiplied: in kParts steps, each of which takes a part of every word.
 
@@ -52,7 +49,7 @@ struct Elements {
   }
 };
 
-struct Pairs {
+struct PairWords {
   using Element = bf16;
   using Word = uint32_t;
   using Sum = float;
@@ -71,7 +68,7 @@ struct Pairs {
 };
 
 // Multiplied as f32, the even elements of all pairs first.
-struct PairsAsF32 : Pairs {
+struct PairsAsF32 : PairWords {
   static constexpr int kParts = 2;
 
   template <int kPart, class V>
@@ -91,9 +88,8 @@ struct PairsAsF32 : Pairs {
 };
 
 #if HWY_TARGET == HWY_AVX3
-// Multiplied by AVX512-BF16's instruction, which Debian's Highway does not know. It adds both
-// products of a pair to the sum, and takes subnormal numbers for zero.
-struct PairsInHardware : Pairs {
+// Multiplied by AVX512-BF16's instruction.
+struct PairsInHardware : PairWords {
   static constexpr int kParts = 1;
 
   template <int kPart, class V>
@@ -102,8 +98,7 @@ struct PairsInHardware : Pairs {
   }
   template <class W, class V>
   static HWY_INLINE V multiply_add(W a, W b, V sum) {
-    asm("vdpbf16ps %2, %1, %0" : "+v"(sum.raw) : "v"(b.raw), "v"(a.raw));
-    return sum;
+    return add_pair_products(a, b, sum);
   }
 };
 #else
@@ -116,7 +111,7 @@ using SumVector = VectorOf<typename F::Sum>;
 // Columns of a tile.
 template <class F>
 inline constexpr int64_t kGemmColumns =
-    kGemmVectors* static_cast<int64_t>(hn::MaxLanes(SumVector<F>()));
+    kTileVectors* static_cast<int64_t>(hn::MaxLanes(SumVector<F>()));
 
 template <class F, int kRows, int kVectors>
 struct GemmTile {
@@ -145,7 +140,7 @@ HWY_INLINE void prefetch(const T* p, int64_t count) {
 }
 
 // Memory that will be needed soon, asked for in small portions while something else is computed.
-struct Ahead {
+struct NextRows {
   const std::byte* row = nullptr;
   int64_t rows = 0;
   int64_t bytes = 0;  // of a row
@@ -246,12 +241,12 @@ HWY_INLINE void tile(const WordRows& a, const typename F::Word* b, int64_t depth
                      const Output<C, typename F::Sum>& out) {
   for (int r = 0; r < kRows; ++r) prefetch(out.c + r * out.ldc, columns);
   if (columns == kGemmColumns<F>) {
-    write<F, kRows, kGemmVectors>(multiply<F, kRows, kGemmVectors>(a, b, depth), out,
+    write<F, kRows, kTileVectors>(multiply<F, kRows, kTileVectors>(a, b, depth), out,
                                   kGemmColumns<F>);
   } else if (columns <= static_cast<int64_t>(hn::MaxLanes(SumVector<F>()))) {
     write<F, kRows, 1>(multiply<F, kRows, 1>(a, b, depth), out, columns);
   } else {
-    write<F, kRows, kGemmVectors>(multiply<F, kRows, kGemmVectors>(a, b, depth), out, columns);
+    write<F, kRows, kTileVectors>(multiply<F, kRows, kTileVectors>(a, b, depth), out, columns);
   }
 }
 

@@ -107,49 +107,44 @@ void backward_maps(const Context& ctx, const LinearAttentionBackwardMaps& args) 
   write_maps<T, false>(ctx, args.tokens, args.q, args.dout, args.sums, args.log_decay);
 }
 
-template <class T>
-void add_out(const Context& ctx, const LinearAttentionAddOut& args) {
+enum class From { kLeft, kRight };
+
+// Adds what reaches the rows of a run from the state at its left or the gradient at its right.
+template <class T, From kFrom, class Add>
+void add_from(const Context& ctx, const LinearTokens& tokens, int64_t head_dim, int64_t value_dim,
+              const ConstTensorView& states, const Add& add) {
   using A = Accumulator<T>;
   const Arena::Scope scope(*ctx.scratch);
-  Runner<T> runner(ctx, args.tokens, args.q.dim(2), args.out_acc.dim(2), PieceUse::kFree);
+  Runner<T> runner(ctx, tokens, head_dim, value_dim, PieceUse::kFree);
   if (ctx.measuring()) return;
-  const ForwardTasks<T> tasks = forward_tasks<T>();
   runner.run(
       [&](LinearTask<A>& task, int64_t) {
-        task.entering = runner.state(args.state_in, task.piece.run);
-        return !task.piece.after_reset;
+        const bool left = kFrom == From::kLeft;
+        (left ? task.entering : task.right_entering) = runner.state(states, task.piece.run);
+        return !(left ? task.piece.after_reset : task.piece.before_reset);
       },
-      [&](const LinearTask<A>& task) { tasks.add_out(args, task); });
+      add);
+}
+
+template <class T>
+void add_out(const Context& ctx, const LinearAttentionAddOut& args) {
+  const ForwardTasks<T> tasks = forward_tasks<T>();
+  add_from<T, From::kLeft>(ctx, args.tokens, args.q.dim(2), args.out_acc.dim(2), args.state_in,
+                           [&](const auto& task) { tasks.add_out(args, task); });
 }
 
 template <class T>
 void add_dq(const Context& ctx, const LinearAttentionAddDq& args) {
-  using A = Accumulator<T>;
-  const Arena::Scope scope(*ctx.scratch);
-  Runner<T> runner(ctx, args.tokens, args.dq_acc.dim(2), args.dout.dim(2), PieceUse::kFree);
-  if (ctx.measuring()) return;
   const BackwardTasks<T> tasks = backward_tasks<T>();
-  runner.run(
-      [&](LinearTask<A>& task, int64_t) {
-        task.entering = runner.state(args.state_in, task.piece.run);
-        return !task.piece.after_reset;
-      },
-      [&](const LinearTask<A>& task) { tasks.add_dq(args, task); });
+  add_from<T, From::kLeft>(ctx, args.tokens, args.dq_acc.dim(2), args.dout.dim(2), args.state_in,
+                           [&](const auto& task) { tasks.add_dq(args, task); });
 }
 
 template <class T>
 void add_dk_dv(const Context& ctx, const LinearAttentionAddDkDv& args) {
-  using A = Accumulator<T>;
-  const Arena::Scope scope(*ctx.scratch);
-  Runner<T> runner(ctx, args.tokens, args.k.dim(2), args.v.dim(2), PieceUse::kFree);
-  if (ctx.measuring()) return;
   const BackwardTasks<T> tasks = backward_tasks<T>();
-  runner.run(
-      [&](LinearTask<A>& task, int64_t) {
-        task.right_entering = runner.state(args.dstate_out, task.piece.run);
-        return !task.piece.before_reset;
-      },
-      [&](const LinearTask<A>& task) { tasks.add_dk_dv(args, task); });
+  add_from<T, From::kRight>(ctx, args.tokens, args.k.dim(2), args.v.dim(2), args.dstate_out,
+                            [&](const auto& task) { tasks.add_dk_dv(args, task); });
 }
 
 bool any_dim(int64_t, int64_t) { return true; }

@@ -25,6 +25,7 @@
 
 HWY_BEFORE_NAMESPACE();
 namespace longhaul::kernels::cpu::HWY_NAMESPACE {
+namespace {
 
 template <class T>
 const T* rows_of(const ConstTensorView& x, int64_t row, int64_t h) {
@@ -342,6 +343,7 @@ BackwardTasks<bf16> backward_tasks_bf16() { return tasks<bf16>(); }
 BackwardTasks<float> backward_tasks_f32() { return tasks<float>(); }
 BackwardTasks<double> backward_tasks_f64() { return tasks<double>(); }
 
+}  // namespace
 }  // namespace longhaul::kernels::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 

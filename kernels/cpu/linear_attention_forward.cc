@@ -18,6 +18,7 @@
 
 HWY_BEFORE_NAMESPACE();
 namespace longhaul::kernels::cpu::HWY_NAMESPACE {
+namespace {
 
 template <class T>
 class ForwardTask {
@@ -175,6 +176,7 @@ ForwardTasks<bf16> forward_tasks_bf16() { return tasks<bf16>(); }
 ForwardTasks<float> forward_tasks_f32() { return tasks<float>(); }
 ForwardTasks<double> forward_tasks_f64() { return tasks<double>(); }
 
+}  // namespace
 }  // namespace longhaul::kernels::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 

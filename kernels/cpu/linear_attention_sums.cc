@@ -12,6 +12,7 @@
 
 HWY_BEFORE_NAMESPACE();
 namespace longhaul::kernels::cpu::HWY_NAMESPACE {
+namespace {
 
 // One block: state = a^rows state + (diag(factors) left)^T right.
 template <class T>
@@ -87,6 +88,7 @@ SumTasks<bf16> sum_tasks_bf16() { return tasks<bf16>(); }
 SumTasks<float> sum_tasks_f32() { return tasks<float>(); }
 SumTasks<double> sum_tasks_f64() { return tasks<double>(); }
 
+}  // namespace
 }  // namespace longhaul::kernels::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 

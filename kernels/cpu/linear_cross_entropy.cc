@@ -18,6 +18,7 @@
 
 HWY_BEFORE_NAMESPACE();
 namespace longhaul::kernels::cpu::HWY_NAMESPACE {
+namespace {
 
 constexpr int64_t kBlock = 1024;  // logits that stay in the first cache from one look to the next
 
@@ -76,6 +77,7 @@ SoftmaxRows<bf16> softmax_bf16() { return rows<bf16>(); }
 SoftmaxRows<float> softmax_f32() { return rows<float>(); }
 SoftmaxRows<double> softmax_f64() { return rows<double>(); }
 
+}  // namespace
 }  // namespace longhaul::kernels::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 

@@ -18,10 +18,11 @@
 //
 #include "hwy/cache_control.h"
 #include "hwy/highway.h"
+#include "kernels/cpu/vector-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace longhaul::kernels::cpu::HWY_NAMESPACE {
-namespace hn = hwy::HWY_NAMESPACE;
+namespace {
 
 // Independent chains of multiply-adds, to hide the latency of the units: two of 4 cycles each need
 // 8 at least, but reach their full speed with 12 (as with 24; 10 lack 4 %), which the 16 registers
@@ -66,13 +67,7 @@ double MultiplyAddsF64(int64_t rounds) {
 
 // Products of bf16 pairs take longer than multiply-adds: 16 chains. Only for machines that have
 // them (cpu::has_bf16_products()).
-#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
-using Sums = hn::Vec<hn::ScalableTag<float>>;
-
-HWY_INLINE void AddProducts(Sums pairs, Sums& sums) {
-  asm volatile("vdpbf16ps %1, %1, %0" : "+v"(sums.raw) : "v"(pairs.raw));
-}
-
+#if HWY_TARGET == HWY_AVX3
 double Bf16Products(int64_t rounds) {
   // Ones throughout: what is in the registers does not change the time.
   const hn::ScalableTag<float> d;
@@ -80,23 +75,29 @@ double Bf16Products(int64_t rounds) {
   auto c0 = hn::Zero(d), c1 = c0, c2 = c0, c3 = c0, c4 = c0, c5 = c0, c6 = c0, c7 = c0;
   auto c8 = c0, c9 = c0, c10 = c0, c11 = c0, c12 = c0, c13 = c0, c14 = c0, c15 = c0;
   for (int64_t i = 0; i < rounds; ++i) {
-    AddProducts(ones, c0);
-    AddProducts(ones, c1);
-    AddProducts(ones, c2);
-    AddProducts(ones, c3);
-    AddProducts(ones, c4);
-    AddProducts(ones, c5);
-    AddProducts(ones, c6);
-    AddProducts(ones, c7);
-    AddProducts(ones, c8);
-    AddProducts(ones, c9);
-    AddProducts(ones, c10);
-    AddProducts(ones, c11);
-    AddProducts(ones, c12);
-    AddProducts(ones, c13);
-    AddProducts(ones, c14);
-    AddProducts(ones, c15);
+    c0 = add_pair_products(ones, ones, c0);
+    c1 = add_pair_products(ones, ones, c1);
+    c2 = add_pair_products(ones, ones, c2);
+    c3 = add_pair_products(ones, ones, c3);
+    c4 = add_pair_products(ones, ones, c4);
+    c5 = add_pair_products(ones, ones, c5);
+    c6 = add_pair_products(ones, ones, c6);
+    c7 = add_pair_products(ones, ones, c7);
+    c8 = add_pair_products(ones, ones, c8);
+    c9 = add_pair_products(ones, ones, c9);
+    c10 = add_pair_products(ones, ones, c10);
+    c11 = add_pair_products(ones, ones, c11);
+    c12 = add_pair_products(ones, ones, c12);
+    c13 = add_pair_products(ones, ones, c13);
+    c14 = add_pair_products(ones, ones, c14);
+    c15 = add_pair_products(ones, ones, c15);
   }
+  const auto sum = [](auto a, auto b, auto c, auto d) {
+    return hn::Add(hn::Add(a, b), hn::Add(c, d));
+  };
+  volatile float sink = 0;
+  sink = hn::GetLane(sum(sum(c0, c1, c2, c3), sum(c4, c5, c6, c7), sum(c8, c9, c10, c11),
+                         sum(c12, c13, c14, c15)));
   constexpr double kChains = 16, kFlopsPerLane = 4;
   return static_cast<double>(rounds) * kChains * kFlopsPerLane * static_cast<double>(hn::Lanes(d));
 }
@@ -117,6 +118,7 @@ void CopyPastCache(const float* HWY_RESTRICT from, int64_t n, float* HWY_RESTRIC
   hwy::FlushStream();
 }
 
+}  // namespace
 }  // namespace longhaul::kernels::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 

@@ -17,6 +17,7 @@
 
 HWY_BEFORE_NAMESPACE();
 namespace longhaul::kernels::cpu::HWY_NAMESPACE {
+namespace {
 
 // The type between two floating types without loss.
 template <class X, class Y>
@@ -146,6 +147,7 @@ const PointwiseRows* pointwise_rows() {
   return &kRows;
 }
 
+}  // namespace
 }  // namespace longhaul::kernels::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 

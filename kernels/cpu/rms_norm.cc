@@ -14,6 +14,7 @@
 
 HWY_BEFORE_NAMESPACE();
 namespace longhaul::kernels::cpu::HWY_NAMESPACE {
+namespace {
 
 template <class T>
 Accumulator<T> forward_row(const T* x, const T* weight, double eps, int64_t n, T* y) {
@@ -67,6 +68,7 @@ RmsNormRows<bf16> rms_norm_bf16() { return rows<bf16>(); }
 RmsNormRows<float> rms_norm_f32() { return rows<float>(); }
 RmsNormRows<double> rms_norm_f64() { return rows<double>(); }
 
+}  // namespace
 }  // namespace longhaul::kernels::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 

@@ -13,6 +13,7 @@
 
 HWY_BEFORE_NAMESPACE();
 namespace longhaul::kernels::cpu::HWY_NAMESPACE {
+namespace {
 
 template <class T>
 void rotate(const RopeToken<T>& token) {
@@ -34,6 +35,7 @@ void rotate_bf16(const RopeToken<bf16>& token) { rotate(token); }
 void rotate_f32(const RopeToken<float>& token) { rotate(token); }
 void rotate_f64(const RopeToken<double>& token) { rotate(token); }
 
+}  // namespace
 }  // namespace longhaul::kernels::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 

@@ -10,6 +10,7 @@
 
 HWY_BEFORE_NAMESPACE();
 namespace longhaul::kernels::cpu::HWY_NAMESPACE {
+namespace {
 
 // y = silu(gate) * up for n elements.
 template <class T>
@@ -53,6 +54,7 @@ void backward_f64(const double* dy, const double* g, const double* u, double* dg
   swiglu_backward_row(dy, g, u, dg, du, n);
 }
 
+}  // namespace
 }  // namespace longhaul::kernels::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 

@@ -20,9 +20,7 @@
 HWY_BEFORE_NAMESPACE();
 namespace longhaul::kernels::cpu::HWY_NAMESPACE {
 
-// 6 x 4 accumulators use 24 of AVX-512's 32 registers, 6 x 2 use 12 of the 16 that others have.
 inline constexpr int kTileRows = 6;
-inline constexpr int kTileVectors = HWY_TARGET == HWY_AVX3 ? 4 : 2;
 
 template <class D>
 constexpr int64_t tile_columns(D d) {
@@ -46,14 +44,11 @@ struct Single {
 };
 
 #if HWY_TARGET == HWY_AVX3
-// Needs has_bf16_products(). As assembly, since Debian's Highway has no target with the
-// instruction.
 struct Pairs {
   static constexpr int64_t kDepth = 2;
   template <class D, class V>
   static HWY_INLINE V multiply_add(D, V a, V b, V sum) {
-    asm("vdpbf16ps %2, %1, %0" : "+v"(sum.raw) : "v"(a.raw), "v"(b.raw));
-    return sum;
+    return add_pair_products(a, b, sum);
   }
 };
 
@@ -158,12 +153,15 @@ HWY_INLINE void for_column_tiles(D d, int64_t n, F&& body) {
   for (; c < n; c += lanes) body(std::integral_constant<int, 1>(), c);
 }
 
-// 2^x for x < 128, to a relative 2e-7; exactly 0 far below -127 and at -inf, NaN at NaN. A
-// polynomial for the fraction (minimax on [-1/2, 1/2], 9.2e-8) and arithmetic on exponents.
+// 2^x to a relative 2e-7; exactly 0 far below -127 and at -inf, NaN at NaN, and above 2^100 (in
+// f64, 2^900) where x is too large. A polynomial for the fraction (minimax on [-1/2, 1/2], 9.2e-8)
+// and arithmetic on exponents.
 template <class D, class V>
 HWY_INLINE V exp2(D d, V x) {
   if constexpr (std::is_same_v<hn::TFromD<D>, double>) {
-    return exp(d, hn::Mul(x, hn::Set(d, 0.6931471805599453094)));
+    // Bounded to what Highway's function takes; NaN stays, since the second operand then counts.
+    const auto limited = hn::IfThenElse(hn::Gt(x, hn::Set(d, 1000.0)), hn::Set(d, 1000.0), x);
+    return exp(d, hn::Mul(limited, hn::Set(d, 0.6931471805599453094)));
   } else {
     const auto polynomial = [d](auto f) HWY_ATTR {
       auto p = hn::Set(d, 1.326472664793e-3f);
@@ -181,7 +179,7 @@ HWY_INLINE V exp2(D d, V x) {
     const hn::RebindToSigned<D> integers;
     // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
     const auto shift = hn::Set(d, 12582912.0f);
-    const auto limited = hn::Max(hn::Set(d, -126.0f), x);
+    const auto limited = hn::Min(hn::Max(hn::Set(d, -126.0f), x), hn::Set(d, 128.0f));
     const auto n = hn::Add(limited, shift);
     const auto p = polynomial(hn::Sub(limited, hn::Sub(n, shift)));
     const auto scaled = hn::BitCast(
@@ -193,20 +191,14 @@ HWY_INLINE V exp2(D d, V x) {
   }
 }
 
-// Widens `rows` rows of `columns` elements to the accumulator type, times `factor`; new rows are
-// `width` apart and filled up with zeros.
+// Widens rows to the accumulator type, and puts them one behind the other.
 template <class T>
-void widen_rows(const T* from, int64_t stride, int64_t rows, int64_t columns, int64_t width,
-                Accumulator<T>* to, Accumulator<T> factor = 1) {
+void widen_rows(const T* from, int64_t stride, int64_t rows, int64_t columns, Accumulator<T>* to) {
   const VectorOf<Accumulator<T>> d;
-  const auto times = hn::Set(d, factor);
   for (int64_t r = 0; r < rows; ++r) {
-    const T* source = from + r * stride;
-    Accumulator<T>* target = to + r * width;
     for_vectors(d, columns, [&](int64_t c, auto part) HWY_ATTR {
-      store(d, hn::Mul(load(d, source + c, part), times), target + c, part);
+      store(d, load(d, from + r * stride + c, part), to + r * columns + c, part);
     });
-    std::fill(target + columns, target + width, Accumulator<T>(0));
   }
 }
 
@@ -269,13 +261,11 @@ constexpr int64_t units(int64_t elements) {
   return (elements + Arithmetic::kDepth - 1) / Arithmetic::kDepth;
 }
 
-// Units along the rows: to[r * units(columns) + c]. Pairs take no factor, since they would be
-// rounded again, and `columns` must then be even.
+// Units along the rows: to[r * units(columns) + c]. For pairs, `columns` must be even.
 template <class Arithmetic, class T>
-void load_rows(const T* from, int64_t stride, int64_t rows, int64_t columns, Accumulator<T>* to,
-               Accumulator<T> factor = 1) {
+void load_rows(const T* from, int64_t stride, int64_t rows, int64_t columns, Accumulator<T>* to) {
   if constexpr (Arithmetic::kDepth == 1) {
-    widen_rows(from, stride, rows, columns, columns, to, factor);
+    widen_rows(from, stride, rows, columns, to);
   } else {
     const int64_t width = columns / Arithmetic::kDepth;
     for (int64_t r = 0; r < rows; ++r) {
@@ -289,7 +279,7 @@ template <class Arithmetic, class T>
 void interleave_rows(const T* from, int64_t stride, int64_t rows, int64_t columns,
                      Accumulator<T>* to) {
   if constexpr (Arithmetic::kDepth == 1) {
-    widen_rows(from, stride, rows, columns, columns, to);
+    widen_rows(from, stride, rows, columns, to);
   } else {
     const VectorOf<Accumulator<T>> d;
     const hn::RebindToUnsigned<decltype(d)> bits;
@@ -309,14 +299,13 @@ void interleave_rows(const T* from, int64_t stride, int64_t rows, int64_t column
 // Units along the rows, rows [0, rows) across a panel: to[c * kPanel + r] for unit c; lanes from
 // `rows` on become 0.
 template <class Arithmetic, class T>
-void load_panel(const T* from, int64_t stride, int64_t rows, int64_t columns, Accumulator<T>* to,
-                Accumulator<T> factor = 1) {
+void load_panel(const T* from, int64_t stride, int64_t rows, int64_t columns, Accumulator<T>* to) {
   using A = Accumulator<T>;
   constexpr int64_t kDepth = Arithmetic::kDepth, kChunk = 32;
   alignas(64) A block[kPanel * kChunk];
   for (int64_t c = 0; c < columns; c += kChunk * kDepth) {
     const int64_t width = std::min(kChunk, (columns - c) / kDepth);
-    load_rows<Arithmetic>(from + c, stride, rows, width * kDepth, block, factor);
+    load_rows<Arithmetic>(from + c, stride, rows, width * kDepth, block);
     std::fill(block + rows * width, block + kPanel * width, A(0));
     transpose(block, width, kPanel, width, to + c / kDepth * kPanel, kPanel);
   }

@@ -23,6 +23,21 @@ namespace hn = hwy::HWY_NAMESPACE;
 template <class A>
 using VectorOf = hn::ScalableTag<A>;
 
+// Vectors side by side in a register tile of 6 rows: 6 x 4 accumulators use 24 of AVX-512's 32
+// registers, 6 x 2 use 12 of the 16 that others have.
+inline constexpr int kTileVectors = HWY_TARGET == HWY_AVX3 ? 4 : 2;
+
+#if HWY_TARGET == HWY_AVX3
+// Adds both products of the pairs of bf16 in each lane of a and b to the sum in f32; takes
+// subnormal numbers for zero. Only where has_bf16_products(); as assembly, since Debian's Highway
+// has no target with the instruction.
+template <class W, class V>
+HWY_INLINE V add_pair_products(W a, W b, V sum) {
+  asm("vdpbf16ps %2, %1, %0" : "+v"(sum.raw) : "v"(a.raw), "v"(b.raw));
+  return sum;
+}
+#endif
+
 // A whole vector, or the first `count` lanes of one: the tail of a row.
 struct Whole {};
 struct Some {

@@ -196,20 +196,51 @@ TEST(Attention, FiniteDifferences) {
   });
 }
 
-// Scores far beyond the range of exp; the largest one decides.
+void expect_large_scores(const AttentionKernel& row, const Problem& p, double largest) {
+  Rig rig(1);
+  const AttentionTruth truth = p.truth();
+  const Forward f = forward(rig, row, p);
+  // Errors of scores are relative, and become errors of out.
+  const double of_scores = 4 * largest * epsilon(accumulator(row.dtype));
+  const double tolerance = of_scores + attention_tolerance(row);
+  expect_near(f.out, truth.out, tolerance, "out");
+  expect_near(f.lse, truth.lse, of_scores + attention_tolerance(row.dtype), "lse");
+  expect_near(backward(rig, row, p, f).dv, truth.dv, tolerance, "dv");
+}
+
+// Scores far beyond the range of exp; the largest ones decide.
 TEST(Attention, LargeScores) {
   const Corpus corpus{.documents = {80}};
-  for_each_row(&Backend::attention, [&](const AttentionKernel& row) {
-    Rig rig(1);
-    Problem p(row.dtype, kPlain, corpus, all(corpus), all(corpus));
-    p.options.scale = 300;
-    const AttentionTruth truth = p.truth();
-    const Forward f = forward(rig, row, p);
-    // Scores of about 3000 carry errors of 3000 eps sqrt(D), which become relative ones of out.
-    const double tolerance = 3e4 * epsilon(accumulator(row.dtype));
-    expect_near(f.out, truth.out, tolerance, "out");
-    expect_near(f.lse, truth.lse, tolerance, "lse");
-    expect_near(backward(rig, row, p, f).dv, truth.dv, tolerance, "dv");
+  for_each_instruction_set([&] {
+    for_each_row(&Backend::attention, [&](const AttentionKernel& row) {
+      for (double scale : {3.0, 10.0, 20.0, 40.0, 80.0, 300.0, -20.0, -300.0}) {
+        SCOPED_TRACE("scale " + std::to_string(scale));
+        Problem p(row.dtype, kPlain, corpus, all(corpus), all(corpus));
+        p.options.scale = scale;
+        expect_large_scores(row, p, 25 * std::abs(scale));
+      }
+    });
+  });
+}
+
+// Every row sees one score beyond or almost beyond the range of exp, while the others alone would
+// make a harmless sum.
+TEST(Attention, OneLargeScore) {
+  const Corpus corpus{.documents = {80}};
+  for_each_instruction_set([&] {
+    for_each_row(&Backend::attention, [&](const AttentionKernel& row) {
+      for (double score :
+           {40.0,  68.0,  80.0,  88.0,  88.7,  89.0,  90.0,  104.0, 120.0,  150.0, 177.0,
+            178.0, 300.0, 600.0, 708.0, 709.7, 710.0, 745.0, 900.0, 1500.0, 1e5}) {
+        SCOPED_TRACE("score " + std::to_string(score));
+        Problem p(row.dtype, kPlain, corpus, all(corpus), all(corpus));
+        const int64_t of_a_token = kPlain.q_heads * kPlain.head_dim;
+        set(p.q, [](int64_t) { return 1; });
+        set(p.k, [&](int64_t i) { return i < of_a_token ? 1 : 0; });
+        p.options.scale = score / static_cast<double>(kPlain.head_dim);
+        expect_large_scores(row, p, score);
+      }
+    });
   });
 }
 
