@@ -30,7 +30,7 @@ build release
 if ! $quick; then
   # Tests under mpirun are left to the release build: Open MPI's own leaks and races would drown
   # ours, and the transport-independent code is the same in ranks as threads. AVX2 is left to it,
-  # too (CMakePresets.json): it is the code of AVX-512 on narrower vectors, and dear to compile.
+  # too (kernels/cpu/CMakeLists.txt): it is the code of AVX-512 on narrower vectors, and dear to compile.
   build asan
   run asan --exclude-regex '_mpi_|include_edges'
   build tsan
