@@ -28,14 +28,15 @@ run() {  # PRESET [CTEST OPTIONS]
 
 build release
 if ! $quick; then
-  # Tests under mpirun are left to the release build: Open MPI's own leaks and races would drown
-  # ours, and the transport-independent code is the same in ranks as threads. AVX2 is left to it,
-  # too (kernels/cpu/CMakeLists.txt): it is the code of AVX-512 on narrower vectors, and dear to compile.
+  # What is left to the release build: tests under mpirun, since Open MPI's own leaks and races would
+  # drown ours, and the transport-independent code is the same in ranks as threads; benchmarks, which
+  # copy gigabytes to measure a limit, and whose kernels have tests of their own; and AVX2
+  # (kernels/cpu/CMakeLists.txt).
+  left_out='_mpi_|include_edges|launch_bench'
   build asan
-  run asan --exclude-regex '_mpi_|include_edges'
+  run asan --exclude-regex "$left_out"
   build tsan
-  # Benchmarks copy gigabytes to measure a limit; their kernels have tests of their own.
   TSAN_OPTIONS="halt_on_error=1 second_deadlock_stack=1" \
-    run tsan --exclude-regex '_mpi_|include_edges|launch_cli|launch_bench'
+    run tsan --exclude-regex "$left_out|launch_cli"
 fi
 run release
