@@ -13,7 +13,7 @@ void adamw(const Context& ctx, const AdamW& args) {
   expect_dense(args.m, "adamw: m", acc, args.param.shape());
   expect_dense(args.v, "adamw: v", acc, args.param.shape());
   LONGHAUL_CHECK(args.step >= 1, "steps count from 1, for the bias correction");
-  select(backend(ctx.device).adamw, "adamw", ctx.device, dtype).run(ctx, args);
+  select(backend(ctx.device()).adamw, "adamw", ctx.device(), dtype).run(ctx, args);
 }
 
 }  // namespace longhaul::kernels

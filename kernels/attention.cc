@@ -12,11 +12,11 @@ namespace {
 
 const AttentionKernel& choose(const Context& ctx, DType dtype, int64_t head_dim,
                               int64_t value_dim) {
-  for (const AttentionKernel& row : backend(ctx.device).attention) {
+  for (const AttentionKernel& row : backend(ctx.device()).attention) {
     if (row.dtype == dtype && row.available() && row.supports(head_dim, value_dim)) return row;
   }
   no_kernel(absl::StrCat("attention with head dimensions ", head_dim, " and ", value_dim),
-            ctx.device, dtype);
+            ctx.device(), dtype);
 }
 
 void check_segments(std::span<const Segment> segments, int64_t queries, int64_t keys) {

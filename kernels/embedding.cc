@@ -12,7 +12,7 @@ void embedding_forward(const Context& ctx, const EmbeddingForward& args) {
   const int64_t tokens = args.tokens.dim(0), channels = args.table.dim(1);
   expect_dense(args.tokens, "embedding: tokens", DType::kI32, {tokens});
   expect_rows(args.out, "embedding: out", dtype, {tokens, channels});
-  select(backend(ctx.device).embedding, "embedding", ctx.device, dtype).forward(ctx, args);
+  select(backend(ctx.device()).embedding, "embedding", ctx.device(), dtype).forward(ctx, args);
 }
 
 void embedding_backward(const Context& ctx, const EmbeddingBackward& args) {
@@ -22,7 +22,7 @@ void embedding_backward(const Context& ctx, const EmbeddingBackward& args) {
   expect_dense(args.tokens, "embedding: tokens", DType::kI32, {tokens});
   LONGHAUL_CHECK(args.dtable.rank() == 2, "embedding: dtable");
   expect_rows(args.dtable, "embedding: dtable", accumulator(dtype), {args.dtable.dim(0), channels});
-  select(backend(ctx.device).embedding, "embedding", ctx.device, dtype).backward(ctx, args);
+  select(backend(ctx.device()).embedding, "embedding", ctx.device(), dtype).backward(ctx, args);
 }
 
 }  // namespace longhaul::kernels

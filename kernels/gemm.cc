@@ -19,7 +19,7 @@ void gemm(const Context& ctx, const Gemm& args) {
   for (const ConstTensorView& matrix : {args.a, args.b, ConstTensorView(args.c)}) {
     LONGHAUL_CHECK(matrix.dim(0) <= 1 || matrix.stride(0) >= matrix.dim(1), "gemm: rows overlap");
   }
-  select(backend(ctx.device).gemm, "gemm", ctx.device, dtype).run(ctx, args);
+  select(backend(ctx.device()).gemm, "gemm", ctx.device(), dtype).run(ctx, args);
 }
 
 }  // namespace longhaul::kernels

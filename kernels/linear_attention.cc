@@ -15,11 +15,11 @@ bool present(const ConstTensorView& view) { return view.rank() > 0; }
 
 const LinearAttentionKernel& choose(const Context& ctx, DType dtype, int64_t head_dim,
                                     int64_t value_dim) {
-  for (const LinearAttentionKernel& row : backend(ctx.device).linear_attention) {
+  for (const LinearAttentionKernel& row : backend(ctx.device()).linear_attention) {
     if (row.dtype == dtype && row.available() && row.supports(head_dim, value_dim)) return row;
   }
   no_kernel(absl::StrCat("linear attention with head dimensions ", head_dim, " and ", value_dim),
-            ctx.device, dtype);
+            ctx.device(), dtype);
 }
 
 void check_tokens(const LinearTokens& tokens, int64_t rows, int64_t heads) {

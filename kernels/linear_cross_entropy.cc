@@ -19,7 +19,7 @@ void linear_cross_entropy(const Context& ctx, const LinearCrossEntropy& args) {
     expect_rows(args.dx, "linear_cross_entropy: dx", dtype, {tokens, channels});
     expect_rows(args.dweight, "linear_cross_entropy: dweight", acc, {vocabulary, channels});
   }
-  select(backend(ctx.device).linear_cross_entropy, "linear_cross_entropy", ctx.device, dtype)
+  select(backend(ctx.device()).linear_cross_entropy, "linear_cross_entropy", ctx.device(), dtype)
       .run(ctx, args);
 }
 

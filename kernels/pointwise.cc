@@ -8,8 +8,8 @@ namespace longhaul::kernels {
 namespace {
 
 const PointwiseKernel& kernel(const Context& ctx, DType dtype) {
-  const auto table = backend(ctx.device).pointwise;
-  if (table.empty()) no_kernel("pointwise", ctx.device, dtype);
+  const auto table = backend(ctx.device()).pointwise;
+  if (table.empty()) no_kernel("pointwise", ctx.device(), dtype);
   return table.front();
 }
 

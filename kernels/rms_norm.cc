@@ -11,7 +11,7 @@ void rms_norm_forward(const Context& ctx, const RmsNormForward& args) {
   expect_dense(args.weight, "rms_norm: weight", dtype, {args.x.dim(1)});
   expect_rows(args.y, "rms_norm: y", dtype, args.x.shape());
   expect_dense(args.rstd, "rms_norm: rstd", accumulator(dtype), {args.x.dim(0)});
-  select(backend(ctx.device).rms_norm, "rms_norm", ctx.device, dtype).forward(ctx, args);
+  select(backend(ctx.device()).rms_norm, "rms_norm", ctx.device(), dtype).forward(ctx, args);
 }
 
 void rms_norm_backward(const Context& ctx, const RmsNormBackward& args) {
@@ -22,7 +22,7 @@ void rms_norm_backward(const Context& ctx, const RmsNormBackward& args) {
   expect_dense(args.rstd, "rms_norm: rstd", acc, {args.x.dim(0)});
   expect_rows(args.dx, "rms_norm: dx", dtype, args.x.shape());
   expect_dense(args.dweight, "rms_norm: dweight", acc, {args.x.dim(1)});
-  select(backend(ctx.device).rms_norm, "rms_norm", ctx.device, dtype).backward(ctx, args);
+  select(backend(ctx.device()).rms_norm, "rms_norm", ctx.device(), dtype).backward(ctx, args);
 }
 
 }  // namespace longhaul::kernels

@@ -6,6 +6,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/checks.h"
+#include "kernels/core/transfer.h"
 
 namespace longhaul::kernels {
 
@@ -63,8 +64,9 @@ void fill(const std::vector<double>& frequencies, std::span<const int64_t> posit
 
 }  // namespace
 
-void rope_table(const RopeOptions& options, std::span<const int64_t> positions, int64_t head_dim,
-                TensorView cos, TensorView sin) {
+void rope_table(const Stream& stream, const RopeOptions& options,
+                std::span<const int64_t> positions, int64_t head_dim, TensorView cos,
+                TensorView sin) {
   LONGHAUL_CHECK(head_dim >= 0 && head_dim % 2 == 0, "rope: head_dim is even");
   LONGHAUL_CHECK(cos.dtype() == DType::kF32 || cos.dtype() == DType::kF64, "rope: cos");
   const int64_t half = head_dim / 2;
@@ -78,11 +80,18 @@ void rope_table(const RopeOptions& options, std::span<const int64_t> positions, 
         std::pow(options.theta, -2.0 * static_cast<double>(d) / static_cast<double>(head_dim));
     frequencies.push_back(options.scaling ? scaled(frequency, *options.scaling) : frequency);
   }
-  if (cos.dtype() == DType::kF32) {
-    fill(frequencies, positions, cos.data<float>(), sin.data<float>());
-  } else {
-    fill(frequencies, positions, cos.data<double>(), sin.data<double>());
-  }
+  const auto write = [&](const TensorView& c, const TensorView& s) {
+    if (c.dtype() == DType::kF32) {
+      fill(frequencies, positions, c.data<float>(), s.data<float>());
+    } else {
+      fill(frequencies, positions, c.data<double>(), s.data<double>());
+    }
+  };
+  if (stream.device == kCpu) return write(cos, sin);
+  const Tensor host_cos(cos.dtype(), shape), host_sin(cos.dtype(), shape);
+  write(host_cos, host_sin);
+  upload(stream, host_cos, cos);
+  upload(stream, host_sin, sin);
 }
 
 void rope(const Context& ctx, const Rope& args) {
@@ -92,7 +101,7 @@ void rope(const Context& ctx, const Rope& args) {
   const Shape shape{args.x.dim(0), args.x.dim(2) / 2};
   expect_dense(args.cos, "rope: cos", accumulator(dtype), shape);
   expect_dense(args.sin, "rope: sin", accumulator(dtype), shape);
-  select(backend(ctx.device).rope, "rope", ctx.device, dtype).run(ctx, args);
+  select(backend(ctx.device()).rope, "rope", ctx.device(), dtype).run(ctx, args);
 }
 
 }  // namespace longhaul::kernels

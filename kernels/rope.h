@@ -25,9 +25,9 @@ struct RopeOptions {
 };
 
 // cos and sin of every position: [T, D/2], accumulator type. Angles are computed in f64, since f32
-// is off by 0.03 rad at position 1M.
-void rope_table(const RopeOptions&, std::span<const int64_t> positions, int64_t head_dim,
-                TensorView cos, TensorView sin);
+// is off by 0.03 rad at position 1M. Computed on the host, whatever the tables' device.
+void rope_table(const Stream&, const RopeOptions&, std::span<const int64_t> positions,
+                int64_t head_dim, TensorView cos, TensorView sin);
 
 struct Rope {
   ConstTensorView cos, sin;  // [T, D/2]

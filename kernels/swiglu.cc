@@ -10,7 +10,7 @@ void swiglu_forward(const Context& ctx, const SwigluForward& args) {
   const DType dtype = args.gate.dtype();
   expect_rows(args.up, "swiglu: up", dtype, args.gate.shape());
   expect_rows(args.y, "swiglu: y", dtype, args.gate.shape());
-  select(backend(ctx.device).swiglu, "swiglu", ctx.device, dtype).forward(ctx, args);
+  select(backend(ctx.device()).swiglu, "swiglu", ctx.device(), dtype).forward(ctx, args);
 }
 
 void swiglu_backward(const Context& ctx, const SwigluBackward& args) {
@@ -20,7 +20,7 @@ void swiglu_backward(const Context& ctx, const SwigluBackward& args) {
   expect_rows(args.up, "swiglu: up", dtype, args.gate.shape());
   expect_rows(args.dgate, "swiglu: dgate", dtype, args.gate.shape());
   expect_rows(args.dup, "swiglu: dup", dtype, args.gate.shape());
-  select(backend(ctx.device).swiglu, "swiglu", ctx.device, dtype).backward(ctx, args);
+  select(backend(ctx.device()).swiglu, "swiglu", ctx.device(), dtype).backward(ctx, args);
 }
 
 }  // namespace longhaul::kernels

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "kernels/core/transfer.h"
 #include "kernels/embedding.h"
 #include "kernels/linear_cross_entropy.h"
 #include "kernels/pointwise.h"
@@ -13,7 +14,10 @@ namespace {
 
 TensorView upload(const Context& ctx, Arena& arena, std::span<const int32_t> values) {
   const TensorView view = arena.allocate(DType::kI32, {static_cast<int64_t>(values.size())});
-  if (!ctx.measuring()) std::ranges::copy(values, view.data<int32_t>());
+  if (ctx.measuring()) return view;
+  const Tensor host(DType::kI32, view.shape());
+  std::ranges::copy(values, host.span<int32_t>().begin());
+  longhaul::upload(ctx.stream, host, view);
   return view;
 }
 
@@ -53,7 +57,7 @@ void Llama::embed(StepContext& step, const parallel::Shard& shard) {
   const TensorView cos = step.activations.allocate(acc, {rows, config_.head_dim / 2});
   const TensorView sin = step.activations.allocate(acc, {rows, config_.head_dim / 2});
   if (!step.ctx.measuring()) {
-    kernels::rope_table(config_.rope, shard.positions, config_.head_dim, cos, sin);
+    kernels::rope_table(step.ctx.stream, config_.rope, shard.positions, config_.head_dim, cos, sin);
   }
   rope_ = {cos, sin};
   const TensorView out = step.activations.allocate(options_.dtype, {rows, config_.width});

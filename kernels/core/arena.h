@@ -20,19 +20,24 @@ namespace longhaul {
 class Arena {
  public:
   // Counts allocations without making any.
-  static Arena measure(std::string name) { return Arena(std::move(name), 0, true); }
-  // Reserves `capacity` bytes of CPU memory now. Throws Error(kEnvironment) if there is none.
-  Arena(std::string name, int64_t capacity) : Arena(std::move(name), capacity, false) {}
+  static Arena measure(std::string name, Device device = kCpu) {
+    return Arena(std::move(name), 0, device, true);
+  }
+  // Reserves `capacity` bytes of the device's memory now. Throws Error(kEnvironment) if there are
+  // not as many.
+  Arena(std::string name, int64_t capacity, Device device = kCpu)
+      : Arena(std::move(name), capacity, device, false) {}
 
   Arena(Arena&&) = default;
   Arena& operator=(Arena&&) = default;
 
-  // Uninitialised, aligned to 64 bytes. Throws Error(kInternal) beyond the capacity, since the
-  // measured run promised that it would not happen.
+  // Uninitialised, aligned to 64 bytes (on GPUs, to 256). Throws Error(kInternal) beyond the
+  // capacity, since the measured run promised that it would not happen.
   TensorView allocate(DType dtype, const Shape& shape);
 
   bool measuring() const { return measuring_; }
   const std::string& name() const { return name_; }
+  Device device() const { return device_; }
   int64_t used() const { return used_; }
   int64_t peak() const { return peak_; }
   int64_t capacity() const { return capacity_; }
@@ -58,9 +63,11 @@ class Arena {
   };
 
  private:
-  Arena(std::string name, int64_t capacity, bool measuring);
+  Arena(std::string name, int64_t capacity, Device device, bool measuring);
+  int64_t aligned(int64_t bytes) const;
 
   std::string name_;
+  Device device_;
   Tensor memory_;
   int64_t capacity_ = 0;
   int64_t used_ = 0;

@@ -5,20 +5,20 @@
 #include <functional>
 
 #include "kernels/core/arena.h"
-#include "kernels/core/device.h"
 #include "kernels/core/stream.h"
 #include "kernels/core/thread_pool.h"
 
 namespace longhaul {
 
 struct Context {
-  Device device = {};
   Stream stream = {};
   ThreadPool* pool = nullptr;
   Arena* scratch = nullptr;  // workspace; operations take an Arena::Scope on it
   // Called by the thread that called the operation, about once per millisecond. May be empty.
   // Kernels do not know what it does; the executor uses it to drive communication.
   std::function<void()> poll = {};
+
+  Device device() const { return stream.device; }
 
   // True while memory is being measured: operations check their arguments, take their scratch and
   // return without touching data.

@@ -3,10 +3,38 @@
 // stream.
 #pragma once
 
+#include <functional>
+
+#include "kernels/core/device.h"
+
 namespace longhaul {
 
 struct Stream {
+  Device device = {};
   void* native = nullptr;
+
+  // Whether all that was submitted has been done. Throws Error(kInternal) with the device's own
+  // words if something that was submitted has failed.
+  bool idle() const;
+};
+
+// Blocks until the stream is idle; calls `poll` meanwhile, which may be empty or throw.
+void wait_until_idle(const Stream& stream, const std::function<void()>& poll = {});
+
+// A stream of one device, for as long as the object lives.
+class OwnedStream {
+ public:
+  OwnedStream() = default;  // of the CPU
+  // Throws Error(kEnvironment) if there is no such device.
+  explicit OwnedStream(Device device);
+  ~OwnedStream();
+  OwnedStream(OwnedStream&&) noexcept;
+  OwnedStream& operator=(OwnedStream&&) noexcept;
+
+  const Stream& get() const { return stream_; }
+
+ private:
+  Stream stream_;
 };
 
 }  // namespace longhaul

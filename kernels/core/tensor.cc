@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "kernels/core/cuda_runtime.h"
 
 namespace longhaul {
 
@@ -39,18 +40,29 @@ int64_t Shape::elements() const {
 
 std::string Shape::to_string() const { return absl::StrCat("[", absl::StrJoin(dims(), ", "), "]"); }
 
-Tensor::Tensor(DType dtype, const Shape& shape) {
-  const auto bytes = static_cast<size_t>(shape.elements() * size_of(dtype));
+Tensor::Memory Tensor::allocate(size_t bytes, Device device) {
+  if (device.kind == DeviceKind::kCuda) {
+    return Memory(cuda::allocate(device.index, static_cast<int64_t>(bytes)), Free{device, {}});
+  }
   const bool large = bytes >= 2 * kHugePage;
   const std::align_val_t alignment{large ? kHugePage : kAlignment};
   auto* p = static_cast<std::byte*>(::operator new(bytes == 0 ? 1 : bytes, alignment));
-  memory_ = std::unique_ptr<std::byte, Free>(p, Free{alignment});
   // Before the first touch, which decides.
   if (large) ask_for_huge_pages(p, bytes);
-  std::memset(memory_.get(), 0, bytes);
-  view_ = TensorView(memory_.get(), dtype, shape);
+  std::memset(p, 0, bytes);
+  return Memory(p, Free{device, alignment});
 }
 
-void Tensor::Free::operator()(std::byte* p) const { ::operator delete(p, alignment); }
+Tensor::Tensor(DType dtype, const Shape& shape, Device device)
+    : memory_(allocate(static_cast<size_t>(shape.elements() * size_of(dtype)), device)),
+      view_(memory_.get(), dtype, shape, device) {}
+
+void Tensor::Free::operator()(std::byte* p) const {
+  if (device.kind == DeviceKind::kCuda) {
+    cuda::free(device.index, p);
+  } else {
+    ::operator delete(p, alignment);
+  }
+}
 
 }  // namespace longhaul

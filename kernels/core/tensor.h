@@ -58,9 +58,14 @@ class BasicTensorView {
       : data_(data), dtype_(dtype), device_(device), shape_(shape), strides_(strides) {}
 
   // TensorView -> ConstTensorView
-  operator BasicTensorView<const std::byte>() const {
-    return {data_, dtype_, shape_, strides_, device_};
-  }
+  template <class Other>
+  requires(std::is_const_v<Byte>&& std::is_same_v<Other, std::byte>)
+      BasicTensorView(const BasicTensorView<Other>& x)
+      : data_(x.data_),
+        dtype_(x.dtype_),
+        device_(x.device_),
+        shape_(x.shape_),
+        strides_(x.strides_) {}
 
   bool empty() const { return shape_.elements() == 0; }
   DType dtype() const { return dtype_; }
@@ -128,6 +133,9 @@ class BasicTensorView {
   }
 
  private:
+  template <class Other>
+  friend class BasicTensorView;
+
   Byte* data_ = nullptr;
   DType dtype_ = DType::kF32;
   Device device_{};
@@ -138,13 +146,14 @@ class BasicTensorView {
 using TensorView = BasicTensorView<std::byte>;
 using ConstTensorView = BasicTensorView<const std::byte>;
 
-// Owns zeroed CPU memory aligned to 64 bytes; for set-up, tests, host-side state and arenas. Large
-// ones lie on huge pages where the system grants them: kernels that walk through long rows spend
-// much of their time on address translation otherwise.
+// Owns zeroed memory of a device, aligned to 64 bytes (GPUs: 256); for set-up, tests, host-side
+// state and arenas. On the CPU, large ones lie on huge pages where the system grants them: kernels
+// that walk through long rows spend much of their time on address translation otherwise.
 class Tensor {
  public:
   Tensor() = default;
-  Tensor(DType dtype, const Shape& shape);
+  // Throws std::bad_alloc, on a GPU Error(kEnvironment), if there is not as much.
+  Tensor(DType dtype, const Shape& shape, Device device = kCpu);
 
   const TensorView& view() const { return view_; }
   operator TensorView() const { return view_; }
@@ -157,10 +166,14 @@ class Tensor {
 
  private:
   struct Free {
+    Device device;
     std::align_val_t alignment;
     void operator()(std::byte* p) const;
   };
-  std::unique_ptr<std::byte, Free> memory_;
+  using Memory = std::unique_ptr<std::byte, Free>;
+  static Memory allocate(size_t bytes, Device device);
+
+  Memory memory_;
   TensorView view_;
 };
 

@@ -62,7 +62,7 @@ KernelCase rope(DType dtype, const PointwiseShape& s) {
                 sin = result(acc, {s.tokens, s.head_dim / 2});
   std::vector<int64_t> positions(static_cast<size_t>(s.tokens));
   for (size_t i = 0; i < positions.size(); ++i) positions[i] = static_cast<int64_t>(i);
-  kernels::rope_table({}, positions, s.head_dim, *cos, *sin);
+  kernels::rope_table(Stream{}, {}, positions, s.head_dim, *cos, *sin);
   const Operand x = operand(dtype, {s.tokens, s.width / s.head_dim, s.head_dim}, 1);
   return make(bytes({x, x, cos, sin}),
               [=](const Context& ctx) { kernels::rope(ctx, {.cos = *cos, .sin = *sin, .x = *x}); });

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/core/transfer.h"
 #include "kernels/pointwise.h"
 #include "launch/train/flops.h"
 
@@ -153,10 +154,10 @@ void Engine::evaluate(const Sample& sample, PositionLoss& buckets) {
   const parallel::Shard shard = shard_of(sample);
   model::StepContext step = step_context();
   replica_.model->forward(step, shard, {.training = false});
-  const ConstTensorView row_loss = replica_.model->row_loss();
+  const Tensor row_loss = on_host(replica_.ctx.stream, replica_.model->row_loss());
   const auto count = static_cast<int64_t>(buckets.sum.size());
-  visit_float(row_loss.dtype(), [&]<class T>() {
-    const T* loss = row_loss.data<T>();
+  visit_float(row_loss.view().dtype(), [&]<class T>() {
+    const T* loss = row_loss.view().data<T>();
     for (int64_t row = 0; row < shard.rows(); ++row) {
       if (shard.labels[static_cast<size_t>(row)] < 0) continue;
       const int64_t position = layout_.position(mesh_.sequence_rank(), row);

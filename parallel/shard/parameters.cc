@@ -1,6 +1,7 @@
 #include "parallel/shard/parameters.h"
 
 #include "kernels/core/random.h"
+#include "kernels/core/transfer.h"
 #include "kernels/pointwise.h"
 
 namespace longhaul::parallel {
@@ -56,8 +57,11 @@ void ParameterStore::initialize(const Context& ctx, uint64_t seed) {
     const RandomKey key{.seed = seed, .stream = stream_of(entry.spec.name)};
     const Initializer& init = entry.spec.initializer;
     const TensorView values = bucket_of(entry).values.rows(entry.offset, entry.size());
+    // Made on the host, so that every device starts from the same bits.
+    const Tensor made = values.device() == kCpu ? Tensor() : Tensor(dtype_, values.shape());
+    const TensorView host = values.device() == kCpu ? values : made.view();
     visit_float(dtype_, [&]<class T>() {
-      T* out = values.data<T>();
+      T* out = host.data<T>();
       constexpr int64_t kGrain = 1 << 14;
       ctx.parallel_for(entry.size(), kGrain, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
@@ -68,6 +72,7 @@ void ParameterStore::initialize(const Context& ctx, uint64_t seed) {
         }
       });
     });
+    upload(ctx.stream, host, values);
   }
 }
 

@@ -28,11 +28,11 @@ void expect_steps(const AdamWKernel& row, int64_t n) {
   SCOPED_TRACE(::testing::Message() << n << " parameters");
   Rig rig(3);
   const DType acc = accumulator(row.dtype);
-  const Tensor master = random(acc, {n}, 1), m(acc, {n}), v(acc, {n});
-  const Tensor param = poisoned(row.dtype, {n});
+  const DeviceTensor master = random(acc, {n}, 1), m(acc, {n}), v(acc, {n});
+  const DeviceTensor param = poisoned(row.dtype, {n});
   State reference{values(master), values(m), values(v)};
   for (int64_t step = 1; step <= 5; ++step) {
-    const Tensor grad = random(acc, {n}, 10 + static_cast<uint64_t>(step), 0.3);
+    const DeviceTensor grad = random(acc, {n}, 10 + static_cast<uint64_t>(step), 0.3);
     AdamW args{.learning_rate = 1e-2 * static_cast<double>(step),
                .weight_decay = 0.1,
                .grad_scale = 0.5,
@@ -52,7 +52,7 @@ void expect_steps(const AdamWKernel& row, int64_t n) {
   expect_near(v, reference.v, tolerance, "v");
   // The parameter is the master, rounded once.
   const std::vector<double> exact = values(master);
-  const Tensor rounded(row.dtype, {n});
+  const DeviceTensor rounded(row.dtype, {n});
   set(rounded, [&](int64_t i) { return exact[static_cast<size_t>(i)]; });
   EXPECT_TRUE(same_bits(param, rounded));
 }
@@ -72,12 +72,12 @@ TEST(AdamW, DoesNotDependOnThreads) {
     for_each_row(&Backend::adamw, [](const AdamWKernel& row) {
       constexpr int64_t kCount = 100'003;
       const DType acc = accumulator(row.dtype);
-      const Tensor grad = random(acc, {kCount}, 1);
-      std::vector<Tensor> masters, params;
+      const DeviceTensor grad = random(acc, {kCount}, 1);
+      std::vector<DeviceTensor> masters, params;
       for (int threads : {1, 3}) {
         Rig rig(threads);
-        Tensor master = random(acc, {kCount}, 2), param(row.dtype, {kCount});
-        const Tensor m = random(acc, {kCount}, 3), v = filled(acc, {kCount}, 0.2);
+        DeviceTensor master = random(acc, {kCount}, 2), param(row.dtype, {kCount});
+        const DeviceTensor m = random(acc, {kCount}, 3), v = filled(acc, {kCount}, 0.2);
         rig.run([&](const Context& ctx) {
           row.run(ctx, {.learning_rate = 0.1,
                         .weight_decay = 0.1,
@@ -101,11 +101,11 @@ TEST(AdamW, ParamMayBeTheMaster) {
   for_each_row(&Backend::adamw, [](const AdamWKernel& row) {
     if (row.dtype == DType::kBF16) return;
     Rig rig(2);
-    const Tensor grad = random(row.dtype, {100}, 1);
-    std::vector<Tensor> results;
+    const DeviceTensor grad = random(row.dtype, {100}, 1);
+    std::vector<DeviceTensor> results;
     for (bool shared : {false, true}) {
-      Tensor master = random(row.dtype, {100}, 2);
-      const Tensor m(row.dtype, {100}), v(row.dtype, {100}), param(row.dtype, {100});
+      DeviceTensor master = random(row.dtype, {100}, 2);
+      const DeviceTensor m(row.dtype, {100}), v(row.dtype, {100}), param(row.dtype, {100});
       rig.run([&](const Context& ctx) {
         row.run(ctx, {.learning_rate = 0.1,
                       .grad = grad,

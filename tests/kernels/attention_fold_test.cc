@@ -152,7 +152,7 @@ TEST(AttentionFold, DeltaOfRoundedOutput) {
     Gapped out(row.dtype, {57, 3, 20}), dout(row.dtype, {57, 3, 20});
     fill_random(out, 5);
     fill_random(dout, 6);
-    const Tensor delta = poisoned(accumulator(row.dtype), {3, 57});
+    const DeviceTensor delta = poisoned(accumulator(row.dtype), {3, 57});
     rig.run([&](const Context& ctx) { row.delta(ctx, out, dout, delta); });
     const std::vector<double> o = values(out), g = values(dout);
     std::vector<double> expected(3 * 57, 0.0);

@@ -17,12 +17,12 @@ constexpr int64_t kHeads = 2, kDim = 64;  // one kv head
 constexpr int64_t kSampled = 97;
 
 struct Inputs {
-  Tensor q{DType::kF32, {kTokens, kHeads, kDim}}, k{DType::kF32, {kTokens, 1, kDim}},
+  DeviceTensor q{DType::kF32, {kTokens, kHeads, kDim}}, k{DType::kF32, {kTokens, 1, kDim}},
       v{DType::kF32, {kTokens, 1, kDim}}, dout{DType::kF32, {kTokens, kHeads, kDim}};
   Inputs() {
     std::mt19937 random(3);
     std::normal_distribution<float> normal;
-    for (const Tensor* t : {&q, &k, &v, &dout}) {
+    for (const DeviceTensor* t : {&q, &k, &v, &dout}) {
       for (float& value : t->span<float>()) value = normal(random);
     }
   }
@@ -54,7 +54,7 @@ TEST(AttentionLong, EqualsSumsWrittenOut) {
                        .band_lo = -kBandOpen,
                        .band_hi = 0};
   const std::vector<Segment> segments{causal};
-  const Tensor out(DType::kF32, {kTokens, kHeads, kDim}), lse(DType::kF32, {kHeads, kTokens}),
+  const DeviceTensor out(DType::kF32, {kTokens, kHeads, kDim}), lse(DType::kF32, {kHeads, kTokens}),
       delta(DType::kF32, {kHeads, kTokens}), dq(DType::kF32, {kTokens, kHeads, kDim}),
       dk(DType::kF32, {kTokens, 1, kDim}), dv(DType::kF32, {kTokens, 1, kDim});
   ThreadPool pool(2);
@@ -85,7 +85,7 @@ TEST(AttentionLong, EqualsSumsWrittenOut) {
                            .dk_acc = dk,
                            .dv_acc = dv});
 
-  const auto row = [](const Tensor& t, int64_t i, int64_t heads_of, int64_t h) {
+  const auto row = [](const DeviceTensor& t, int64_t i, int64_t heads_of, int64_t h) {
     return t.view().data<float>() + (i * heads_of + h) * kDim;
   };
   std::vector<double> out_true, out_is, lse_true, lse_is, dq_true, dq_is;

@@ -19,8 +19,8 @@ constexpr Dropout kDropout{.probability = 0.3, .key = {.seed = 0x123456789abcdef
 
 Rows all(const Corpus& corpus) { return {.first = 0, .count = corpus.length()}; }
 
-Tensor slopes() {
-  Tensor x(DType::kF32, {kHeads});
+DeviceTensor slopes() {
+  DeviceTensor x(DType::kF32, {kHeads});
   set(x, [](int64_t h) { return std::ldexp(0.1, static_cast<int>(-h)); });
   return x;
 }
@@ -38,7 +38,7 @@ const std::vector<Choice>& choices() {
   return list;
 }
 
-Problem problem(DType dtype, const Choice& choice, const Tensor& slopes, const Corpus& corpus,
+Problem problem(DType dtype, const Choice& choice, const DeviceTensor& slopes, const Corpus& corpus,
                 const Rows& queries, const Rows& keys) {
   Problem p(dtype, kShape, corpus, queries, keys);
   // Scores are about 1 in size: the cap bends them all.
@@ -50,7 +50,7 @@ Problem problem(DType dtype, const Choice& choice, const Tensor& slopes, const C
 
 void expect_options(const AttentionKernel& row, const Corpus& corpus, const Rows& queries,
                     const Rows& keys, int threads) {
-  const Tensor s = slopes();
+  const DeviceTensor s = slopes();
   for (const Choice& choice : choices()) {
     SCOPED_TRACE(choice.name);
     Rig rig(threads);
@@ -82,7 +82,7 @@ TEST(AttentionOptions, EveryMask) {
 TEST(AttentionOptions, LargeBlocks) {
   const Corpus corpus{.documents = {601}};
   const Choice every = choices().back();
-  const Tensor s = slopes();
+  const DeviceTensor s = slopes();
   for_each_row(&Backend::attention, [&](const AttentionKernel& row) {
     Rig rig(2);
     const Problem p = problem(row.dtype, every, s, corpus, all(corpus), all(corpus));
@@ -106,7 +106,7 @@ TEST(AttentionOptions, EveryInstructionSet) {
 TEST(AttentionOptions, DropoutDoesNotDependOnCalls) {
   const Corpus corpus{.documents = {101}};
   const Choice every = choices().back();
-  const Tensor s = slopes();
+  const DeviceTensor s = slopes();
   for_each_row(&Backend::attention, [&](const AttentionKernel& row) {
     Rig rig(2);
     const Problem p = problem(row.dtype, every, s, corpus, all(corpus), all(corpus));
@@ -237,7 +237,7 @@ TEST(AttentionOptions, NothingAskedForIsPlain) {
     EXPECT_TRUE(same_bits(b.dq, c.dq));
     EXPECT_TRUE(same_bits(b.dk, c.dk));
     EXPECT_TRUE(same_bits(b.dv, c.dv));
-    const Tensor no_slopes = filled(DType::kF32, {kHeads}, 0);
+    const DeviceTensor no_slopes = filled(DType::kF32, {kHeads}, 0);
     zero.options.bias_slopes = no_slopes;
     EXPECT_FALSE(zero.options.plain());
     const AttentionTruth truth = plain.truth();
@@ -249,7 +249,7 @@ TEST(AttentionOptions, NothingAskedForIsPlain) {
 
 TEST(AttentionOptions, RerunsAreBitIdentical) {
   const Corpus corpus{.documents = {30, 120}};
-  const Tensor s = slopes();
+  const DeviceTensor s = slopes();
   for_each_row(&Backend::attention, [&](const AttentionKernel& row) {
     Rig rig(3);
     const Problem p = problem(row.dtype, choices().back(), s, corpus, all(corpus), all(corpus));
@@ -265,7 +265,7 @@ TEST(AttentionOptions, RerunsAreBitIdentical) {
 // sum(out * g) along random directions, by central differences of the f64 row.
 TEST(AttentionOptions, FiniteDifferences) {
   const Corpus corpus{.documents = {21, 50}, .window = 33};
-  const Tensor s = slopes();
+  const DeviceTensor s = slopes();
   for_each_row(&Backend::attention, [&](const AttentionKernel& row) {
     if (row.dtype != DType::kF64) return;
     Rig rig(2);
@@ -287,7 +287,7 @@ TEST(AttentionOptions, FiniteDifferences) {
       };
       const Backward b = backward(rig, row, p, forward(rig, row, p));
       for (int operand : {0, 1, 2}) {
-        const Tensor& gradient = operand == 0 ? b.dq : operand == 1 ? b.dk : b.dv;
+        const DeviceTensor& gradient = operand == 0 ? b.dq : operand == 1 ? b.dk : b.dv;
         const std::vector<double> along = values(random(DType::kF64, gradient.shape(), 9));
         const std::vector<double> got = values(gradient);
         double expected = 0, size = 0;
@@ -307,7 +307,7 @@ TEST(AttentionOptions, FiniteDifferences) {
 // A NaN in a key shows in the queries that see it, soft-capped or not.
 TEST(AttentionOptions, NanIsNotCapped) {
   const Corpus corpus{.documents = {80}};
-  const Tensor s = slopes();
+  const DeviceTensor s = slopes();
   for_each_instruction_set([&] {
     for_each_row(&Backend::attention, [&](const AttentionKernel& row) {
       Rig rig(1);

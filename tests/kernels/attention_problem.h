@@ -57,7 +57,7 @@ struct Forward {
   explicit Forward(const Problem& p)
       : out(poisoned(accumulator(p.dtype), {p.queries.count, p.shape.q_heads, p.shape.value_dim})),
         lse(poisoned(accumulator(p.dtype), {p.shape.q_heads, p.queries.count})) {}
-  Tensor out, lse;
+  DeviceTensor out, lse;
 };
 
 inline void fold(const Context& ctx, const AttentionKernel& row, const Problem& p,
@@ -87,7 +87,7 @@ struct Backward {
         dq(accumulator(p.dtype), p.q.view().shape()),
         dk(accumulator(p.dtype), p.k.view().shape()),
         dv(accumulator(p.dtype), p.v.view().shape()) {}
-  Tensor delta, dq, dk, dv;
+  DeviceTensor delta, dq, dk, dv;
 };
 
 inline void add_gradients(const Context& ctx, const AttentionKernel& row, const Problem& p,

@@ -11,7 +11,8 @@ constexpr int64_t kTokens = 7, kHeads = 3;
 TEST(AttentionRows, Init) {
   for_each_row(&Backend::attention, [](const AttentionKernel& row) {
     const DType acc = accumulator(row.dtype);
-    const Tensor out = poisoned(acc, {kTokens, kHeads, 5}), lse = poisoned(acc, {kHeads, kTokens});
+    const DeviceTensor out = poisoned(acc, {kTokens, kHeads, 5}),
+                       lse = poisoned(acc, {kHeads, kTokens});
     Rig(3).run([&](const Context& ctx) { row.init(ctx, out, lse); });
     for (double v : values(out)) EXPECT_EQ(v, 0.0);
     for (double v : values(lse)) EXPECT_EQ(v, -std::numeric_limits<double>::infinity());
@@ -24,7 +25,7 @@ void expect_delta(const AttentionKernel& row, DType out_type, int64_t dim) {
   Gapped out(out_type, shape), dout(row.dtype, shape);
   fill_random(out, 1);
   fill_random(dout, 2);
-  const Tensor delta = poisoned(accumulator(row.dtype), {kHeads, kTokens});
+  const DeviceTensor delta = poisoned(accumulator(row.dtype), {kHeads, kTokens});
   Rig(2).run([&](const Context& ctx) { row.delta(ctx, out, dout, delta); });
   const std::vector<double> o = values(out), g = values(dout);
   std::vector<double> expected(static_cast<size_t>(kHeads * kTokens)), terms = expected;
@@ -52,8 +53,8 @@ void expect_merge(const AttentionKernel& row, int64_t dim) {
   SCOPED_TRACE(dim);
   const DType acc = accumulator(row.dtype);
   const Shape shape{kTokens, kHeads, dim};
-  const Tensor part = random(acc, shape, 1), part_lse = random(acc, {kHeads, kTokens}, 2);
-  const Tensor out = random(acc, shape, 3), lse = random(acc, {kHeads, kTokens}, 4);
+  const DeviceTensor part = random(acc, shape, 1), part_lse = random(acc, {kHeads, kTokens}, 2);
+  const DeviceTensor out = random(acc, shape, 3), lse = random(acc, {kHeads, kTokens}, 4);
   const std::vector<double> p = values(part), p_lse = values(part_lse), o = values(out);
   const std::vector<double> o_lse = values(lse);
   std::vector<double> expected, expected_lse(p_lse.size());

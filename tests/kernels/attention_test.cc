@@ -180,7 +180,7 @@ TEST(Attention, FiniteDifferences) {
     const Problem p(row.dtype, shape, corpus, all(corpus), all(corpus));
     const Backward b = backward(rig, row, p, forward(rig, row, p));
     for (int operand : {0, 1, 2}) {
-      const Tensor& gradient = operand == 0 ? b.dq : operand == 1 ? b.dk : b.dv;
+      const DeviceTensor& gradient = operand == 0 ? b.dq : operand == 1 ? b.dk : b.dv;
       const std::vector<double> along = values(random(DType::kF64, gradient.shape(), 9));
       const std::vector<double> got = values(gradient);
       double expected = 0, size = 0;
@@ -245,7 +245,7 @@ TEST(Attention, OneLargeScore) {
 }
 
 // Row i of head h of a [T, 2, 16] tensor holds a NaN.
-bool has_nan(const Tensor& x, int64_t i, int64_t h) {
+bool has_nan(const DeviceTensor& x, int64_t i, int64_t h) {
   const std::vector<double> row = values(x.view().rows(i, 1).slice(1, h, 1));
   return std::any_of(row.begin(), row.end(), [](double v) { return std::isnan(v); });
 }

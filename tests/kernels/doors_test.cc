@@ -17,27 +17,27 @@ void expect_refused(const std::function<void(const Context&)>& call, const std::
   }
 }
 
-Tensor f32(const Shape& shape) { return Tensor(DType::kF32, shape); }
+DeviceTensor f32(const Shape& shape) { return DeviceTensor(DType::kF32, shape); }
 
 TEST(Doors, Gemm) {
-  const Tensor a = f32({3, 4}), b = f32({4, 5}), c = f32({3, 5});
+  const DeviceTensor a = f32({3, 4}), b = f32({4, 5}), c = f32({3, 5});
   Rig(1).run([&](const Context& ctx) { gemm(ctx, {.a = a, .b = b, .c = c}); });
   expect_refused([&](const Context& ctx) { gemm(ctx, {.a = a, .b = a, .c = c}); }, "gemm: b");
   expect_refused([&](const Context& ctx) { gemm(ctx, {.a = a, .b = b, .c = a}); }, "gemm: c");
   expect_refused([&](const Context& ctx) { gemm(ctx, {.a = a, .b = b, .c = c, .beta = 0.5}); },
                  "beta");
-  const Tensor wide(DType::kF64, {4, 5});
+  const DeviceTensor wide(DType::kF64, {4, 5});
   expect_refused([&](const Context& ctx) { gemm(ctx, {.a = a, .b = wide, .c = c}); }, "gemm: b");
 }
 
 TEST(Doors, RmsNorm) {
-  const Tensor x = f32({3, 4}), w = f32({4}), rstd = f32({3});
+  const DeviceTensor x = f32({3, 4}), w = f32({4}), rstd = f32({3});
   expect_refused(
       [&](const Context& ctx) {
         rms_norm_forward(ctx, {.x = x, .weight = rstd, .y = x, .rstd = rstd});
       },
       "rms_norm: weight is f32 [3] and must be f32 [4]");
-  const Tensor bf(DType::kBF16, {3, 4});
+  const DeviceTensor bf(DType::kBF16, {3, 4});
   expect_refused(
       [&](const Context& ctx) {
         rms_norm_forward(ctx, {.x = x, .weight = w, .y = bf, .rstd = rstd});
@@ -52,12 +52,13 @@ TEST(Doors, RmsNorm) {
 }
 
 TEST(Doors, RopeSwigluEmbedding) {
-  const Tensor table = f32({2, 3}), x = f32({2, 1, 6}), odd = f32({2, 1, 5});
+  const DeviceTensor table = f32({2, 3}), x = f32({2, 1, 6}), odd = f32({2, 1, 5});
   expect_refused([&](const Context& ctx) { rope(ctx, {.cos = table, .sin = table, .x = odd}); },
                  "even");
   expect_refused([&](const Context& ctx) { rope(ctx, {.cos = table, .sin = odd, .x = x}); },
                  "rope: sin");
-  EXPECT_THROW(rope_table({}, std::vector<int64_t>{1, 2, 3}, 6, table, table), Error);
+  EXPECT_THROW(rope_table(test_stream(), {}, std::vector<int64_t>{1, 2, 3}, 6, table, table),
+               Error);
   expect_refused(
       [&](const Context& ctx) {
         swiglu_forward(ctx, {.gate = table, .up = f32({3, 2}), .y = table});
@@ -71,7 +72,7 @@ TEST(Doors, RopeSwigluEmbedding) {
 }
 
 TEST(Doors, LinearAttention) {
-  const Tensor qk = f32({6, 2, 4}), v = f32({6, 2, 3}), state = f32({1, 2, 4, 3});
+  const DeviceTensor qk = f32({6, 2, 4}), v = f32({6, 2, 3}), state = f32({1, 2, 4, 3});
   const std::vector<double> slopes{0.5, 0};
   const std::vector<LinearRun> runs{{.begin = 1, .length = 5}};
   const std::vector<int64_t> documents{2, 4};
@@ -118,7 +119,7 @@ TEST(Doors, LinearAttention) {
 }
 
 TEST(Doors, LossAndOptimizer) {
-  const Tensor x = f32({2, 3}), w = f32({5, 3}), loss = f32({2});
+  const DeviceTensor x = f32({2, 3}), w = f32({5, 3}), loss = f32({2});
   LinearCrossEntropy args{.x = x, .weight = w, .labels = integers({1, 2}), .row_loss = loss};
   args.with_gradients = true;  // and no room for them
   expect_refused([&](const Context& ctx) { linear_cross_entropy(ctx, args); }, "dx");
@@ -135,7 +136,8 @@ TEST(Doors, LossAndOptimizer) {
 }
 
 TEST(Doors, Attention) {
-  const Tensor q = f32({8, 4, 16}), k = f32({6, 2, 16}), out = f32({8, 4, 16}), lse = f32({4, 8});
+  const DeviceTensor q = f32({8, 4, 16}), k = f32({6, 2, 16}), out = f32({8, 4, 16}),
+                     lse = f32({4, 8});
   const Segment segment{.q_len = 8, .k_len = 6, .band_lo = -kBandOpen, .band_hi = 0};
   const AttentionForward good{.segments = {&segment, 1},
                               .heads = {.group = 2},
@@ -160,14 +162,14 @@ TEST(Doors, Attention) {
   refused([&](AttentionForward& a) { a.heads.kv_begin = 1; }, "kv heads -1");
   refused([&](AttentionForward& a) { a.lse = out; }, "attention: lse");
   refused([&](AttentionForward& a) { a.v = q; }, "attention: v");
-  const Tensor bf(DType::kBF16, {8, 4, 16});
+  const DeviceTensor bf(DType::kBF16, {8, 4, 16});
   refused([&](AttentionForward& a) { a.out_acc = bf; }, "attention: out_acc");
   refused([&](AttentionForward& a) { a.options.soft_cap = -1; }, "soft_cap is -1");
   refused([&](AttentionForward& a) { a.options.soft_cap = std::nan(""); }, "soft_cap is nan");
   refused([&](AttentionForward& a) { a.options.dropout.probability = 1; }, "probability is 1");
   refused([&](AttentionForward& a) { a.options.dropout.probability = -0.1; },
           "probability is -0.1");
-  const Tensor slopes = f32({2});
+  const DeviceTensor slopes = f32({2});
   refused([&](AttentionForward& a) { a.options.bias_slopes = slopes; }, "attention: bias_slopes");
 }
 
@@ -175,7 +177,7 @@ TEST(Doors, Attention) {
 TEST(Doors, MeasureWithoutData) {
   ThreadPool pool(2);
   Arena scratch = Arena::measure("scratch");
-  const Context ctx{.device = kCpu, .stream = {}, .pool = &pool, .scratch = &scratch, .poll = {}};
+  const Context ctx{.stream = {}, .pool = &pool, .scratch = &scratch, .poll = {}};
   for (DType dtype : {DType::kBF16, DType::kF32, DType::kF64}) {
     const DType acc = accumulator(dtype);
     const auto view = [](DType type, const Shape& shape) {
@@ -191,7 +193,8 @@ TEST(Doors, MeasureWithoutData) {
     rms_norm_backward(ctx,
                       {.dy = x, .x = x, .weight = w, .rstd = per_row, .dx = x, .dweight = flat});
     gemm(ctx, {.a = x, .b = square, .c = x});
-    rope_table({}, std::vector<int64_t>(90), 16, view(acc, {90, 8}), view(acc, {90, 8}));
+    rope_table(test_stream(), {}, std::vector<int64_t>(90), 16, view(acc, {90, 8}),
+               view(acc, {90, 8}));
     rope(ctx, {.cos = view(acc, {90, 8}), .sin = view(acc, {90, 8}), .x = heads});
     swiglu_forward(ctx, {.gate = x, .up = x, .y = x});
     swiglu_backward(ctx, {.dy = x, .gate = x, .up = x, .dgate = x, .dup = x});
@@ -245,12 +248,11 @@ TEST(Doors, NameTheMissingKernel) {
   if (!cuda_backend().gemm.empty()) GTEST_SKIP() << "this binary has a CUDA backend";
   ThreadPool pool(1);
   Arena scratch("scratch", 0);
-  const Context ctx{.device = {.kind = DeviceKind::kCuda},
-                    .stream = {},
+  const Context ctx{.stream = {.device = {.kind = DeviceKind::kCuda}},
                     .pool = &pool,
                     .scratch = &scratch,
                     .poll = {}};
-  const Tensor a = f32({2, 2}), c = f32({2, 2});
+  const DeviceTensor a = f32({2, 2}), c = f32({2, 2});
   try {
     gemm(ctx, {.a = a, .b = a, .c = c});
     FAIL();

@@ -44,7 +44,7 @@ void expect_token_order(const EmbeddingKernel& row, int64_t count, int64_t chann
   const std::vector<int32_t> ids = tokens(count, 11);
   Gapped dout(row.dtype, {count, channels});
   fill_random(dout, 4);
-  std::vector<Tensor> results;
+  std::vector<DeviceTensor> results;
   for (int threads : {1, 3}) {
     Rig rig(threads);
     Gapped dtable(acc, {11, channels});
@@ -63,7 +63,7 @@ void expect_token_order(const EmbeddingKernel& row, int64_t count, int64_t chann
     // About 45 terms a row.
     expect_near(dtable, expected, 45 * epsilon(acc), "dtable");
     EXPECT_TRUE(dtable.gaps_intact());
-    Tensor dense(acc, {11, channels});
+    DeviceTensor dense(acc, {11, channels});
     const std::vector<double> got = values(dtable);
     set(dense, [&](int64_t i) { return got[static_cast<size_t>(i)]; });
     results.push_back(std::move(dense));
@@ -85,10 +85,10 @@ TEST(Embedding, BackwardAddsInTokenOrder) {
 TEST(Embedding, NamesATokenOutsideTheVocabulary) {
   for_each_row(&Backend::embedding, [](const EmbeddingKernel& row) {
     Rig rig(1);
-    const Tensor table(row.dtype, {11, 4}), out(row.dtype, {3, 4});
-    const Tensor dtable(accumulator(row.dtype), {11, 4});
+    const DeviceTensor table(row.dtype, {11, 4}), out(row.dtype, {3, 4});
+    const DeviceTensor dtable(accumulator(row.dtype), {11, 4});
     for (int32_t bad : {-1, 11}) {
-      const Tensor ids = integers({0, bad, 2});
+      const DeviceTensor ids = integers({0, bad, 2});
       const auto expect_message = [&](const std::function<void(const Context&)>& call) {
         try {
           rig.run(call);

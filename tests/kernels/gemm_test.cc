@@ -117,8 +117,9 @@ TEST(Gemm, SumsAreRoundedOnce) {
   for_each_row_and_set([](const GemmKernel& row) {
     constexpr int64_t kOnes = 6000;
     Rig rig(1);
-    const Tensor a = filled(row.dtype, {1, kOnes}, 1.0), b = filled(row.dtype, {1, kOnes}, 1.0);
-    const Tensor c = filled(row.dtype, {1, 1}, 48.0);
+    const DeviceTensor a = filled(row.dtype, {1, kOnes}, 1.0),
+                       b = filled(row.dtype, {1, kOnes}, 1.0);
+    const DeviceTensor c = filled(row.dtype, {1, 1}, 48.0);
     rig.run([&](const Context& ctx) {
       row.run(ctx, {.transpose_b = Transpose::kYes, .a = a, .b = b, .c = c});
     });
@@ -133,9 +134,9 @@ TEST(Gemm, NanAndInfinityReachTheirRowsAndColumnsOnly) {
     for (bool ta : {false, true}) {
       for (bool tb : {false, true}) {
         constexpr int64_t kM = 9, kN = 19, kK = 13;
-        Tensor a = filled(row.dtype, ta ? Shape{kK, kM} : Shape{kM, kK}, 1.0);
-        Tensor b = filled(row.dtype, tb ? Shape{kN, kK} : Shape{kK, kN}, 1.0);
-        const Tensor c = poisoned(row.dtype, {kM, kN});
+        DeviceTensor a = filled(row.dtype, ta ? Shape{kK, kM} : Shape{kM, kK}, 1.0);
+        DeviceTensor b = filled(row.dtype, tb ? Shape{kN, kK} : Shape{kK, kN}, 1.0);
+        const DeviceTensor c = poisoned(row.dtype, {kM, kN});
         constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
         constexpr double kInfinity = std::numeric_limits<double>::infinity();
         set(a, [&](int64_t i) { return i == (ta ? 12 * kM + 7 : 7 * kK + 12) ? kNan : 1.0; });
@@ -179,10 +180,10 @@ TEST(Gemm, RerunsAreBitIdentical) {
   for_each_row_and_set([](const GemmKernel& row) {
     for (int threads : {1, 3}) {
       Rig rig(threads);
-      const Tensor a = random(row.dtype, {3000, 96}, 1), b = random(row.dtype, {3000, 80}, 2);
-      Tensor first;
+      const DeviceTensor a = random(row.dtype, {3000, 96}, 1), b = random(row.dtype, {3000, 80}, 2);
+      DeviceTensor first;
       for (int rerun = 0; rerun < 4; ++rerun) {
-        Tensor c = poisoned(accumulator(row.dtype), {96, 80});
+        DeviceTensor c = poisoned(accumulator(row.dtype), {96, 80});
         rig.run([&](const Context& ctx) {
           row.run(ctx, {.transpose_a = Transpose::kYes, .a = a, .b = b, .c = c});
         });

@@ -18,8 +18,8 @@ TEST(LinearAttention, PartsMakeTheWhole) {
     Rig rig(2);
     const std::vector<int64_t> borders{0, 1, 250, 300, 420, 611};
     LinearResults r(p);
-    Tensor state(p.acc, whole.states());
-    std::vector<Tensor> states;  // that enter the parts
+    DeviceTensor state(p.acc, whole.states());
+    std::vector<DeviceTensor> states;  // that enter the parts
     set(state, [&](int64_t n) { return values(p.state_in)[static_cast<size_t>(n)]; });
     const auto part_of_case = [&](size_t i, LinearCase& c) {
       c = whole;
@@ -82,9 +82,9 @@ TEST(LinearAttention, MapsAndAdditionsMakeTheWhole) {
       SCOPED_TRACE(threads);
       Rig rig(threads);
       LinearResults r(p);
-      const Tensor right = poisoned(p.acc, c.states()), left = poisoned(p.acc, c.states());
-      const Tensor right_decay = poisoned(p.acc, {runs, 2}),
-                   left_decay = poisoned(p.acc, {runs, 2});
+      const DeviceTensor right = poisoned(p.acc, c.states()), left = poisoned(p.acc, c.states());
+      const DeviceTensor right_decay = poisoned(p.acc, {runs, 2}),
+                         left_decay = poisoned(p.acc, {runs, 2});
       rig.run([&](const Context& ctx) {
         row.maps(ctx, {c.tokens(), p.k, p.v, right, right_decay});
         row.backward_maps(ctx, {c.tokens(), p.q, p.dout, left, left_decay});
@@ -101,8 +101,9 @@ TEST(LinearAttention, MapsAndAdditionsMakeTheWhole) {
                                           sums[static_cast<size_t>(of_run * per_run + n)];
         }
       };
-      const Tensor entering(p.acc, c.states()), gradients(p.acc, c.states());
-      const auto put = [&](const Tensor& to, int64_t of_run, const std::vector<double>& state) {
+      const DeviceTensor entering(p.acc, c.states()), gradients(p.acc, c.states());
+      const auto put = [&](const DeviceTensor& to, int64_t of_run,
+                           const std::vector<double>& state) {
         set(to.view().rows(of_run, 1), [&](int64_t n) { return state[static_cast<size_t>(n)]; });
       };
       std::vector<double> state = values(p.state_in), gradient = values(p.dstate_out);
@@ -134,7 +135,7 @@ TEST(LinearAttention, MapsAndAdditionsMakeTheWhole) {
       expect_near(r.dq, truth.dq, limit, "dq");
       expect_near(r.dk, truth.dk, limit, "dk");
       expect_near(r.dv, truth.dv, limit, "dv");
-      Tensor last(p.acc, whole.states());
+      DeviceTensor last(p.acc, whole.states());
       put(last, 0, state);
       expect_near(last, truth.state_out, limit, "state after the last run");
       put(last, 0, gradient);
@@ -150,7 +151,7 @@ TEST(LinearAttention, BidirectionalWithoutDecay) {
     const LinearCase c{.shape = shape, .slopes = {0, 0}, .runs = {{0, 130}, {130, 80}}};
     const LinearProblem p(row.dtype, c);
     Rig rig(2);
-    const Tensor s(p.acc, c.states()), g(p.acc, c.states()), log_decay(p.acc, {2, 2});
+    const DeviceTensor s(p.acc, c.states()), g(p.acc, c.states()), log_decay(p.acc, {2, 2});
     const LinearResults r(p);
     set(r.out, [](int64_t) { return 0.0; });
     rig.run([&](const Context& ctx) {

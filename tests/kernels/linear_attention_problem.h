@@ -44,7 +44,7 @@ struct LinearProblem {
         dstate_out(acc, c.states()) {
     uint64_t seed = 0;
     for (const Gapped* x : {&q, &k, &v, &dout}) fill_random(x->view(), ++seed);
-    for (const Tensor* x : {&state_in, &dstate_out}) fill_random(x->view(), ++seed);
+    for (const DeviceTensor* x : {&state_in, &dstate_out}) fill_random(x->view(), ++seed);
   }
 
   LinearTruth truth() const {
@@ -60,7 +60,7 @@ struct LinearProblem {
   LinearCase c;
   DType dtype, acc;
   Gapped q, k, v, dout;
-  Tensor state_in, dstate_out;
+  DeviceTensor state_in, dstate_out;
 };
 
 struct LinearResults {
@@ -72,9 +72,11 @@ struct LinearResults {
         dv(p.acc, p.v.view().shape()),
         dstate_in(poisoned(p.acc, p.c.states())) {}
 
-  std::vector<const Tensor*> all() const { return {&out, &state_out, &dq, &dk, &dv, &dstate_in}; }
+  std::vector<const DeviceTensor*> all() const {
+    return {&out, &state_out, &dq, &dk, &dv, &dstate_in};
+  }
 
-  Tensor out, state_out, dq, dk, dv, dstate_in;
+  DeviceTensor out, state_out, dq, dk, dv, dstate_in;
 };
 
 inline LinearResults run_linear(Rig& rig, const LinearAttentionKernel& row,

@@ -12,7 +12,7 @@ namespace longhaul::kernels::testing {
 namespace {
 
 // Rows outside runs hold what they held: zeros, for a comparison with the truth.
-void clear_outside(const LinearCase& c, const Tensor& out) {
+void clear_outside(const LinearCase& c, const DeviceTensor& out) {
   std::vector<bool> inside(static_cast<size_t>(c.shape.tokens));
   for (const LinearRun& run : c.runs) {
     std::fill_n(inside.begin() + run.begin, run.length, true);
@@ -130,7 +130,7 @@ TEST(LinearAttention, SlowDecayOverManyBlocks) {
     Rig rig(1);
     const LinearProblem p(row.dtype, c);
     // Most of the results come from what enters, but enough is added for errors to be independent.
-    for (const Tensor* x : {&p.state_in, &p.dstate_out}) {
+    for (const DeviceTensor* x : {&p.state_in, &p.dstate_out}) {
       set(*x, [&](int64_t n) { return 1000.0 + 90.0 * static_cast<double>(n); });
     }
     const LinearResults r = run_linear(rig, row, p);
@@ -170,7 +170,7 @@ TEST(LinearAttention, GradientsAccumulate) {
   });
 }
 
-bool has_nan(const Tensor& x, int64_t row) {
+bool has_nan(const DeviceTensor& x, int64_t row) {
   const std::vector<double> of_row = values(x.view().rows(row, 1));
   return std::any_of(of_row.begin(), of_row.end(), [](double v) { return std::isnan(v); });
 }
@@ -184,7 +184,7 @@ TEST(LinearAttention, NanStaysInItsDocument) {
       c.slopes = {0.01};
       c.documents = {0, 300, 640};
       LinearProblem p(row.dtype, c);
-      std::memset(p.state_in.view().raw(), 0xff, static_cast<size_t>(p.state_in.view().bytes()));
+      poison(p.state_in);
       set(p.k.view().rows(350, 1), [](int64_t) { return std::nan(""); });
       set(p.dout.view().rows(500, 1), [](int64_t) { return std::nan(""); });
       Rig rig(threads);

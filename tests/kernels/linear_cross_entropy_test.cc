@@ -67,8 +67,8 @@ void expect_row(const LinearCrossEntropyKernel& row, const Case& s, int threads)
   fill_random(x, 1);
   fill_random(weight, 2, 0.4);
   const std::vector<int32_t> list = labels_for(s);
-  const Tensor labels = integers(list), loss = poisoned(acc, {s.tokens});
-  const Tensor dweight = random(acc, {s.vocabulary, s.channels}, 3);
+  const DeviceTensor labels = integers(list), loss = poisoned(acc, {s.tokens});
+  const DeviceTensor dweight = random(acc, {s.vocabulary, s.channels}, 3);
   const Truth t = truth(values(x), values(weight), list, static_cast<size_t>(s.channels),
                         static_cast<size_t>(s.vocabulary));
   std::vector<double> expected_dweight = values(dweight);
@@ -96,7 +96,7 @@ void expect_row(const LinearCrossEntropyKernel& row, const Case& s, int threads)
   EXPECT_TRUE(dx.gaps_intact());
 
   // The loss alone is the same loss.
-  const Tensor alone = poisoned(acc, {s.tokens});
+  const DeviceTensor alone = poisoned(acc, {s.tokens});
   rig.run([&](const Context& ctx) {
     row.run(
         ctx,
@@ -131,9 +131,9 @@ TEST(LinearCrossEntropy, FiniteDifferences) {
   for_each_row(&Backend::linear_cross_entropy, [](const LinearCrossEntropyKernel& row) {
     if (row.dtype != DType::kF64) return;
     Rig rig(1);
-    const Tensor x = random(row.dtype, {5, 6}, 1), w = random(row.dtype, {7, 6}, 2);
-    const Tensor labels = integers({3, -1, 0, 6, 2});
-    const Tensor loss(row.dtype, {5}), dx(row.dtype, {5, 6}), dw(row.dtype, {7, 6});
+    const DeviceTensor x = random(row.dtype, {5, 6}, 1), w = random(row.dtype, {7, 6}, 2);
+    const DeviceTensor labels = integers({3, -1, 0, 6, 2});
+    const DeviceTensor loss(row.dtype, {5}), dx(row.dtype, {5, 6}), dw(row.dtype, {7, 6});
     LinearCrossEntropy args{.x = x, .weight = w, .labels = labels, .row_loss = loss};
     const auto total = [&] {
       rig.run([&](const Context& ctx) { row.run(ctx, args); });
@@ -167,9 +167,9 @@ TEST(LinearCrossEntropy, FiniteDifferences) {
 TEST(LinearCrossEntropy, LargeLogits) {
   for_each_row(&Backend::linear_cross_entropy, [](const LinearCrossEntropyKernel& row) {
     Rig rig(1);
-    const Tensor x = filled(row.dtype, {2, 4}, 64.0), w(row.dtype, {3, 4});
+    const DeviceTensor x = filled(row.dtype, {2, 4}, 64.0), w(row.dtype, {3, 4});
     set(w, [](int64_t i) { return i < 4 ? 16.0 : i < 8 ? -16.0 : 15.0; });
-    const Tensor loss(accumulator(row.dtype), {2});
+    const DeviceTensor loss(accumulator(row.dtype), {2});
     rig.run([&](const Context& ctx) {
       row.run(ctx, {.x = x, .weight = w, .labels = integers({0, 2}), .row_loss = loss});
     });
@@ -183,9 +183,9 @@ TEST(LinearCrossEntropy, TheLargestLogitMayStandAnywhere) {
   for_each_instruction_set([] {
     for_each_row(&Backend::linear_cross_entropy, [](const LinearCrossEntropyKernel& row) {
       constexpr int64_t kVocabulary = 5003;
-      const Tensor x = filled(row.dtype, {1, 1}, 1.0), w(row.dtype, {kVocabulary, 1});
-      const Tensor loss(accumulator(row.dtype), {1}), dx(row.dtype, {1, 1});
-      const Tensor dweight(accumulator(row.dtype), {kVocabulary, 1});
+      const DeviceTensor x = filled(row.dtype, {1, 1}, 1.0), w(row.dtype, {kVocabulary, 1});
+      const DeviceTensor loss(accumulator(row.dtype), {1}), dx(row.dtype, {1, 1});
+      const DeviceTensor dweight(accumulator(row.dtype), {kVocabulary, 1});
       const std::vector<std::function<double(int64_t)>> shapes{
           [](int64_t i) { return i == 0 ? 50.0 : -1.0; },
           [](int64_t i) { return i == kVocabulary - 1 ? 50.0 : -1.0; },
@@ -223,9 +223,10 @@ TEST(LinearCrossEntropy, NanIsNotHidden) {
     for_each_row(&Backend::linear_cross_entropy, [](const LinearCrossEntropyKernel& row) {
       for (int64_t vocabulary : {17, 90, 5000}) {
         for (int64_t at : {int64_t{0}, vocabulary / 2, vocabulary - 1}) {
-          const Tensor x = random(row.dtype, {1, 4}, 1), w = random(row.dtype, {vocabulary, 4}, 2);
+          const DeviceTensor x = random(row.dtype, {1, 4}, 1),
+                             w = random(row.dtype, {vocabulary, 4}, 2);
           set(w.view().rows(at, 1), [](int64_t) { return std::nan(""); });
-          const Tensor loss(accumulator(row.dtype), {1});
+          const DeviceTensor loss(accumulator(row.dtype), {1});
           Rig(1).run([&](const Context& ctx) {
             row.run(ctx, {.x = x, .weight = w, .labels = integers({3}), .row_loss = loss});
           });
@@ -239,7 +240,8 @@ TEST(LinearCrossEntropy, NanIsNotHidden) {
 TEST(LinearCrossEntropy, NamesALabelOutsideTheVocabulary) {
   for_each_row(&Backend::linear_cross_entropy, [](const LinearCrossEntropyKernel& row) {
     Rig rig(1);
-    const Tensor x(row.dtype, {2, 4}), w(row.dtype, {3, 4}), loss(accumulator(row.dtype), {2});
+    const DeviceTensor x(row.dtype, {2, 4}), w(row.dtype, {3, 4}),
+        loss(accumulator(row.dtype), {2});
     for (int32_t bad : {-2, 3}) {
       try {
         rig.run([&](const Context& ctx) {

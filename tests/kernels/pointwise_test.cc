@@ -36,7 +36,7 @@ std::vector<int64_t> lengths(std::vector<int64_t> long_ones) {
 TEST(Pointwise, FillZero) {
   for_each_pointwise([](const PointwiseKernel& row) {
     for (DType dtype : {DType::kBF16, DType::kF32, DType::kF64, DType::kI32, DType::kI64}) {
-      const Tensor x = poisoned(dtype, {3, 50000});
+      const DeviceTensor x = poisoned(dtype, {3, 50000});
       Rig(3).run([&](const Context& ctx) { row.fill_zero(ctx, x); });
       for (int64_t i = 0; i < x.view().bytes(); ++i) ASSERT_EQ(x.view().raw()[i], std::byte{0});
     }
@@ -51,7 +51,7 @@ void expect_copy(const PointwiseKernel& row, DType from, DType to, const Shape& 
   Rig(2).run([&](const Context& ctx) { row.copy(ctx, x, y); });
   // Rounding the exact value once; widening changes nothing.
   const std::vector<double> exact = values(x);
-  const Tensor expected(to, shape);
+  const DeviceTensor expected(to, shape);
   set(expected, [&](int64_t i) { return exact[static_cast<size_t>(i)]; });
   EXPECT_EQ(values(y), values(expected));
   if constexpr (std::is_same_v<Operand, Gapped>) {
@@ -64,7 +64,7 @@ TEST(Pointwise, CopyConvertsAnyPair) {
     for (DType from : kFloats) {
       for (DType to : kFloats) {
         expect_copy<Gapped>(row, from, to, {37, 3, 20});
-        expect_copy<Tensor>(row, from, to, {3, 20011});
+        expect_copy<DeviceTensor>(row, from, to, {3, 20011});
         for (int64_t n : short_lengths()) expect_copy<Gapped>(row, from, to, {2, n});
       }
     }
@@ -101,7 +101,7 @@ TEST(Pointwise, RoundsToNearestEven) {
   };
   const auto n = static_cast<int64_t>(inputs.size());
   for_each_pointwise([&](const PointwiseKernel& row) {
-    const Tensor x(DType::kF32, {n}), y(DType::kBF16, {n});
+    const DeviceTensor x(DType::kF32, {n}), y(DType::kBF16, {n});
     std::copy(inputs.begin(), inputs.end(), x.span<float>().begin());
     Rig(1).run([&](const Context& ctx) { row.copy(ctx, x, y); });
     for (size_t i = 0; i < inputs.size(); ++i) {
@@ -120,7 +120,7 @@ TEST(Pointwise, AddToAndAdd) {
     for (int64_t n : lengths({40000})) {
       for (DType to : kFloats) {
         for (DType from : kFloats) {
-          const Tensor x = random(from, {n}, 1), y = random(to, {n}, 2);
+          const DeviceTensor x = random(from, {n}, 1), y = random(to, {n}, 2);
           std::vector<double> expected = values(y);
           const std::vector<double> added = values(x);
           for (size_t i = 0; i < expected.size(); ++i) expected[i] += added[i];
@@ -130,7 +130,7 @@ TEST(Pointwise, AddToAndAdd) {
           });
           expect_near(y, expected, epsilon(to), "add_to");
         }
-        const Tensor x = random(to, {n}, 3), y = random(to, {n}, 4);
+        const DeviceTensor x = random(to, {n}, 3), y = random(to, {n}, 4);
         std::vector<double> expected = values(x);
         const std::vector<double> added = values(y);
         for (size_t i = 0; i < expected.size(); ++i) expected[i] += added[i];
@@ -147,7 +147,7 @@ TEST(Pointwise, SumsDoNotDependOnThreads) {
   for_each_pointwise([](const PointwiseKernel& row) {
     for (DType dtype : kFloats) {
       for (int64_t n : lengths({63, 100003})) {
-        const Tensor x = random(dtype, {n}, 1);
+        const DeviceTensor x = random(dtype, {n}, 1);
         double squares = 0, plain = 0;
         for (double v : values(x)) {
           squares += v * v;
@@ -172,7 +172,7 @@ TEST(Pointwise, SumsDoNotDependOnThreads) {
 // The order depends on the length alone: not on the vectors' length either.
 TEST(Pointwise, SumsDoNotDependOnTheInstructionSet) {
   for (DType dtype : kFloats) {
-    const Tensor x = random(dtype, {100003}, 1);
+    const DeviceTensor x = random(dtype, {100003}, 1);
     std::vector<double> sums;
     for_each_pointwise([&](const PointwiseKernel& row) {
       Rig(2).run([&](const Context& ctx) { sums.push_back(row.sum(ctx, x)); });
@@ -184,15 +184,15 @@ TEST(Pointwise, SumsDoNotDependOnTheInstructionSet) {
 TEST(Pointwise, FindsTheFirstNonFinite) {
   for_each_pointwise([](const PointwiseKernel& row) {
     for (DType dtype : kFloats) {
-      const auto find = [&](const Tensor& x) {
+      const auto find = [&](const DeviceTensor& x) {
         int64_t index = -2;
         Rig(3).run([&](const Context& ctx) { index = row.find_non_finite(ctx, x); });
         return index;
       };
-      const auto put = [](const Tensor& x, int64_t at, double value) {
+      const auto put = [](const DeviceTensor& x, int64_t at, double value) {
         set(x.view().rows(at, 1), [=](int64_t) { return value; });
       };
-      const Tensor x = random(dtype, {50021}, 1);
+      const DeviceTensor x = random(dtype, {50021}, 1);
       EXPECT_EQ(find(x), -1);
       put(x, 50020, std::nan(""));
       EXPECT_EQ(find(x), 50020);
@@ -201,7 +201,7 @@ TEST(Pointwise, FindsTheFirstNonFinite) {
       put(x, 0, std::nan(""));
       EXPECT_EQ(find(x), 0);
       for (int64_t n : short_lengths()) {
-        const Tensor y = random(dtype, {n}, 2);
+        const DeviceTensor y = random(dtype, {n}, 2);
         // The largest numbers are finite, and so is their sum's search.
         set(y, [&](int64_t i) {
           return (i % 2 == 0 ? 1 : -1) * (dtype == DType::kF64 ? 1e308 : 3e38);
@@ -217,7 +217,7 @@ TEST(Pointwise, FindsTheFirstNonFinite) {
 // Through the doors: empty tensors and measuring touch nothing.
 TEST(Pointwise, DoorsOnEmptyTensors) {
   Rig(1).run([](const Context& ctx) {
-    const Tensor none(DType::kF32, {0, 4});
+    const DeviceTensor none(DType::kF32, {0, 4});
     fill_zero(ctx, none);
     copy(ctx, none, none);
     add_to(ctx, none, none);

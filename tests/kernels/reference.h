@@ -16,8 +16,20 @@
 #include "gtest/gtest.h"
 #include "kernels/backend.h"
 #include "kernels/core/random.h"
+#include "kernels/core/transfer.h"
 
 namespace longhaul::kernels::testing {
+
+// Where tensors are made and operations run: the device of the backend whose rows are tested.
+inline Device& test_device() {
+  static thread_local Device device;
+  return device;
+}
+inline const Stream& test_stream() {
+  static thread_local OwnedStream stream;
+  if (stream.get().device != test_device()) stream = OwnedStream(test_device());
+  return stream.get();
+}
 
 // Runs an operation twice: measuring, then with exactly the scratch that was measured, all NaN.
 class Rig {
@@ -25,11 +37,12 @@ class Rig {
   explicit Rig(int threads) : pool_(threads) {}
 
   void run(const std::function<void(const Context&)>& operation) {
-    Arena measuring = Arena::measure("measured");
+    Arena measuring = Arena::measure("measured", test_device());
     operation(context(measuring));
-    Arena real("scratch", measuring.peak());
+    Arena real("scratch", measuring.peak(), test_device());
     real.poison();
     operation(context(real));
+    wait_until_idle(test_stream());
     EXPECT_EQ(real.peak(), measuring.peak()) << "scratch differs from what was measured";
     EXPECT_EQ(real.used(), 0) << "scratch was not returned";
   }
@@ -38,7 +51,7 @@ class Rig {
 
  private:
   Context context(Arena& scratch) {
-    return {.device = kCpu, .stream = {}, .pool = &pool_, .scratch = &scratch, .poll = poll};
+    return {.stream = test_stream(), .pool = &pool_, .scratch = &scratch, .poll = poll};
   }
 
   ThreadPool pool_;
@@ -56,47 +69,73 @@ void for_each_row(std::span<const Kernel> Backend::*table, F f) {
         continue;
       }
       SCOPED_TRACE(label);
+      test_device() = {.kind = backend->device};
       f(row);
+      test_device() = kCpu;
       ++tested;
     }
   }
   EXPECT_GT(tested, 0);
 }
 
+// A tensor in the memory of test_device().
+class DeviceTensor : public Tensor {
+ public:
+  DeviceTensor() = default;
+  DeviceTensor(DType dtype, const Shape& shape) : Tensor(dtype, shape, test_device()) {}
+};
+
+// All memory from a view's first element to its last, gaps included.
+template <class View>
+View memory_of(const View& x) {
+  if (x.empty()) return View(x.raw(), x.dtype(), {0}, x.device());
+  int64_t elements = 1;
+  for (int i = 0; i < x.rank(); ++i) elements += (x.dim(i) - 1) * x.stride(i);
+  return View(x.raw(), x.dtype(), {elements}, x.device());
+}
+
+// Where element n of the shape, in row-major order, lies in memory_of(x).
+template <class View>
+int64_t offset(const View& x, int64_t n) {
+  int64_t at = 0;
+  for (int i = x.rank() - 1; i >= 0; --i) {
+    at += n % x.dim(i) * x.stride(i);
+    n /= x.dim(i);
+  }
+  return at;
+}
+
+// Row-major over the shape, whatever the strides.
 inline void set(const TensorView& x, const std::function<double(int64_t)>& value) {
-  // Row-major over the shape, whatever the strides.
+  const Tensor host = on_host(test_stream(), memory_of(x));
   visit_float(x.dtype(), [&]<class T>() {
     for (int64_t n = 0; n < x.elements(); ++n) {
-      int64_t rest = n, at = 0;
-      for (int i = x.rank() - 1; i >= 0; --i) {
-        at += rest % x.dim(i) * x.stride(i);
-        rest /= x.dim(i);
-      }
-      x.data<T>()[at] = static_cast<T>(static_cast<Accumulator<T>>(value(n)));
+      host.view().data<T>()[offset(x, n)] = static_cast<T>(static_cast<Accumulator<T>>(value(n)));
     }
   });
+  upload(test_stream(), host, memory_of(x));
 }
 
 inline std::vector<double> values(const ConstTensorView& x) {
+  const Tensor host = on_host(test_stream(), memory_of(x));
   std::vector<double> result(static_cast<size_t>(x.elements()));
   visit_float(x.dtype(), [&]<class T>() {
     for (int64_t n = 0; n < x.elements(); ++n) {
-      int64_t rest = n, at = 0;
-      for (int i = x.rank() - 1; i >= 0; --i) {
-        at += rest % x.dim(i) * x.stride(i);
-        rest /= x.dim(i);
-      }
-      result[static_cast<size_t>(n)] = static_cast<double>(x.data<T>()[at]);
+      result[static_cast<size_t>(n)] = static_cast<double>(host.view().data<T>()[offset(x, n)]);
     }
   });
   return result;
 }
 
-inline Tensor poisoned(DType dtype, const Shape& shape) {
-  Tensor x(dtype, shape);
-  if (x.view().bytes() > 0) {
-    std::memset(x.view().raw(), 0xff, static_cast<size_t>(x.view().bytes()));
-  }
+// All bits set: NaN. The view is dense.
+inline void poison(const TensorView& x) {
+  const Tensor host(x.dtype(), x.shape());
+  if (x.bytes() > 0) std::memset(host.view().raw(), 0xff, static_cast<size_t>(x.bytes()));
+  upload(test_stream(), host, x);
+}
+inline DeviceTensor poisoned(DType dtype, const Shape& shape) {
+  DeviceTensor x(dtype, shape);
+  poison(x);
   return x;
 }
 
@@ -106,19 +145,21 @@ inline void fill_random(const TensorView& x, uint64_t seed, double scale = 1.0) 
     return scale * random_normal({.seed = seed, .stream = 7}, static_cast<uint64_t>(n));
   });
 }
-inline Tensor random(DType dtype, const Shape& shape, uint64_t seed, double scale = 1.0) {
-  Tensor x(dtype, shape);
+inline DeviceTensor random(DType dtype, const Shape& shape, uint64_t seed, double scale = 1.0) {
+  DeviceTensor x(dtype, shape);
   fill_random(x, seed, scale);
   return x;
 }
-inline Tensor filled(DType dtype, const Shape& shape, double value) {
-  Tensor x(dtype, shape);
+inline DeviceTensor filled(DType dtype, const Shape& shape, double value) {
+  DeviceTensor x(dtype, shape);
   set(x, [=](int64_t) { return value; });
   return x;
 }
-inline Tensor integers(const std::vector<int32_t>& list) {
-  Tensor x(DType::kI32, {static_cast<int64_t>(list.size())});
-  std::copy(list.begin(), list.end(), x.span<int32_t>().begin());
+inline DeviceTensor integers(const std::vector<int32_t>& list) {
+  DeviceTensor x(DType::kI32, {static_cast<int64_t>(list.size())});
+  const Tensor host(DType::kI32, x.shape());
+  std::copy(list.begin(), list.end(), host.span<int32_t>().begin());
+  upload(test_stream(), host, x);
   return x;
 }
 
@@ -140,7 +181,8 @@ class Gapped {
   // Nothing was written between the rows.
   bool gaps_intact() const {
     const int64_t size = size_of(memory_.view().dtype()), width = memory_.view().dim(1);
-    const auto* bytes = reinterpret_cast<const unsigned char*>(memory_.view().raw());
+    const Tensor host = on_host(test_stream(), memory_);
+    const auto* bytes = reinterpret_cast<const unsigned char*>(host.view().raw());
     for (int64_t r = 0; r < memory_.view().dim(0); ++r) {
       for (int64_t c = 0; c < width; ++c) {
         if (c >= kGap && c < width - kGap) continue;
@@ -153,7 +195,7 @@ class Gapped {
   }
 
  private:
-  Tensor memory_;
+  DeviceTensor memory_;
   TensorView view_;
 };
 
@@ -188,8 +230,9 @@ inline std::vector<int64_t> short_lengths() {
 }
 
 inline bool same_bits(const ConstTensorView& a, const ConstTensorView& b) {
-  return a.bytes() == b.bytes() &&
-         (a.bytes() == 0 || std::memcmp(a.raw(), b.raw(), static_cast<size_t>(a.bytes())) == 0);
+  if (a.bytes() != b.bytes()) return false;
+  const Tensor x = on_host(test_stream(), a), y = on_host(test_stream(), b);
+  return std::memcmp(x.view().raw(), y.view().raw(), static_cast<size_t>(a.bytes())) == 0;
 }
 
 // The unit roundoff: what one rounding costs at most, relative.

@@ -46,8 +46,8 @@ void expect_row(const RmsNormKernel& row, int64_t rows, int64_t channels, int th
   fill_random(x, 1);
   fill_random(dy, 3);
   fill_random(dx, 4);
-  const Tensor weight = random(row.dtype, {channels}, 2), rstd = poisoned(acc, {rows});
-  const Tensor dweight = random(acc, {channels}, 5);
+  const DeviceTensor weight = random(row.dtype, {channels}, 2), rstd = poisoned(acc, {rows});
+  const DeviceTensor dweight = random(acc, {channels}, 5);
   const Truth t = truth(values(x), values(weight), values(dy), static_cast<size_t>(rows),
                         static_cast<size_t>(channels));
   std::vector<double> expected_dx = values(dx), expected_dweight = values(dweight);
@@ -88,9 +88,9 @@ TEST(RmsNorm, FiniteDifferences) {
     if (row.dtype != DType::kF64) return;
     Rig rig(1);
     const Shape shape{5, 12};
-    const Tensor dy = random(row.dtype, shape, 3);
-    const Tensor rstd(row.dtype, {5}), y(row.dtype, shape);
-    const auto loss = [&](const Tensor& x, const Tensor& w) {
+    const DeviceTensor dy = random(row.dtype, shape, 3);
+    const DeviceTensor rstd(row.dtype, {5}), y(row.dtype, shape);
+    const auto loss = [&](const DeviceTensor& x, const DeviceTensor& w) {
       rig.run([&](const Context& ctx) {
         row.forward(ctx, {.x = x, .weight = w, .eps = kEps, .y = y, .rstd = rstd});
       });
@@ -99,9 +99,9 @@ TEST(RmsNorm, FiniteDifferences) {
       for (size_t i = 0; i < out.size(); ++i) sum += out[i] * g[i];
       return sum;
     };
-    const Tensor x = random(row.dtype, shape, 1), w = random(row.dtype, {12}, 2);
+    const DeviceTensor x = random(row.dtype, shape, 1), w = random(row.dtype, {12}, 2);
     loss(x, w);
-    const Tensor dx(row.dtype, shape), dw(row.dtype, {12});
+    const DeviceTensor dx(row.dtype, shape), dw(row.dtype, {12});
     rig.run([&](const Context& ctx) {
       row.backward(ctx, {.dy = dy, .x = x, .weight = w, .rstd = rstd, .dx = dx, .dweight = dw});
     });
@@ -126,12 +126,12 @@ TEST(RmsNorm, WeightGradientsDoNotDependOnThreads) {
     for_each_row(&Backend::rms_norm, [](const RmsNormKernel& row) {
       const DType acc = accumulator(row.dtype);
       const Shape shape{3333, 40};
-      const Tensor dy = random(row.dtype, shape, 1), x = random(row.dtype, shape, 2);
-      const Tensor weight = random(row.dtype, {40}, 3), rstd = filled(acc, {3333}, 0.7);
-      Tensor first;
+      const DeviceTensor dy = random(row.dtype, shape, 1), x = random(row.dtype, shape, 2);
+      const DeviceTensor weight = random(row.dtype, {40}, 3), rstd = filled(acc, {3333}, 0.7);
+      DeviceTensor first;
       for (int threads : {1, 3, 3, 4}) {
-        const Tensor dx(row.dtype, shape);
-        Tensor dweight(acc, {40});
+        const DeviceTensor dx(row.dtype, shape);
+        DeviceTensor dweight(acc, {40});
         Rig(threads).run([&](const Context& ctx) {
           row.backward(
               ctx,

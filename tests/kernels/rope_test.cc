@@ -17,10 +17,10 @@ long double angle(int64_t position, int64_t d, int64_t head_dim, long double the
 
 TEST(Rope, TableIsExactFarOut) {
   const std::vector<int64_t> positions{0, 1, 4095, 1'000'003, 16'000'000};
-  const Tensor cos(DType::kF64, {5, 32}), sin(DType::kF64, {5, 32});
-  rope_table({.theta = 500000.0}, positions, 64, cos, sin);
-  const Tensor cos32(DType::kF32, {5, 32}), sin32(DType::kF32, {5, 32});
-  rope_table({.theta = 500000.0}, positions, 64, cos32, sin32);
+  const DeviceTensor cos(DType::kF64, {5, 32}), sin(DType::kF64, {5, 32});
+  rope_table(test_stream(), {.theta = 500000.0}, positions, 64, cos, sin);
+  const DeviceTensor cos32(DType::kF32, {5, 32}), sin32(DType::kF32, {5, 32});
+  rope_table(test_stream(), {.theta = 500000.0}, positions, 64, cos32, sin32);
   for (size_t t = 0; t < positions.size(); ++t) {
     for (size_t d = 0; d < 32; ++d) {
       const long double a = angle(positions[t], static_cast<int64_t>(d), 64, 500000.0L);
@@ -43,8 +43,8 @@ TEST(Rope, TableOfAnyOrderOfPositions) {
   for (int64_t t = 700; t-- > 0;) positions.push_back(1'000'000 + 255 * t);
   for (int64_t t = 0; t < 300; ++t) positions.push_back(t);
   const auto count = static_cast<int64_t>(positions.size());
-  const Tensor cos(DType::kF64, {count, 3}), sin(DType::kF64, {count, 3});
-  rope_table({}, positions, 6, cos, sin);
+  const DeviceTensor cos(DType::kF64, {count, 3}), sin(DType::kF64, {count, 3});
+  rope_table(test_stream(), {}, positions, 6, cos, sin);
   for (size_t t = 0; t < positions.size(); ++t) {
     for (size_t d = 0; d < 3; ++d) {
       const long double a = angle(positions[t], static_cast<int64_t>(d), 6, 10000.0L);
@@ -61,8 +61,9 @@ TEST(Rope, Llama3Scaling) {
                             .low_frequency_factor = 1.0,
                             .high_frequency_factor = 4.0,
                             .original_length = 8192};
-  const Tensor cos(DType::kF64, {1, 32}), sin(DType::kF64, {1, 32});
-  rope_table({.theta = 500000.0, .scaling = scaling}, std::vector<int64_t>{1}, 64, cos, sin);
+  const DeviceTensor cos(DType::kF64, {1, 32}), sin(DType::kF64, {1, 32});
+  rope_table(test_stream(), {.theta = 500000.0, .scaling = scaling}, std::vector<int64_t>{1}, 64,
+             cos, sin);
   const double low_wavelength = 8192.0 / 1.0, high_wavelength = 8192.0 / 4.0;
   int slow = 0, fast = 0, between = 0;
   for (size_t d = 0; d < 32; ++d) {
@@ -95,8 +96,8 @@ void expect_rotated(const RopeKernel& row, int64_t count, int64_t heads, int64_t
   Rig rig(3);
   std::vector<int64_t> positions;
   for (int64_t t = 0; t < count; ++t) positions.push_back(t * t);
-  const Tensor cos(acc, {count, dim / 2}), sin(acc, {count, dim / 2});
-  rope_table({}, positions, dim, cos, sin);
+  const DeviceTensor cos(acc, {count, dim / 2}), sin(acc, {count, dim / 2});
+  rope_table(test_stream(), {}, positions, dim, cos, sin);
   Gapped x(row.dtype, {count, heads, dim});
   fill_random(x, 1);
   std::vector<double> expected = values(x);
@@ -138,9 +139,9 @@ TEST(Rope, ScoresDependOnDistance) {
     if (row.dtype != DType::kF64) return;
     Rig rig(1);
     const auto score = [&](int64_t q_position, int64_t k_position) {
-      const Tensor cos(DType::kF64, {2, 32}), sin(DType::kF64, {2, 32});
-      rope_table({}, std::vector<int64_t>{q_position, k_position}, 64, cos, sin);
-      const Tensor x = random(DType::kF64, {2, 1, 64}, 8);
+      const DeviceTensor cos(DType::kF64, {2, 32}), sin(DType::kF64, {2, 32});
+      rope_table(test_stream(), {}, std::vector<int64_t>{q_position, k_position}, 64, cos, sin);
+      const DeviceTensor x = random(DType::kF64, {2, 1, 64}, 8);
       rig.run([&](const Context& ctx) { row.run(ctx, {.cos = cos, .sin = sin, .x = x}); });
       double sum = 0;
       for (size_t d = 0; d < 64; ++d) sum += x.span<double>()[d] * x.span<double>()[64 + d];

@@ -58,8 +58,8 @@ TEST(Swiglu, SmallValuesKeepTheirDigits) {
   for_each_instruction_set([] {
     for_each_row(&Backend::swiglu, [](const SwigluKernel& row) {
       constexpr int64_t kCount = 4001;
-      const Tensor gate(row.dtype, {1, kCount}), up = filled(row.dtype, {1, kCount}, 1);
-      const Tensor y(row.dtype, {1, kCount});
+      const DeviceTensor gate(row.dtype, {1, kCount}), up = filled(row.dtype, {1, kCount}, 1);
+      const DeviceTensor y(row.dtype, {1, kCount});
       set(gate, [](int64_t i) { return (static_cast<double>(i) - 2000) / 2000 * 80; });
       Rig(1).run([&](const Context& ctx) { row.forward(ctx, {.gate = gate, .up = up, .y = y}); });
       const std::vector<double> x = values(gate), got = values(y);
@@ -75,9 +75,9 @@ TEST(Swiglu, NanIsNotHidden) {
   for_each_instruction_set([] {
     for_each_row(&Backend::swiglu, [](const SwigluKernel& row) {
       Rig rig(1);
-      const Tensor gate = filled(row.dtype, {1, 40}, std::nan("")),
-                   up = filled(row.dtype, {1, 40}, 1);
-      const Tensor y(row.dtype, {1, 40});
+      const DeviceTensor gate = filled(row.dtype, {1, 40}, std::nan("")),
+                         up = filled(row.dtype, {1, 40}, 1);
+      const DeviceTensor y(row.dtype, {1, 40});
       rig.run([&](const Context& ctx) { row.forward(ctx, {.gate = gate, .up = up, .y = y}); });
       for (double v : values(y)) EXPECT_TRUE(std::isnan(v));
     });

@@ -13,8 +13,7 @@ TEST(Context, ParallelForCoversEveryItemOnce) {
     ThreadPool pool(threads);
     Arena scratch("x", 0);
     int polls = 0;
-    const Context ctx{
-        .device = kCpu, .stream = {}, .pool = &pool, .scratch = &scratch, .poll = [&] { ++polls; }};
+    const Context ctx{.stream = {}, .pool = &pool, .scratch = &scratch, .poll = [&] { ++polls; }};
     for (int64_t n : {0, 1, 5, 97}) {
       for (int64_t grain : {1, 10, 1000}) {
         std::vector<std::atomic<int>> seen(static_cast<size_t>(n));

@@ -1,0 +1,21 @@
+// The CUDA backend's tables; each stands in the file of its operation.
+#pragma once
+
+#include "kernels/backend.h"
+
+namespace longhaul::kernels::cuda {
+
+// Whether this machine has a GPU that the kernels were compiled for.
+bool available();
+
+std::span<const AttentionKernel> attention_table();
+std::span<const GemmKernel> gemm_table();
+std::span<const RmsNormKernel> rms_norm_table();
+std::span<const RopeKernel> rope_table();
+std::span<const SwigluKernel> swiglu_table();
+std::span<const EmbeddingKernel> embedding_table();
+std::span<const LinearCrossEntropyKernel> linear_cross_entropy_table();
+std::span<const AdamWKernel> adamw_table();
+std::span<const PointwiseKernel> pointwise_table();
+
+}  // namespace longhaul::kernels::cuda
