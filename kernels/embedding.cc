@@ -1,9 +1,19 @@
 #include "kernels/embedding.h"
 
+#include "absl/strings/str_cat.h"
 #include "kernels/backend.h"
 #include "kernels/checks.h"
 
 namespace longhaul::kernels {
+
+void check_tokens(std::span<const int32_t> tokens, int64_t vocabulary) {
+  for (size_t t = 0; t < tokens.size(); ++t) {
+    if (tokens[t] >= 0 && tokens[t] < vocabulary) continue;
+    fail(ErrorCode::kData,
+         absl::StrCat("token ", tokens[t], " at row ", t, " lies outside the vocabulary [0, ",
+                      vocabulary, "); tokenize the data for this model or raise model.vocabulary"));
+  }
+}
 
 void embedding_forward(const Context& ctx, const EmbeddingForward& args) {
   expect_float(args.table, "embedding: table", 2);

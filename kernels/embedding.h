@@ -1,6 +1,8 @@
 // Token embedding.
 #pragma once
 
+#include <cstdint>
+#include <span>
 #include <string_view>
 
 #include "kernels/core/context.h"
@@ -19,6 +21,11 @@ struct EmbeddingBackward {
 };
 
 // Throws Error(kData) for a token outside the vocabulary, naming it.
+void check_tokens(std::span<const int32_t> tokens, int64_t vocabulary);
+
+// A token outside the vocabulary: on CPUs the error of check_tokens(). On GPUs, where an error
+// would have to be waited for, a row of NaN forward and nothing backward; who uploads tokens checks
+// them.
 void embedding_forward(const Context&, const EmbeddingForward&);
 void embedding_backward(const Context&, const EmbeddingBackward&);
 

@@ -1,9 +1,19 @@
 #include "kernels/linear_cross_entropy.h"
 
+#include "absl/strings/str_cat.h"
 #include "kernels/backend.h"
 #include "kernels/checks.h"
 
 namespace longhaul::kernels {
+
+void check_labels(std::span<const int32_t> labels, int64_t vocabulary) {
+  for (size_t t = 0; t < labels.size(); ++t) {
+    if (labels[t] >= -1 && labels[t] < vocabulary) continue;
+    fail(ErrorCode::kData, absl::StrCat("label ", labels[t], " at row ", t,
+                                        " is neither -1 nor in the vocabulary [0, ", vocabulary,
+                                        "); tokenize the data for this model"));
+  }
+}
 
 void linear_cross_entropy(const Context& ctx, const LinearCrossEntropy& args) {
   expect_float(args.x, "linear_cross_entropy: x", 2);

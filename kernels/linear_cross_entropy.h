@@ -5,6 +5,8 @@
 // the same pass: three products a tile instead of four.
 #pragma once
 
+#include <cstdint>
+#include <span>
 #include <string_view>
 
 #include "kernels/core/context.h"
@@ -16,7 +18,8 @@ struct LinearCrossEntropy {
   ConstTensorView weight;  // [V, C]
   ConstTensorView labels;  // [T] i32 in [0, V), or -1: the row counts for nothing
   TensorView row_loss;     // [T] accumulator type: -log p(label), 0 where there is no label
-  int64_t tile_rows = 0;   // rows of logits in memory at a time; 0: chosen for about 16 MiB
+  // Rows of logits in memory at a time; 0: chosen for about 16 MiB, on GPUs 256 MiB.
+  int64_t tile_rows = 0;
 
   // Gradients of grad_scale * sum(row_loss); leave dx and dweight empty to have the loss alone.
   bool with_gradients = false;
@@ -25,6 +28,11 @@ struct LinearCrossEntropy {
   TensorView dweight{};  // [V, C] accumulator type; +=
 };
 
+// Throws Error(kData) for a label that is neither -1 nor in the vocabulary, naming it.
+void check_labels(std::span<const int32_t> labels, int64_t vocabulary);
+
+// Such a label: on CPUs the error of check_labels(). On GPUs, where an error would have to be
+// waited for, a loss and gradients of NaN; who uploads labels checks them.
 void linear_cross_entropy(const Context&, const LinearCrossEntropy&);
 
 struct LinearCrossEntropyKernel {

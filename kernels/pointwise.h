@@ -20,6 +20,9 @@ void add_to(const Context&, ConstTensorView x, TensorView y);
 // z = x + y; one dtype, contiguous; z may be x or y.
 void add(const Context&, ConstTensorView x, ConstTensorView y, TensorView z);
 
+// These three have a result for the host: on GPUs they wait for the stream. While measuring they
+// take their scratch and return 0, 0 and -1.
+
 // Sum of squares, summed in f64 in an order that depends on the length alone.
 double sum_of_squares(const Context&, ConstTensorView x);
 double sum(const Context&, ConstTensorView x);

@@ -52,6 +52,8 @@ Llama::Llama(const ModelConfig& config, const ModelOptions& options,
 void Llama::embed(StepContext& step, const parallel::Shard& shard) {
   const int64_t rows = shard.rows();
   const DType acc = accumulator(options_.dtype);
+  kernels::check_tokens(shard.tokens, config_.vocabulary);
+  kernels::check_labels(shard.labels, config_.vocabulary);
   tokens_ = upload(step.ctx, step.activations, shard.tokens);
   labels_ = upload(step.ctx, step.activations, shard.labels);
   const TensorView cos = step.activations.allocate(acc, {rows, config_.head_dim / 2});

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "absl/strings/str_cat.h"
 #include "hwy/cache_control.h"
 #include "kernels/cpu/embedding_columns.h"
 #include "kernels/cpu/tables.h"
@@ -58,23 +57,12 @@ constexpr int64_t kLine = 64;             // bytes of a cache line
 constexpr int64_t kColumnsPerTask = 128;  // at least: short pieces of rows waste memory speed
 constexpr int64_t kElementsPerPoll = 1'000'000;  // about a millisecond
 
-void check_tokens(const int32_t* tokens, int64_t count, int64_t vocabulary) {
-  for (int64_t t = 0; t < count; ++t) {
-    if (tokens[t] < 0 || tokens[t] >= vocabulary) {
-      fail(ErrorCode::kData, absl::StrCat("token ", tokens[t], " at row ", t,
-                                          " lies outside the vocabulary [0, ", vocabulary,
-                                          "); tokenize the data for this model or raise "
-                                          "model.vocabulary"));
-    }
-  }
-}
-
 template <class T>
 void forward(const Context& ctx, const EmbeddingForward& args) {
   if (ctx.measuring() || args.out.empty()) return;
   const int32_t* tokens = args.tokens.data<int32_t>();
   const int64_t count = args.tokens.dim(0), channels = args.table.dim(1);
-  check_tokens(tokens, count, args.table.dim(0));
+  check_tokens(args.tokens.span<int32_t>(), args.table.dim(0));
   const T* table = args.table.data<T>();
   T* out = args.out.data<T>();
   const int64_t table_stride = args.table.stride(0), out_stride = args.out.stride(0);
@@ -99,7 +87,7 @@ void backward(const Context& ctx, const EmbeddingBackward& args,
   using A = Accumulator<T>;
   const int32_t* tokens = args.tokens.data<int32_t>();
   const int64_t count = args.tokens.dim(0), channels = args.dout.dim(1);
-  check_tokens(tokens, count, args.dtable.dim(0));
+  check_tokens(args.tokens.span<int32_t>(), args.dtable.dim(0));
   const T* dout = args.dout.data<T>();
   A* dtable = args.dtable.data<A>();
   const int64_t parts =

@@ -5,7 +5,6 @@
 #include <cmath>
 #include <limits>
 
-#include "absl/strings/str_cat.h"
 #include "kernels/cpu/softmax_rows.h"
 #include "kernels/cpu/tables.h"
 #include "kernels/gemm.h"
@@ -104,16 +103,6 @@ SoftmaxRows<T> rows() {
   }
 }
 
-void check_labels(const int32_t* labels, int64_t count, int64_t vocabulary) {
-  for (int64_t t = 0; t < count; ++t) {
-    if (labels[t] < -1 || labels[t] >= vocabulary) {
-      fail(ErrorCode::kData, absl::StrCat("label ", labels[t], " at row ", t,
-                                          " is neither -1 nor in the vocabulary [0, ", vocabulary,
-                                          "); tokenize the data for this model"));
-    }
-  }
-}
-
 // Loss of one row, and its logits turned into d(loss)/d(logits) in the storage type, which takes
 // the place of the logits: the rows of the gradient lie as far apart as those of the logits.
 template <class T>
@@ -155,7 +144,7 @@ class Tiles {
       if (tokens_ % rows_ != 0) tile(0, tokens_ % rows_);
       return;
     }
-    check_labels(args_.labels.data<int32_t>(), tokens_, vocabulary_);
+    check_labels(args_.labels.span<int32_t>(), vocabulary_);
     for (int64_t t = 0; t < tokens_; t += rows_) tile(t, std::min(rows_, tokens_ - t));
   }
 

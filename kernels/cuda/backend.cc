@@ -19,14 +19,14 @@ const Backend& cuda_backend() {
                                .description = "CUDA, compute capability 8.0 and higher",
                                .attention = {},
                                .linear_attention = {},
-                               .gemm = {},
-                               .rms_norm = {},
-                               .rope = {},
+                               .gemm = cuda::gemm_table(),
+                               .rms_norm = cuda::rms_norm_table(),
+                               .rope = cuda::rope_table(),
                                .swiglu = cuda::swiglu_table(),
-                               .embedding = {},
-                               .linear_cross_entropy = {},
-                               .adamw = {},
-                               .pointwise = {}};
+                               .embedding = cuda::embedding_table(),
+                               .linear_cross_entropy = cuda::linear_cross_entropy_table(),
+                               .adamw = cuda::adamw_table(),
+                               .pointwise = cuda::pointwise_table()};
   return backend;
 }
 

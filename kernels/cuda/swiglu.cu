@@ -1,6 +1,6 @@
 #include "kernels/swiglu.h"
 
-#include "kernels/cuda/device_code.h"
+#include "kernels/cuda/pieces.h"
 #include "kernels/cuda/tables.h"
 
 namespace longhaul::kernels::cuda {
@@ -8,60 +8,64 @@ namespace longhaul::kernels::cuda {
 namespace {
 
 template <class T>
-struct Rows {
-  const T* p;
-  int64_t stride;
-  __device__ Accumulator<T> at(int64_t row, int64_t column) const {
-    return static_cast<Accumulator<T>>(p[row * stride + column]);
+struct Forward {
+  using A = Accumulator<T>;
+  Rows<const T> gate, up;
+  Rows<T> y;
+
+  template <int kN>
+  __device__ void run(int64_t row, int64_t column, int64_t count) const {
+    const Pack<T, kN> g = load<kN>(gate.at(row, column), count);
+    const Pack<T, kN> u = load<kN>(up.at(row, column), count);
+    Pack<T, kN> result;
+#pragma unroll
+    for (int i = 0; i < kN; ++i) {
+      const A x = static_cast<A>(g.e[i]);
+      result.e[i] = T(x / (A(1) + exp(-x)) * static_cast<A>(u.e[i]));
+    }
+    store(result, y.at(row, column), count);
   }
 };
-template <class T>
-Rows<T> rows(const ConstTensorView& x) {
-  return {x.data<T>(), x.stride(0)};
-}
 
 template <class T>
-__global__ void forward_kernel(int64_t n, int64_t width, Rows<T> gate, Rows<T> up, T* y,
-                               int64_t y_stride) {
+struct Backward {
   using A = Accumulator<T>;
-  for (int64_t i = grid_first(); i < n; i += grid_stride()) {
-    const int64_t row = i / width, column = i % width;
-    const A g = gate.at(row, column);
-    y[row * y_stride + column] = T(g / (A(1) + exp(-g)) * up.at(row, column));
-  }
-}
+  Rows<const T> dy, gate, up;
+  Rows<T> dgate, dup;
 
-template <class T>
-__global__ void backward_kernel(int64_t n, int64_t width, Rows<T> dy, Rows<T> gate, Rows<T> up,
-                                T* dgate, int64_t dgate_stride, T* dup, int64_t dup_stride) {
-  using A = Accumulator<T>;
-  for (int64_t i = grid_first(); i < n; i += grid_stride()) {
-    const int64_t row = i / width, column = i % width;
-    const A g = gate.at(row, column), d = dy.at(row, column);
-    const A sigmoid = A(1) / (A(1) + exp(-g));
-    dgate[row * dgate_stride + column] =
-        T(d * up.at(row, column) * sigmoid * (A(1) + g * (A(1) - sigmoid)));
-    dup[row * dup_stride + column] = T(d * g * sigmoid);
+  template <int kN>
+  __device__ void run(int64_t row, int64_t column, int64_t count) const {
+    const Pack<T, kN> g = load<kN>(gate.at(row, column), count);
+    const Pack<T, kN> u = load<kN>(up.at(row, column), count);
+    const Pack<T, kN> d = load<kN>(dy.at(row, column), count);
+    Pack<T, kN> to_gate, to_up;
+#pragma unroll
+    for (int i = 0; i < kN; ++i) {
+      const A x = static_cast<A>(g.e[i]), grad = static_cast<A>(d.e[i]);
+      const A sigmoid = A(1) / (A(1) + exp(-x));
+      to_gate.e[i] = T(grad * static_cast<A>(u.e[i]) * sigmoid * (A(1) + x * (A(1) - sigmoid)));
+      to_up.e[i] = T(grad * x * sigmoid);
+    }
+    store(to_gate, dgate.at(row, column), count);
+    store(to_up, dup.at(row, column), count);
   }
-}
+};
 
 template <class T>
 void forward(const Context& ctx, const SwigluForward& args) {
-  if (ctx.measuring()) return;
-  const int64_t n = args.y.elements();
-  if (n == 0) return;
-  launch(ctx, "swiglu forward", forward_kernel<T>, grid_for(n), n, args.y.dim(1),
-         rows<T>(args.gate), rows<T>(args.up), args.y.data<T>(), args.y.stride(0));
+  if (ctx.measuring() || args.y.empty()) return;
+  for_pieces<T>(ctx, "swiglu forward", args.y.dim(0), args.y.dim(1),
+                vectors_allowed({args.gate, args.up, args.y}),
+                Forward<T>{rows_of<T>(args.gate), rows_of<T>(args.up), rows_to<T>(args.y)});
 }
 
 template <class T>
 void backward(const Context& ctx, const SwigluBackward& args) {
-  if (ctx.measuring()) return;
-  const int64_t n = args.dy.elements();
-  if (n == 0) return;
-  launch(ctx, "swiglu backward", backward_kernel<T>, grid_for(n), n, args.dy.dim(1),
-         rows<T>(args.dy), rows<T>(args.gate), rows<T>(args.up), args.dgate.data<T>(),
-         args.dgate.stride(0), args.dup.data<T>(), args.dup.stride(0));
+  if (ctx.measuring() || args.dy.empty()) return;
+  for_pieces<T>(ctx, "swiglu backward", args.dy.dim(0), args.dy.dim(1),
+                vectors_allowed({args.dy, args.gate, args.up, args.dgate, args.dup}),
+                Backward<T>{rows_of<T>(args.dy), rows_of<T>(args.gate), rows_of<T>(args.up),
+                            rows_to<T>(args.dgate), rows_to<T>(args.dup)});
 }
 
 template <class T>

@@ -58,42 +58,38 @@ void expect_steps(const AdamWKernel& row, int64_t n) {
 }
 
 TEST(AdamW, FollowsTheReferenceOverSteps) {
-  for_each_instruction_set([] {
-    for_each_row(&Backend::adamw, [](const AdamWKernel& row) {
-      for (int64_t n : {0, 1003, 40000}) expect_steps(row, n);
-      for (int64_t n : short_lengths()) expect_steps(row, n);
-    });
+  for_each_row_and_set(&Backend::adamw, [](const AdamWKernel& row) {
+    for (int64_t n : {0, 1003, 40000}) expect_steps(row, n);
+    for (int64_t n : short_lengths()) expect_steps(row, n);
   });
 }
 
 // Ranges end elsewhere with other numbers of threads; an element's result may not notice.
 TEST(AdamW, DoesNotDependOnThreads) {
-  for_each_instruction_set([] {
-    for_each_row(&Backend::adamw, [](const AdamWKernel& row) {
-      constexpr int64_t kCount = 100'003;
-      const DType acc = accumulator(row.dtype);
-      const DeviceTensor grad = random(acc, {kCount}, 1);
-      std::vector<DeviceTensor> masters, params;
-      for (int threads : {1, 3}) {
-        Rig rig(threads);
-        DeviceTensor master = random(acc, {kCount}, 2), param(row.dtype, {kCount});
-        const DeviceTensor m = random(acc, {kCount}, 3), v = filled(acc, {kCount}, 0.2);
-        rig.run([&](const Context& ctx) {
-          row.run(ctx, {.learning_rate = 0.1,
-                        .weight_decay = 0.1,
-                        .step = 7,
-                        .grad = grad,
-                        .master = master,
-                        .m = m,
-                        .v = v,
-                        .param = param});
-        });
-        masters.push_back(std::move(master));
-        params.push_back(std::move(param));
-      }
-      EXPECT_TRUE(same_bits(masters[0], masters[1]));
-      EXPECT_TRUE(same_bits(params[0], params[1]));
-    });
+  for_each_row_and_set(&Backend::adamw, [](const AdamWKernel& row) {
+    constexpr int64_t kCount = 100'003;
+    const DType acc = accumulator(row.dtype);
+    const DeviceTensor grad = random(acc, {kCount}, 1);
+    std::vector<DeviceTensor> masters, params;
+    for (int threads : {1, 3}) {
+      Rig rig(threads);
+      DeviceTensor master = random(acc, {kCount}, 2), param(row.dtype, {kCount});
+      const DeviceTensor m = random(acc, {kCount}, 3), v = filled(acc, {kCount}, 0.2);
+      rig.run([&](const Context& ctx) {
+        row.run(ctx, {.learning_rate = 0.1,
+                      .weight_decay = 0.1,
+                      .step = 7,
+                      .grad = grad,
+                      .master = master,
+                      .m = m,
+                      .v = v,
+                      .param = param});
+      });
+      masters.push_back(std::move(master));
+      params.push_back(std::move(param));
+    }
+    EXPECT_TRUE(same_bits(masters[0], masters[1]));
+    EXPECT_TRUE(same_bits(params[0], params[1]));
   });
 }
 

@@ -73,38 +73,95 @@ void expect_token_order(const EmbeddingKernel& row, int64_t count, int64_t chann
 }
 
 TEST(Embedding, BackwardAddsInTokenOrder) {
-  for_each_instruction_set([] {
-    for_each_row(&Backend::embedding, [](const EmbeddingKernel& row) {
-      expect_token_order(row, 500, 70);
-      expect_token_order(row, 500, 500);  // several threads' columns
-      for (int64_t channels : short_lengths()) expect_token_order(row, 40, channels);
-    });
+  for_each_row_and_set(&Backend::embedding, [](const EmbeddingKernel& row) {
+    expect_token_order(row, 500, 70);
+    expect_token_order(row, 500, 500);  // several threads' columns
+    for (int64_t channels : short_lengths()) expect_token_order(row, 40, channels);
   });
 }
 
+void expect_named(int32_t bad, const std::function<void()>& call) {
+  try {
+    call();
+    ADD_FAILURE() << "no error for token " << bad;
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::kData);
+    EXPECT_THAT(error.what(), ::testing::HasSubstr("token " + std::to_string(bad) + " at row 1 "));
+  }
+}
+
 TEST(Embedding, NamesATokenOutsideTheVocabulary) {
+  check_tokens(std::vector<int32_t>{0, 10, 2}, 11);
+  for (int32_t bad : {-1, 11}) {
+    expect_named(bad, [&] { check_tokens(std::vector<int32_t>{0, bad, 2}, 11); });
+  }
+}
+
+// On CPUs an error; on devices NaN forward, nothing backward, and other tokens as ever.
+TEST(Embedding, ATokenOutsideTheVocabularyDoesNotGoUnnoticed) {
   for_each_row(&Backend::embedding, [](const EmbeddingKernel& row) {
     Rig rig(1);
-    const DeviceTensor table(row.dtype, {11, 4}), out(row.dtype, {3, 4});
-    const DeviceTensor dtable(accumulator(row.dtype), {11, 4});
     for (int32_t bad : {-1, 11}) {
-      const DeviceTensor ids = integers({0, bad, 2});
-      const auto expect_message = [&](const std::function<void(const Context&)>& call) {
-        try {
-          rig.run(call);
-          ADD_FAILURE() << "no error for token " << bad;
-        } catch (const Error& error) {
-          EXPECT_EQ(error.code(), ErrorCode::kData);
-          EXPECT_THAT(error.what(), ::testing::HasSubstr("token " + std::to_string(bad) + " "));
-        }
+      const DType acc = accumulator(row.dtype);
+      const DeviceTensor table = filled(row.dtype, {11, 40}, 3), ids = integers({0, bad, 2});
+      const DeviceTensor out = poisoned(row.dtype, {3, 40}), dtable(acc, {11, 40});
+      const DeviceTensor dout = filled(row.dtype, {3, 40}, 2);
+      const auto forward = [&] {
+        rig.run([&](const Context& ctx) {
+          row.forward(ctx, {.tokens = ids, .table = table, .out = out});
+        });
       };
-      expect_message([&](const Context& ctx) {
-        row.forward(ctx, {.tokens = ids, .table = table, .out = out});
-      });
-      expect_message([&](const Context& ctx) {
-        row.backward(ctx, {.tokens = ids, .dout = out, .dtable = dtable});
-      });
+      const auto backward = [&] {
+        rig.run([&](const Context& ctx) {
+          row.backward(ctx, {.tokens = ids, .dout = dout, .dtable = dtable});
+        });
+      };
+      if (test_device() == kCpu) {
+        expect_named(bad, forward);
+        expect_named(bad, backward);
+        continue;
+      }
+      forward();
+      backward();
+      const std::vector<double> rows = values(out), gradients = values(dtable);
+      for (size_t i = 0; i < rows.size(); ++i) {
+        if (i / 40 == 1) {
+          EXPECT_TRUE(std::isnan(rows[i])) << i;
+        } else {
+          EXPECT_EQ(rows[i], 3) << i;
+        }
+      }
+      for (size_t i = 0; i < gradients.size(); ++i) {
+        EXPECT_EQ(gradients[i], i / 40 == 0 || i / 40 == 2 ? 2 : 0) << i;
+      }
     }
+  });
+}
+
+// More tokens than are noted at a time, and most of them the same; a vocabulary of more rows than
+// blocks.
+TEST(Embedding, BackwardOfManyTokens) {
+  for_each_row(&Backend::embedding, [](const EmbeddingKernel& row) {
+    constexpr int64_t kVocabulary = 600, kTokens = 1700, kWidth = 24;
+    std::vector<int32_t> ids = tokens(kTokens, kVocabulary);
+    for (size_t t = 0; t < ids.size(); ++t) ids[t] = t % 3 == 0 ? ids[t] : 599;
+    const DeviceTensor dout = random(row.dtype, {kTokens, kWidth}, 1);
+    const DeviceTensor dtable(accumulator(row.dtype), {kVocabulary, kWidth});
+    Rig(2).run([&](const Context& ctx) {
+      row.backward(ctx, {.tokens = integers(ids), .dout = dout, .dtable = dtable});
+    });
+    const std::vector<double> g = values(dout);
+    // In token order and in the accumulator: the same bits.
+    visit_float(row.dtype, [&]<class T>() {
+      using A = Accumulator<T>;
+      std::vector<A> expected(kVocabulary * kWidth);
+      for (size_t i = 0; i < g.size(); ++i) {
+        expected[static_cast<size_t>(ids[i / kWidth]) * kWidth + i % kWidth] +=
+            static_cast<A>(g[i]);
+      }
+      const std::vector<double> got = values(dtable);
+      for (size_t i = 0; i < got.size(); ++i) EXPECT_EQ(got[i], static_cast<double>(expected[i]));
+    });
   });
 }
 

@@ -39,48 +39,42 @@ void expect_row(const SwigluKernel& row, const Shape& shape, double scale, int t
 }
 
 TEST(Swiglu, ForwardAndBackward) {
-  for_each_instruction_set([] {
-    for_each_row(&Backend::swiglu, [](const SwigluKernel& row) {
-      for (int threads : {1, 3}) {
-        for (const Shape& shape : {Shape{0, 5}, Shape{1, 1}, Shape{3, 31}, Shape{40, 129}}) {
-          expect_row(row, shape, 2.0, threads);
-        }
+  for_each_row_and_set(&Backend::swiglu, [](const SwigluKernel& row) {
+    for (int threads : {1, 3}) {
+      for (const Shape& shape : {Shape{0, 5}, Shape{1, 1}, Shape{3, 31}, Shape{40, 129}}) {
+        expect_row(row, shape, 2.0, threads);
       }
-      for (int64_t columns : short_lengths()) expect_row(row, {2, columns}, 2.0, 1);
-      // Gates so large that e^-x overflows or vanishes.
-      expect_row(row, {4, 50}, 400.0, 1);
-    });
+    }
+    for (int64_t columns : short_lengths()) expect_row(row, {2, columns}, 2.0, 1);
+    // Gates so large that e^-x overflows or vanishes.
+    expect_row(row, {4, 50}, 400.0, 1);
   });
 }
 
 // Each value alone: a norm would not see the digits of small ones.
 TEST(Swiglu, SmallValuesKeepTheirDigits) {
-  for_each_instruction_set([] {
-    for_each_row(&Backend::swiglu, [](const SwigluKernel& row) {
-      constexpr int64_t kCount = 4001;
-      const DeviceTensor gate(row.dtype, {1, kCount}), up = filled(row.dtype, {1, kCount}, 1);
-      const DeviceTensor y(row.dtype, {1, kCount});
-      set(gate, [](int64_t i) { return (static_cast<double>(i) - 2000) / 2000 * 80; });
-      Rig(1).run([&](const Context& ctx) { row.forward(ctx, {.gate = gate, .up = up, .y = y}); });
-      const std::vector<double> x = values(gate), got = values(y);
-      const double tolerance = 4 * epsilon(accumulator(row.dtype)) + epsilon(row.dtype);
-      for (size_t i = 0; i < x.size(); ++i) {
-        EXPECT_NEAR(got[i], silu(x[i]), tolerance * std::abs(silu(x[i]))) << x[i];
-      }
-    });
+  for_each_row_and_set(&Backend::swiglu, [](const SwigluKernel& row) {
+    constexpr int64_t kCount = 4001;
+    const DeviceTensor gate(row.dtype, {1, kCount}), up = filled(row.dtype, {1, kCount}, 1);
+    const DeviceTensor y(row.dtype, {1, kCount});
+    set(gate, [](int64_t i) { return (static_cast<double>(i) - 2000) / 2000 * 80; });
+    Rig(1).run([&](const Context& ctx) { row.forward(ctx, {.gate = gate, .up = up, .y = y}); });
+    const std::vector<double> x = values(gate), got = values(y);
+    const double tolerance = 4 * epsilon(accumulator(row.dtype)) + epsilon(row.dtype);
+    for (size_t i = 0; i < x.size(); ++i) {
+      EXPECT_NEAR(got[i], silu(x[i]), tolerance * std::abs(silu(x[i]))) << x[i];
+    }
   });
 }
 
 TEST(Swiglu, NanIsNotHidden) {
-  for_each_instruction_set([] {
-    for_each_row(&Backend::swiglu, [](const SwigluKernel& row) {
-      Rig rig(1);
-      const DeviceTensor gate = filled(row.dtype, {1, 40}, std::nan("")),
-                         up = filled(row.dtype, {1, 40}, 1);
-      const DeviceTensor y(row.dtype, {1, 40});
-      rig.run([&](const Context& ctx) { row.forward(ctx, {.gate = gate, .up = up, .y = y}); });
-      for (double v : values(y)) EXPECT_TRUE(std::isnan(v));
-    });
+  for_each_row_and_set(&Backend::swiglu, [](const SwigluKernel& row) {
+    Rig rig(1);
+    const DeviceTensor gate = filled(row.dtype, {1, 40}, std::nan("")),
+                       up = filled(row.dtype, {1, 40}, 1);
+    const DeviceTensor y(row.dtype, {1, 40});
+    rig.run([&](const Context& ctx) { row.forward(ctx, {.gate = gate, .up = up, .y = y}); });
+    for (double v : values(y)) EXPECT_TRUE(std::isnan(v));
   });
 }
 
