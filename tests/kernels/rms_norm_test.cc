@@ -16,7 +16,8 @@ struct Truth {
 Truth truth(const std::vector<double>& x, const std::vector<double>& w,
             const std::vector<double>& dy, size_t rows, size_t channels) {
   Truth t;
-  t.dweight.assign(channels, 0.0);
+  // Sums over thousands of rows, which err less than those that are tested.
+  std::vector<long double> dweight(channels, 0.0L);
   for (size_t r = 0; r < rows; ++r) {
     const double* row = x.data() + r * channels;
     double squares = 0;
@@ -26,7 +27,7 @@ Truth truth(const std::vector<double>& x, const std::vector<double>& w,
     double along = 0;  // d(loss)/d(rms)
     for (size_t c = 0; c < channels; ++c) {
       t.y.push_back(row[c] / rms * w[c]);
-      t.dweight[c] += dy[r * channels + c] * row[c] / rms;
+      dweight[c] += static_cast<long double>(dy[r * channels + c]) * row[c] / rms;
       along -= dy[r * channels + c] * w[c] * row[c] / (rms * rms);
     }
     for (size_t c = 0; c < channels; ++c) {
@@ -34,6 +35,7 @@ Truth truth(const std::vector<double>& x, const std::vector<double>& w,
       t.dx.push_back(dy[r * channels + c] * w[c] / rms + along * drms);
     }
   }
+  t.dweight.assign(dweight.begin(), dweight.end());
   return t;
 }
 
