@@ -25,9 +25,11 @@ struct Copy {
   size_t bytes;
 };
 
+// A fiber starts as a ucontext and changes by jumps from then on, which unlike swapcontext need no
+// system call.
 struct Fiber {
-  ucontext_t start{};
-  jmp_buf state;  // where it paused
+  ucontext_t context{};
+  jmp_buf here;
   bool started = false;
   std::unique_ptr<std::byte[]> stack{new std::byte[kStackBytes]};
   Dim3 index;
@@ -58,17 +60,16 @@ struct Block {
 };
 thread_local Block block;
 
-// Fibers start by setcontext and then switch by longjmp, which leaves out a system call.
 void pause() {
-  if (_setjmp(block.fibers[block.current].state) == 0) _longjmp(block.scheduler, 1);
+  if (_setjmp(block.fibers[block.current].here) == 0) _longjmp(block.scheduler, 1);
 }
 
-// Returns when the fiber pauses or ends.
+// Runs a fiber until it pauses or ends.
 void resume(Fiber& fiber) {
   if (_setjmp(block.scheduler) != 0) return;
-  if (fiber.started) _longjmp(fiber.state, 1);
+  if (fiber.started) _longjmp(fiber.here, 1);
   fiber.started = true;
-  setcontext(&fiber.start);
+  setcontext(&fiber.context);
 }
 
 bool complete(Meeting& meeting) {
@@ -113,12 +114,12 @@ void run_block(size_t threads, size_t shared_bytes) {
     fiber.index = {static_cast<unsigned>(t % blockDim.x),
                    static_cast<unsigned>(t / blockDim.x % blockDim.y),
                    static_cast<unsigned>(t / blockDim.x / blockDim.y)};
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = kStackBytes;
+    fiber.context.uc_link = nullptr;
     fiber.started = false;
-    getcontext(&fiber.start);
-    fiber.start.uc_stack.ss_sp = fiber.stack.get();
-    fiber.start.uc_stack.ss_size = kStackBytes;
-    fiber.start.uc_link = nullptr;  // it never returns
-    makecontext(&fiber.start, enter, 0);
+    makecontext(&fiber.context, enter, 0);
   }
   // Now forwards, now backwards: code that lacks a barrier should not pass by luck.
   bool forwards = (blockIdx.x + blockIdx.y + blockIdx.z) % 2 == 0;
@@ -173,6 +174,17 @@ bool any_of_block(bool value) {
   block.any = false;
   meet_block();
   return result;
+}
+
+unsigned ballot(bool value) {
+  slot_of(lane())[0] = std::byte{value};
+  meet_warp();
+  unsigned bits = 0;
+  for (int n = 0; n < kWarp; ++n) {
+    if (slot_of(n)[0] != std::byte{0}) bits |= 1u << n;
+  }
+  meet_warp();
+  return bits;
 }
 
 void copy_later(void* to, const void* from, size_t bytes) {

@@ -47,6 +47,9 @@ T from_lane(const T& value, int source) {
   return result;
 }
 
+// One bit per lane. All lanes must take part.
+unsigned ballot(bool value);
+
 // Copies in the background (cp.async) happen as late as they may, so that code which does not wait
 // for them fails.
 void copy_later(void* to, const void* from, size_t bytes);  // from null: zeros

@@ -58,7 +58,7 @@ void expect_steps(const AdamWKernel& row, int64_t n) {
 }
 
 TEST(AdamW, FollowsTheReferenceOverSteps) {
-  for_each_row_and_set(&Backend::adamw, [](const AdamWKernel& row) {
+  for_each_row_and_instruction_set(&Backend::adamw, [](const AdamWKernel& row) {
     for (int64_t n : {0, 1003, 40000}) expect_steps(row, n);
     for (int64_t n : short_lengths()) expect_steps(row, n);
   });
@@ -66,7 +66,7 @@ TEST(AdamW, FollowsTheReferenceOverSteps) {
 
 // Ranges end elsewhere with other numbers of threads; an element's result may not notice.
 TEST(AdamW, DoesNotDependOnThreads) {
-  for_each_row_and_set(&Backend::adamw, [](const AdamWKernel& row) {
+  for_each_row_and_instruction_set(&Backend::adamw, [](const AdamWKernel& row) {
     constexpr int64_t kCount = 100'003;
     const DType acc = accumulator(row.dtype);
     const DeviceTensor grad = random(acc, {kCount}, 1);

@@ -21,7 +21,8 @@ TEST(Embedding, ForwardCopiesRows) {
   for_each_row(&Backend::embedding, [](const EmbeddingKernel& row) {
     for (int64_t count : {0, 1, 333}) {
       Rig rig(3);
-      Gapped table(row.dtype, {11, 70}), out(row.dtype, {count, 70});
+      const int64_t gap = count == 333 ? Gapped::kAlignedGap : Gapped::kGap;
+      Gapped table(row.dtype, {11, 70}, gap), out(row.dtype, {count, 70}, gap);
       fill_random(table, 3);
       const std::vector<int32_t> ids = tokens(count, 11);
       rig.run([&](const Context& ctx) {
@@ -38,16 +39,17 @@ TEST(Embedding, ForwardCopiesRows) {
   });
 }
 
-void expect_token_order(const EmbeddingKernel& row, int64_t count, int64_t channels) {
+void expect_token_order(const EmbeddingKernel& row, int64_t count, int64_t channels,
+                        int64_t gap = Gapped::kGap) {
   SCOPED_TRACE(::testing::Message() << count << " x " << channels);
   const DType acc = accumulator(row.dtype);
   const std::vector<int32_t> ids = tokens(count, 11);
-  Gapped dout(row.dtype, {count, channels});
+  Gapped dout(row.dtype, {count, channels}, gap);
   fill_random(dout, 4);
   std::vector<DeviceTensor> results;
   for (int threads : {1, 3}) {
     Rig rig(threads);
-    Gapped dtable(acc, {11, channels});
+    Gapped dtable(acc, {11, channels}, gap);
     fill_random(dtable, 5);
     std::vector<double> expected = values(dtable);
     const std::vector<double> g = values(dout);
@@ -73,10 +75,14 @@ void expect_token_order(const EmbeddingKernel& row, int64_t count, int64_t chann
 }
 
 TEST(Embedding, BackwardAddsInTokenOrder) {
-  for_each_row_and_set(&Backend::embedding, [](const EmbeddingKernel& row) {
+  for_each_row_and_instruction_set(&Backend::embedding, [](const EmbeddingKernel& row) {
     expect_token_order(row, 500, 70);
     expect_token_order(row, 500, 500);  // several threads' columns
-    for (int64_t channels : short_lengths()) expect_token_order(row, 40, channels);
+    for (int64_t channels : short_lengths()) {
+      for (int64_t gap : {Gapped::kGap, Gapped::kAlignedGap}) {
+        expect_token_order(row, 40, channels, gap);
+      }
+    }
   });
 }
 

@@ -72,7 +72,7 @@ void expect_all_forms(const GemmKernel& row, const Sizes& s, int threads) {
 }
 
 TEST(Gemm, EveryFormAndShape) {
-  for_each_row_and_set(&Backend::gemm, [](const GemmKernel& row) {
+  for_each_row_and_instruction_set(&Backend::gemm, [](const GemmKernel& row) {
     for (const Sizes& s : std::vector<Sizes>{{1, 1, 1},
                                              {7, 5, 3},
                                              {33, 65, 17},
@@ -90,7 +90,7 @@ TEST(Gemm, EveryFormAndShape) {
 // Register tiles of every height and their neighbours; panels that are full, short by one, or one
 // lane over; odd k, where words of two bf16 are completed.
 TEST(Gemm, BordersOfRegisterTiles) {
-  for_each_row_and_set(&Backend::gemm, [](const GemmKernel& row) {
+  for_each_row_and_instruction_set(&Backend::gemm, [](const GemmKernel& row) {
     for (int64_t m : {2, 3, 4, 5, 6, 8, 11, 13}) expect_all_forms(row, {m, 63, 9}, 1);
     for (int64_t n : {2, 8, 15, 16, 17, 31, 33, 48, 64, 80, 127, 129}) {
       expect_all_forms(row, {9, n, 6}, 1);
@@ -102,7 +102,7 @@ TEST(Gemm, BordersOfRegisterTiles) {
 // Sums over several chunks of k, which a c of bf16 must not round in between, and more rows than
 // are packed together.
 TEST(Gemm, LongSums) {
-  for_each_row_and_set(&Backend::gemm, [](const GemmKernel& row) {
+  for_each_row_and_instruction_set(&Backend::gemm, [](const GemmKernel& row) {
     expect_all_forms(row, {13, 37, 2311}, 2);
     expect_all_forms(row, {209, 67, 1031}, 3);
   });
@@ -110,7 +110,7 @@ TEST(Gemm, LongSums) {
 
 // The sum is rounded once, at the end: bf16 sums of ones, or of chunks of ones, would go astray.
 TEST(Gemm, SumsAreRoundedOnce) {
-  for_each_row_and_set(&Backend::gemm, [](const GemmKernel& row) {
+  for_each_row_and_instruction_set(&Backend::gemm, [](const GemmKernel& row) {
     constexpr int64_t kOnes = 6000;
     Rig rig(1);
     const DeviceTensor a = filled(row.dtype, {1, kOnes}, 1.0),
@@ -127,7 +127,7 @@ TEST(Gemm, SumsAreRoundedOnce) {
 }
 
 TEST(Gemm, NanAndInfinityReachTheirRowsAndColumnsOnly) {
-  for_each_row_and_set(&Backend::gemm, [](const GemmKernel& row) {
+  for_each_row_and_instruction_set(&Backend::gemm, [](const GemmKernel& row) {
     for (bool ta : {false, true}) {
       for (bool tb : {false, true}) {
         constexpr int64_t kM = 9, kN = 19, kK = 13;
@@ -164,8 +164,8 @@ TEST(Gemm, NanAndInfinityReachTheirRowsAndColumnsOnly) {
 
 // More than one task in both directions, with edges.
 TEST(Gemm, ManyTiles) {
-  for_each_row_and_set(&Backend::gemm, [](const GemmKernel& row) {
-    for (int threads : {1, 3}) {
+  for_each_row_and_instruction_set(&Backend::gemm, [](const GemmKernel& row) {
+    for (int threads : numbers_of_threads({1, 3})) {
       for (bool ta : {false, true}) {
         expect_product(row, {1100, 523, 40}, ta, !ta, accumulator(row.dtype), 1.0, threads);
       }
@@ -174,8 +174,8 @@ TEST(Gemm, ManyTiles) {
 }
 
 TEST(Gemm, RerunsAreBitIdentical) {
-  for_each_row_and_set(&Backend::gemm, [](const GemmKernel& row) {
-    for (int threads : {1, 3}) {
+  for_each_row_and_instruction_set(&Backend::gemm, [](const GemmKernel& row) {
+    for (int threads : numbers_of_threads({1, 3})) {
       Rig rig(threads);
       const DeviceTensor a = random(row.dtype, {3000, 96}, 1), b = random(row.dtype, {3000, 80}, 2);
       DeviceTensor first;

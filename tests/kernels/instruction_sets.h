@@ -4,7 +4,6 @@
 #include <functional>
 #include <string>
 
-#include "gtest/gtest.h"
 #include "kernels/instruction_set.h"
 #include "tests/kernels/reference.h"
 
@@ -21,15 +20,14 @@ inline void for_each_instruction_set(const std::function<void()>& body) {
   use_instruction_set(before);
 }
 
-// for_each_row(), on every instruction set; rows of devices, which have none, once.
+// f(row) for every row of a table: on CPUs with each instruction set, on devices once.
 template <class Kernel, class F>
-void for_each_row_and_set(std::span<const Kernel> Backend::*table, F f) {
-  bool first = true;
-  for_each_instruction_set([&] {
-    for_each_row(table, [&](const Kernel& row) {
-      if (first || test_device() == kCpu) f(row);
+void for_each_row_and_instruction_set(std::span<const Kernel> Backend::*table, F f) {
+  for_each_row(table, [&](const Kernel& row) {
+    if (test_device().kind != DeviceKind::kCpu) return f(row);
+    for_each_instruction_set([&] {
+      if (row.available()) f(row);
     });
-    first = false;
   });
 }
 

@@ -105,6 +105,10 @@ void expect_row(const LinearCrossEntropyKernel& row, const Case& s, int threads)
   EXPECT_TRUE(same_bits(loss, alone));
 }
 
+void for_each_on_every_set(const std::function<void(const LinearCrossEntropyKernel&)>& f) {
+  for_each_row_and_instruction_set(&Backend::linear_cross_entropy, f);
+}
+
 TEST(LinearCrossEntropy, AgainstWholeLogits) {
   for_each_row(&Backend::linear_cross_entropy, [](const LinearCrossEntropyKernel& row) {
     for (const Case& s : std::vector<Case>{{37, 24, 61, 0},
@@ -113,13 +117,13 @@ TEST(LinearCrossEntropy, AgainstWholeLogits) {
                                            {32, 16, 1000, 16},
                                            {1, 8, 2, 0},
                                            {0, 8, 5, 0}}) {
-      for (int threads : {1, 3}) expect_row(row, s, threads);
+      for (int threads : numbers_of_threads({1, 3})) expect_row(row, s, threads);
     }
   });
 }
 
 TEST(LinearCrossEntropy, EveryInstructionSet) {
-  for_each_row_and_set(&Backend::linear_cross_entropy, [](const LinearCrossEntropyKernel& row) {
+  for_each_on_every_set([](const LinearCrossEntropyKernel& row) {
     expect_row(row, {19, 16, 101, 5}, 2);
     for (int64_t vocabulary : short_lengths()) expect_row(row, {5, 3, vocabulary, 0}, 1);
   });
@@ -179,57 +183,59 @@ TEST(LinearCrossEntropy, LargeLogits) {
 
 // Over thousands of logits, with the largest first, last, and ever larger.
 TEST(LinearCrossEntropy, TheLargestLogitMayStandAnywhere) {
-  for_each_row_and_set(&Backend::linear_cross_entropy, [](const LinearCrossEntropyKernel& row) {
-    constexpr int64_t kVocabulary = 5003;
-    const DeviceTensor x = filled(row.dtype, {1, 1}, 1.0), w(row.dtype, {kVocabulary, 1});
-    const DeviceTensor loss(accumulator(row.dtype), {1}), dx(row.dtype, {1, 1});
-    const DeviceTensor dweight(accumulator(row.dtype), {kVocabulary, 1});
-    const std::vector<std::function<double(int64_t)>> shapes{
-        [](int64_t i) { return i == 0 ? 50.0 : -1.0; },
-        [](int64_t i) { return i == kVocabulary - 1 ? 50.0 : -1.0; },
-        [](int64_t i) { return static_cast<double>(i) / 32; },
-        [](int64_t i) { return static_cast<double>(-i) / 32; }};
-    for (const auto& shape : shapes) {
-      set(w, shape);
-      set(dweight, [](int64_t) { return 0.0; });
-      const std::vector<double> logits = values(w);
-      const double max = *std::max_element(logits.begin(), logits.end());
-      double sum = 0;
-      for (double v : logits) sum += std::exp(v - max);
-      Rig(1).run([&](const Context& ctx) {
-        row.run(ctx, {.x = x,
-                      .weight = w,
-                      .labels = integers({7}),
-                      .row_loss = loss,
-                      .with_gradients = true,
-                      .dx = dx,
-                      .dweight = dweight});
+  for_each_row_and_instruction_set(
+      &Backend::linear_cross_entropy, [](const LinearCrossEntropyKernel& row) {
+        constexpr int64_t kVocabulary = 5003;
+        const DeviceTensor x = filled(row.dtype, {1, 1}, 1.0), w(row.dtype, {kVocabulary, 1});
+        const DeviceTensor loss(accumulator(row.dtype), {1}), dx(row.dtype, {1, 1});
+        const DeviceTensor dweight(accumulator(row.dtype), {kVocabulary, 1});
+        const std::vector<std::function<double(int64_t)>> shapes{
+            [](int64_t i) { return i == 0 ? 50.0 : -1.0; },
+            [](int64_t i) { return i == kVocabulary - 1 ? 50.0 : -1.0; },
+            [](int64_t i) { return static_cast<double>(i) / 32; },
+            [](int64_t i) { return static_cast<double>(-i) / 32; }};
+        for (const auto& shape : shapes) {
+          set(w, shape);
+          set(dweight, [](int64_t) { return 0.0; });
+          const std::vector<double> logits = values(w);
+          const double max = *std::max_element(logits.begin(), logits.end());
+          double sum = 0;
+          for (double v : logits) sum += std::exp(v - max);
+          Rig(1).run([&](const Context& ctx) {
+            row.run(ctx, {.x = x,
+                          .weight = w,
+                          .labels = integers({7}),
+                          .row_loss = loss,
+                          .with_gradients = true,
+                          .dx = dx,
+                          .dweight = dweight});
+          });
+          const double expected = max + std::log(sum) - logits[7];
+          EXPECT_NEAR(values(loss)[0], expected, 64 * epsilon(DType::kF32) * (1 + expected));
+          std::vector<double> gradient;
+          for (double v : logits) gradient.push_back(std::exp(v - max) / sum);
+          gradient[7] -= 1;
+          expect_near(dweight, gradient, 64 * epsilon(DType::kF32) + epsilon(row.dtype), "dweight");
+        }
       });
-      const double expected = max + std::log(sum) - logits[7];
-      EXPECT_NEAR(values(loss)[0], expected, 64 * epsilon(DType::kF32) * (1 + expected));
-      std::vector<double> gradient;
-      for (double v : logits) gradient.push_back(std::exp(v - max) / sum);
-      gradient[7] -= 1;
-      expect_near(dweight, gradient, 64 * epsilon(DType::kF32) + epsilon(row.dtype), "dweight");
-    }
-  });
 }
 
 TEST(LinearCrossEntropy, NanIsNotHidden) {
-  for_each_row_and_set(&Backend::linear_cross_entropy, [](const LinearCrossEntropyKernel& row) {
-    for (int64_t vocabulary : {17, 90, 5000}) {
-      for (int64_t at : {int64_t{0}, vocabulary / 2, vocabulary - 1}) {
-        const DeviceTensor x = random(row.dtype, {1, 4}, 1),
-                           w = random(row.dtype, {vocabulary, 4}, 2);
-        set(w.view().rows(at, 1), [](int64_t) { return std::nan(""); });
-        const DeviceTensor loss(accumulator(row.dtype), {1});
-        Rig(1).run([&](const Context& ctx) {
-          row.run(ctx, {.x = x, .weight = w, .labels = integers({3}), .row_loss = loss});
-        });
-        EXPECT_TRUE(std::isnan(values(loss)[0])) << at << " of " << vocabulary;
-      }
-    }
-  });
+  for_each_row_and_instruction_set(
+      &Backend::linear_cross_entropy, [](const LinearCrossEntropyKernel& row) {
+        for (int64_t vocabulary : {17, 90, 5000}) {
+          for (int64_t at : {int64_t{0}, vocabulary / 2, vocabulary - 1}) {
+            const DeviceTensor x = random(row.dtype, {1, 4}, 1),
+                               w = random(row.dtype, {vocabulary, 4}, 2);
+            set(w.view().rows(at, 1), [](int64_t) { return std::nan(""); });
+            const DeviceTensor loss(accumulator(row.dtype), {1});
+            Rig(1).run([&](const Context& ctx) {
+              row.run(ctx, {.x = x, .weight = w, .labels = integers({3}), .row_loss = loss});
+            });
+            EXPECT_TRUE(std::isnan(values(loss)[0])) << at << " of " << vocabulary;
+          }
+        }
+      });
 }
 
 void expect_named(int32_t bad, const std::function<void()>& call) {

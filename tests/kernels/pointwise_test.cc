@@ -53,9 +53,10 @@ TEST(Pointwise, FillZero) {
 }
 
 template <class Operand>
-void expect_copy(const PointwiseKernel& row, DType from, DType to, const Shape& shape) {
+void expect_copy(const PointwiseKernel& row, DType from, DType to, const Shape& shape,
+                 auto... gap) {
   SCOPED_TRACE(shape.to_string());
-  Operand x(from, shape), y(to, shape);
+  Operand x(from, shape, gap...), y(to, shape, gap...);
   fill_random(x, 1);
   Rig(2).run([&](const Context& ctx) { row.copy(ctx, x, y); });
   // Rounding the exact value once; widening changes nothing.
@@ -74,7 +75,11 @@ TEST(Pointwise, CopyConvertsAnyPair) {
       for (DType to : kFloats) {
         expect_copy<Gapped>(row, from, to, {37, 3, 20});
         expect_copy<DeviceTensor>(row, from, to, {3, 20011});
-        for (int64_t n : short_lengths()) expect_copy<Gapped>(row, from, to, {2, n});
+        for (int64_t n : short_lengths()) {
+          for (int64_t gap : {Gapped::kGap, Gapped::kAlignedGap}) {
+            expect_copy<Gapped>(row, from, to, {2, n}, gap);
+          }
+        }
       }
     }
   });

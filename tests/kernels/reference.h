@@ -57,6 +57,11 @@ class Rig {
   ThreadPool pool_;
 };
 
+// Threads to test with; devices do not use the pool.
+inline std::vector<int> numbers_of_threads(const std::vector<int>& on_cpus) {
+  return test_device().kind == DeviceKind::kCpu ? on_cpus : std::vector<int>{1};
+}
+
 // f(row) for every row of a table in every backend of this binary that this machine can run.
 template <class Kernel, class F>
 void for_each_row(std::span<const Kernel> Backend::*table, F f) {
@@ -163,15 +168,16 @@ inline DeviceTensor integers(const std::vector<int32_t>& list) {
   return x;
 }
 
-// A view with gaps between its rows (first dimension), filled with NaN.
+// A view with gaps between its rows (first dimension), filled with NaN. Rows begin at multiples of
+// `gap` elements.
 class Gapped {
  public:
   static constexpr int64_t kGap = 3;
-  Gapped(DType dtype, const Shape& shape) {
-    int64_t length = 1;
-    for (int i = 1; i < shape.rank(); ++i) length *= shape[i];
-    memory_ = poisoned(dtype, {shape[0], length + 2 * kGap});
-    view_ = memory_.view().slice(1, kGap, length);
+  static constexpr int64_t kAlignedGap = 8;  // rows begin at multiples of 16 bytes
+  Gapped(DType dtype, const Shape& shape, int64_t gap = kGap) : gap_(gap) {
+    for (int i = 1; i < shape.rank(); ++i) length_ *= shape[i];
+    memory_ = poisoned(dtype, {shape[0], (length_ + 3 * gap - 1) / gap * gap});
+    view_ = memory_.view().slice(1, gap, length_);
     if (shape.rank() == 3) view_ = view_.split_last(shape[1], shape[2]);
   }
   operator TensorView() const { return view_; }
@@ -185,7 +191,7 @@ class Gapped {
     const auto* bytes = reinterpret_cast<const unsigned char*>(host.view().raw());
     for (int64_t r = 0; r < memory_.view().dim(0); ++r) {
       for (int64_t c = 0; c < width; ++c) {
-        if (c >= kGap && c < width - kGap) continue;
+        if (c >= gap_ && c < gap_ + length_) continue;
         for (int64_t b = 0; b < size; ++b) {
           if (bytes[(r * width + c) * size + b] != 0xff) return false;
         }
@@ -195,6 +201,7 @@ class Gapped {
   }
 
  private:
+  int64_t gap_, length_ = 1;
   DeviceTensor memory_;
   TensorView view_;
 };

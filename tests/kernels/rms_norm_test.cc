@@ -39,12 +39,14 @@ Truth truth(const std::vector<double>& x, const std::vector<double>& w,
   return t;
 }
 
-void expect_row(const RmsNormKernel& row, int64_t rows, int64_t channels, int threads) {
+void expect_row(const RmsNormKernel& row, int64_t rows, int64_t channels, int threads,
+                int64_t gap = Gapped::kGap) {
   SCOPED_TRACE(std::to_string(rows) + "x" + std::to_string(channels));
   const DType acc = accumulator(row.dtype);
   Rig rig(threads);
-  Gapped x(row.dtype, {rows, channels}), y(row.dtype, {rows, channels});
-  Gapped dy(row.dtype, {rows, channels}), dx(row.dtype, {rows, channels});
+  const Shape shape{rows, channels};
+  Gapped x(row.dtype, shape, gap), y(row.dtype, shape, gap);
+  Gapped dy(row.dtype, shape, gap), dx(row.dtype, shape, gap);
   fill_random(x, 1);
   fill_random(dy, 3);
   fill_random(dx, 4);
@@ -72,14 +74,20 @@ void expect_row(const RmsNormKernel& row, int64_t rows, int64_t channels, int th
 }
 
 TEST(RmsNorm, ForwardAndBackward) {
-  for_each_row_and_set(&Backend::rms_norm, [](const RmsNormKernel& row) {
-    for (int threads : {1, 3}) {
+  for_each_row_and_instruction_set(&Backend::rms_norm, [](const RmsNormKernel& row) {
+    for (int threads : numbers_of_threads({1, 3})) {
       for (const auto& [rows, channels] : std::vector<std::pair<int64_t, int64_t>>{
                {0, 8}, {1, 1}, {3, 17}, {130, 64}, {1, 1000}, {5000, 5}}) {
         expect_row(row, rows, channels, threads);
       }
     }
-    for (int64_t channels : short_lengths()) expect_row(row, 2, channels, 1);
+    for (int64_t channels : short_lengths()) {
+      for (int64_t gap : {Gapped::kGap, Gapped::kAlignedGap}) {
+        expect_row(row, 2, channels, 1, gap);
+      }
+    }
+    // Several pieces a thread, and several rows a part.
+    expect_row(row, 35, 2100, 1, Gapped::kAlignedGap);
   });
 }
 
@@ -123,7 +131,7 @@ TEST(RmsNorm, FiniteDifferences) {
 }
 
 TEST(RmsNorm, WeightGradientsDoNotDependOnThreads) {
-  for_each_row_and_set(&Backend::rms_norm, [](const RmsNormKernel& row) {
+  for_each_row_and_instruction_set(&Backend::rms_norm, [](const RmsNormKernel& row) {
     const DType acc = accumulator(row.dtype);
     const Shape shape{3333, 40};
     const DeviceTensor dy = random(row.dtype, shape, 1), x = random(row.dtype, shape, 2);

@@ -89,8 +89,8 @@ TEST(Rope, Llama3Scaling) {
 }
 
 // A pair (x[d], x[d + D/2]) is a complex number, turned by the angle.
-void expect_rotated(const RopeKernel& row, int64_t count, int64_t heads, int64_t dim,
-                    bool inverse) {
+void expect_rotated(const RopeKernel& row, int64_t count, int64_t heads, int64_t dim, bool inverse,
+                    int64_t gap = Gapped::kGap) {
   SCOPED_TRACE(::testing::Message() << count << " x " << heads << " x " << dim);
   const DType acc = accumulator(row.dtype);
   Rig rig(3);
@@ -98,7 +98,7 @@ void expect_rotated(const RopeKernel& row, int64_t count, int64_t heads, int64_t
   for (int64_t t = 0; t < count; ++t) positions.push_back(t * t);
   const DeviceTensor cos(acc, {count, dim / 2}), sin(acc, {count, dim / 2});
   rope_table(test_stream(), {}, positions, dim, cos, sin);
-  Gapped x(row.dtype, {count, heads, dim});
+  Gapped x(row.dtype, {count, heads, dim}, gap);
   fill_random(x, 1);
   std::vector<double> expected = values(x);
   for (int64_t t = 0; t < count; ++t) {
@@ -122,11 +122,14 @@ void expect_rotated(const RopeKernel& row, int64_t count, int64_t heads, int64_t
 }
 
 TEST(Rope, RotatesPairs) {
-  for_each_row_and_set(&Backend::rope, [](const RopeKernel& row) {
+  for_each_row_and_instruction_set(&Backend::rope, [](const RopeKernel& row) {
     for (bool inverse : {false, true}) {
       expect_rotated(row, 0, 2, 8, inverse);
       expect_rotated(row, 75, 3, 40, inverse);
       for (int64_t half : short_lengths()) expect_rotated(row, 3, 2, 2 * half, inverse);
+      for (int64_t half : {8, 16, 24}) {
+        expect_rotated(row, 3, 7, 2 * half, inverse, Gapped::kAlignedGap);
+      }
     }
   });
 }

@@ -8,11 +8,12 @@ namespace {
 
 double silu(double x) { return x / (1 + std::exp(-x)); }
 
-void expect_row(const SwigluKernel& row, const Shape& shape, double scale, int threads) {
+void expect_row(const SwigluKernel& row, const Shape& shape, double scale, int threads,
+                int64_t gap = Gapped::kGap) {
   SCOPED_TRACE(shape.to_string());
   Rig rig(threads);
-  Gapped gate(row.dtype, shape), up(row.dtype, shape), dy(row.dtype, shape);
-  Gapped y(row.dtype, shape), dgate(row.dtype, shape), dup(row.dtype, shape);
+  Gapped gate(row.dtype, shape, gap), up(row.dtype, shape, gap), dy(row.dtype, shape, gap);
+  Gapped y(row.dtype, shape, gap), dgate(row.dtype, shape, gap), dup(row.dtype, shape, gap);
   fill_random(gate, 1, scale);
   fill_random(up, 2);
   fill_random(dy, 3);
@@ -39,13 +40,17 @@ void expect_row(const SwigluKernel& row, const Shape& shape, double scale, int t
 }
 
 TEST(Swiglu, ForwardAndBackward) {
-  for_each_row_and_set(&Backend::swiglu, [](const SwigluKernel& row) {
-    for (int threads : {1, 3}) {
+  for_each_row_and_instruction_set(&Backend::swiglu, [](const SwigluKernel& row) {
+    for (int threads : numbers_of_threads({1, 3})) {
       for (const Shape& shape : {Shape{0, 5}, Shape{1, 1}, Shape{3, 31}, Shape{40, 129}}) {
         expect_row(row, shape, 2.0, threads);
       }
     }
-    for (int64_t columns : short_lengths()) expect_row(row, {2, columns}, 2.0, 1);
+    for (int64_t columns : short_lengths()) {
+      for (int64_t gap : {Gapped::kGap, Gapped::kAlignedGap}) {
+        expect_row(row, {2, columns}, 2.0, 1, gap);
+      }
+    }
     // Gates so large that e^-x overflows or vanishes.
     expect_row(row, {4, 50}, 400.0, 1);
   });
@@ -53,7 +58,7 @@ TEST(Swiglu, ForwardAndBackward) {
 
 // Each value alone: a norm would not see the digits of small ones.
 TEST(Swiglu, SmallValuesKeepTheirDigits) {
-  for_each_row_and_set(&Backend::swiglu, [](const SwigluKernel& row) {
+  for_each_row_and_instruction_set(&Backend::swiglu, [](const SwigluKernel& row) {
     constexpr int64_t kCount = 4001;
     const DeviceTensor gate(row.dtype, {1, kCount}), up = filled(row.dtype, {1, kCount}, 1);
     const DeviceTensor y(row.dtype, {1, kCount});
@@ -68,7 +73,7 @@ TEST(Swiglu, SmallValuesKeepTheirDigits) {
 }
 
 TEST(Swiglu, NanIsNotHidden) {
-  for_each_row_and_set(&Backend::swiglu, [](const SwigluKernel& row) {
+  for_each_row_and_instruction_set(&Backend::swiglu, [](const SwigluKernel& row) {
     Rig rig(1);
     const DeviceTensor gate = filled(row.dtype, {1, 40}, std::nan("")),
                        up = filled(row.dtype, {1, 40}, 1);

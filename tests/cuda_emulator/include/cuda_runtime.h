@@ -74,11 +74,7 @@ T __shfl_up_sync(unsigned, T value, int delta, int width = 32) {
   return longhaul::cuda_emulator::from_lane(value, inside ? lane - delta : lane);
 }
 inline unsigned __ballot_sync(unsigned, int predicate) {
-  unsigned bits = 0;
-  for (int lane = 0; lane < 32; ++lane) {
-    if (longhaul::cuda_emulator::from_lane(predicate, lane) != 0) bits |= 1u << lane;
-  }
-  return bits;
+  return longhaul::cuda_emulator::ballot(predicate != 0);
 }
 inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
 inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, !predicate) == 0; }
