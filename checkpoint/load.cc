@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <cstring>
 
 #include "absl/strings/str_cat.h"
 #include "checkpoint/checkpoint.h"
@@ -9,6 +8,7 @@
 #include "checkpoint/slices.h"
 #include "checkpoint/store.h"
 #include "kernels/core/error.h"
+#include "kernels/core/transfer.h"
 
 namespace longhaul::checkpoint {
 namespace {
@@ -97,7 +97,7 @@ std::vector<Copy> locate(const std::vector<Need>& needs, const SafetensorsHeader
 
 // Reads the file once: its checksum is of the same bytes that are copied out.
 void read_shard(const std::string& path, const proto::File& expected,
-                const std::vector<Need>& needs) {
+                const std::vector<Need>& needs, const Stream& stream) {
   const InputFile file(path);
   if (file.bytes() != expected.bytes()) {
     damaged(path,
@@ -116,8 +116,10 @@ void read_shard(const std::string& path, const proto::File& expected,
     while (next < copies.size() && copies[next].begin < end) active.push_back(copies[next++]);
     for (const Copy& copy : active) {
       const int64_t from = std::max(copy.begin, begin), to = std::min(copy.end, end);
-      std::memcpy(copy.to + (from - copy.begin), buffer.data() + (from - begin),
-                  static_cast<size_t>(to - from));
+      upload(stream,
+             std::span(buffer).subspan(static_cast<size_t>(from - begin),
+                                       static_cast<size_t>(to - from)),
+             copy.to + (from - copy.begin));
     }
     std::erase_if(active, [&](const Copy& copy) { return copy.end <= end; });
   }
@@ -155,12 +157,14 @@ Info load(dist::Group& world, const std::string& path,
                 for (const Slice& slice : state) add_needs(slice, manifest, path, needs);
               }),
               kWhat);
+  const OwnedStream stream(state.empty() ? kCpu : state.front().data.device());
   // Nothing was written to the state before all ranks agreed that it fits.
   world.agree(attempt([&] {
                 for (const auto& [index, parts] : needs) {
                   const proto::File& file = manifest.files(index);
-                  read_shard(absl::StrCat(path, "/", file.name()), file, parts);
+                  read_shard(absl::StrCat(path, "/", file.name()), file, parts, stream.get());
                 }
+                wait_until_idle(stream.get());
               }),
               kWhat);
   return info_of(manifest);

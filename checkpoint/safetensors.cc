@@ -8,13 +8,14 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/core/error.h"
+#include "kernels/core/transfer.h"
 
 namespace longhaul::checkpoint {
 namespace {
 
 static_assert(std::endian::native == std::endian::little, "the format is little-endian");
 
-constexpr size_t kChunk = size_t{4} << 20;
+constexpr int64_t kChunk = int64_t{4} << 20;  // bytes
 
 struct TypeName {
   DType dtype;
@@ -56,9 +57,7 @@ void write_safetensors(OutputFile& file, std::vector<SafetensorsTensor> tensors,
   for (const SafetensorsTensor& tensor : tensors) {
     int64_t elements = 1;
     for (const int64_t dim : tensor.shape) elements *= dim;
-    LONGHAUL_CHECK(elements == tensor.data.elements() && tensor.data.contiguous() &&
-                       tensor.data.device() == kCpu,
-                   tensor.name);
+    LONGHAUL_CHECK(elements == tensor.data.elements() && tensor.data.contiguous(), tensor.name);
     LONGHAUL_CHECK(!header.contains(tensor.name), tensor.name);
     const int64_t begin = std::exchange(end, end + tensor.data.bytes());
     header[tensor.name] = {{"dtype", std::string(safetensors_name(tensor.data.dtype()))},
@@ -78,11 +77,17 @@ void write_safetensors(OutputFile& file, std::vector<SafetensorsTensor> tensors,
   file.write(json);
   if (progress) progress();
   for (const SafetensorsTensor& tensor : tensors) {
-    std::span data(tensor.data.raw(), static_cast<size_t>(tensor.data.bytes()));
-    while (!data.empty()) {
-      const size_t size = std::min(data.size(), kChunk);
-      file.write(data.first(size));
-      data = data.subspan(size);
+    const ConstTensorView data = tensor.data.reshape({tensor.data.elements()});
+    const int64_t chunk = kChunk / size_of(data.dtype());
+    const OwnedStream stream(data.device());
+    for (int64_t begin = 0; begin < data.elements(); begin += chunk) {
+      const ConstTensorView part = data.rows(begin, std::min(chunk, data.elements() - begin));
+      if (part.device() == kCpu) {
+        file.write({part.raw(), static_cast<size_t>(part.bytes())});
+      } else {
+        const Tensor host = on_host(stream.get(), part);
+        file.write({host.view().raw(), static_cast<size_t>(part.bytes())});
+      }
       if (progress) progress();
     }
   }

@@ -16,7 +16,9 @@ struct Slice {
   Shape shape;       // of the global tensor
   int64_t begin = 0;
   int64_t end = 0;
-  TensorView data;  // [end - begin], contiguous; owned by the model or optimizer
+  // [end - begin], contiguous, on any device; owned by the model or optimizer. At rest: nothing
+  // that is still under way writes or reads it.
+  TensorView data;
 };
 
 using State = std::vector<Slice>;

@@ -9,33 +9,39 @@ namespace longhaul {
 namespace {
 
 // Whether anything is to be copied.
-bool check(const ConstTensorView& from, const TensorView& to) {
+bool check(const Stream& stream, const ConstTensorView& from, const TensorView& to) {
+  for (const Device device : {from.device(), to.device()}) {
+    LONGHAUL_CHECK(device == kCpu || device == stream.device, to_string(device));
+  }
   LONGHAUL_CHECK(from.contiguous() && to.contiguous() && from.dtype() == to.dtype() &&
                      from.elements() == to.elements(),
                  from.shape().to_string() + " to " + to.shape().to_string());
   return from.bytes() > 0 && from.raw() != to.raw();
 }
 
-void start(const Stream& stream, const ConstTensorView& from, const TensorView& to) {
+void start(const Stream& stream, const std::byte* from, std::byte* to, int64_t bytes) {
   if (stream.device.kind == DeviceKind::kCpu) {
-    LONGHAUL_CHECK(from.device() == kCpu && to.device() == kCpu);
-    std::memmove(to.raw(), from.raw(), static_cast<size_t>(to.bytes()));
+    std::memmove(to, from, static_cast<size_t>(bytes));
   } else {
-    cuda::copy(stream.native, from.raw(), to.raw(), to.bytes());
+    cuda::copy(stream.native, from, to, bytes);
   }
 }
 
 }  // namespace
 
 void upload(const Stream& stream, ConstTensorView from, TensorView to) {
-  if (check(from, to)) start(stream, from, to);
+  if (check(stream, from, to)) start(stream, from.raw(), to.raw(), to.bytes());
+}
+
+void upload(const Stream& stream, std::span<const std::byte> from, std::byte* to) {
+  if (!from.empty()) start(stream, from.data(), to, static_cast<int64_t>(from.size()));
 }
 
 void download(const Stream& stream, ConstTensorView from, TensorView to,
               const std::function<void()>& poll) {
   LONGHAUL_CHECK(to.device() == kCpu);
-  if (!check(from, to)) return;
-  start(stream, from, to);
+  if (!check(stream, from, to)) return;
+  start(stream, from.raw(), to.raw(), to.bytes());
   wait_until_idle(stream, poll);
 }
 

@@ -3,7 +3,9 @@
 // stream's device. On CPUs: a copy at once.
 #pragma once
 
+#include <cstddef>
 #include <functional>
+#include <span>
 
 #include "kernels/core/stream.h"
 #include "kernels/core/tensor.h"
@@ -12,6 +14,9 @@ namespace longhaul {
 
 // `from` on the host may be changed as soon as this returns.
 void upload(const Stream& stream, ConstTensorView from, TensorView to);
+
+// The same for bytes whose type does not matter.
+void upload(const Stream& stream, std::span<const std::byte> from, std::byte* to);
 
 // Returns once `to`, on the host, holds the data: waits for the stream, calling `poll` meanwhile.
 void download(const Stream& stream, ConstTensorView from, TensorView to,

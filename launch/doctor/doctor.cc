@@ -9,6 +9,7 @@
 #include "absl/strings/str_format.h"
 #include "dist/mpi/mpi.h"
 #include "kernels/backend.h"
+#include "kernels/core/cuda_runtime.h"
 #include "launch/cli/command.h"
 #include "launch/cli/launcher.h"
 
@@ -21,9 +22,23 @@ constexpr int64_t kLeastMemory = 1024 * kMiB;
 constexpr int64_t kLeastSharedMemory = 32 * kMiB;
 
 std::vector<Version> versions() {
-  return {{"longhaul", std::string(version())},
-          {"MPI library", dist::MpiSession::library_version()},
-          {"Protobuf", google::protobuf::internal::VersionString(GOOGLE_PROTOBUF_VERSION)}};
+  std::vector<Version> all{
+      {"longhaul", std::string(version())},
+      {"MPI library", dist::MpiSession::library_version()},
+      {"Protobuf", google::protobuf::internal::VersionString(GOOGLE_PROTOBUF_VERSION)}};
+  if (const std::string cuda = cuda::versions(); !cuda.empty()) all.push_back({"CUDA", cuda});
+  return all;
+}
+
+std::vector<std::string> gpus() {
+  std::vector<std::string> all;
+  for (int index = 0; index < cuda::device_count(); ++index) {
+    const cuda::DeviceInfo info = cuda::device_info(index);
+    constexpr double kGiB = 1 << 30;
+    all.push_back(absl::StrFormat("%s, compute capability %d.%d, %.1f GiB", info.name, info.major,
+                                  info.minor, static_cast<double>(info.memory_bytes) / kGiB));
+  }
+  return all;
 }
 
 template <class Kernel>
@@ -44,6 +59,9 @@ BackendState state_of(const kernels::Backend& backend) {
   count(backend.embedding, state);
   count(backend.linear_cross_entropy, state);
   count(backend.adamw, state);
+  if (state.runnable == 0 && backend.device == DeviceKind::kCuda) {
+    state.why_none = cuda::why_no_device();
+  }
   return state;
 }
 
@@ -117,6 +135,7 @@ Diagnosis diagnose() {
   d.shared_memory = shared_memory();
   d.launched_by = launched_by();
   d.mpirun = first_line_of({"mpirun", "--version"});
+  d.gpus = gpus();
   d.backends = {state_of(kernels::cpu_backend()), state_of(kernels::cuda_backend())};
   d.findings = judge(d);
   return d;

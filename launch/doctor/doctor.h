@@ -20,6 +20,7 @@ struct BackendState {
   std::string description;  // of the backend, as in kernels/backend.h
   int kernels = 0;          // rows of its tables
   int runnable = 0;         // of these, on this machine
+  std::string why_none{};   // if none is runnable: what is missing
 };
 
 // Something that is missing or too small.
@@ -39,6 +40,7 @@ struct Diagnosis {
   SharedMemory shared_memory;
   std::string launched_by;            // "mpirun (rank 0 of 4)" or "a shell"
   std::optional<std::string> mpirun;  // the first line of mpirun --version
+  std::vector<std::string> gpus{};    // "NVIDIA H200, compute capability 9.0, 139.8 GiB"
   std::vector<BackendState> backends;
   std::vector<Finding> findings;
 

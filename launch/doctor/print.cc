@@ -36,7 +36,7 @@ std::string memory_text(const HostMemory& memory) {
 std::string backend_text(const BackendState& state) {
   if (state.kernels == 0) return state.description;
   return absl::StrCat(state.description, ": ", state.runnable, " of ", state.kernels,
-                      " kernels can run here");
+                      " kernels can run here", state.why_none.empty() ? "" : ": ", state.why_none);
 }
 
 }  // namespace
@@ -54,6 +54,7 @@ std::string to_table(const Diagnosis& d) {
     absl::StrAppend(&sets, sets.empty() ? "" : ", ", set.present ? "" : "no ", set.name);
   }
   text += line("instruction sets", sets) + line("memory", memory_text(d.memory));
+  for (const std::string& gpu : d.gpus) text += line("GPU", gpu);
   const std::string shared =
       absl::StrCat(gib(d.shared_memory.free_bytes), " free of ", gib(d.shared_memory.size_bytes));
   text += line("/dev/shm", d.shared_memory.present ? shared : "missing");
@@ -89,11 +90,13 @@ std::string to_json(const Diagnosis& d) {
                           {"free_bytes", d.shared_memory.free_bytes}};
   out["launched_by"] = d.launched_by;
   out["mpirun"] = d.mpirun ? json(*d.mpirun) : json();
+  out["gpus"] = d.gpus;
   for (const BackendState& state : d.backends) {
     out["backends"].push_back({{"device", state.device},
                                {"description", state.description},
                                {"kernels", state.kernels},
-                               {"runnable", state.runnable}});
+                               {"runnable", state.runnable},
+                               {"why_none", state.why_none}});
   }
   out["findings"] = json::array();
   for (const Finding& finding : d.findings) {

@@ -6,7 +6,9 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/core/transfer.h"
 #include "kernels/pointwise.h"
+#include "launch/train/device.h"
 #include "launch/train/flops.h"
+#include "launch/train/peak.h"
 
 namespace longhaul::launch {
 
@@ -29,7 +31,8 @@ parallel::CoreAttentionOptions attention_options(const Config& config) {
           .dtype = dtype(config),
           .scale = 1.0 / std::sqrt(static_cast<double>(model.head_dim)),
           .strategy = config.parallel().strategy(),
-          .in_place = config.parallel().in_place(),
+          // Windows are memory of the host.
+          .in_place = config.parallel().in_place() && config.device() == Config::CPU,
           .ranks_per_node = 1};
 }
 
@@ -69,6 +72,13 @@ const Config& refuse_impossible(dist::Group& world, const Config& config) {
   return config;
 }
 
+// A GPU may be missing on one node only.
+OwnedStream open_stream(dist::Group& world, const Config& config) {
+  OwnedStream stream;
+  world.agree(attempt([&] { stream = OwnedStream(device_of(world, config)); }), "finding the GPU");
+  return stream;
+}
+
 // Memory may be missing on one node only.
 RankMemory reserve(dist::Group& world, const RankMemory& measured) {
   std::optional<RankMemory> memory;
@@ -79,7 +89,7 @@ RankMemory reserve(dist::Group& world, const RankMemory& measured) {
 }  // namespace
 
 Engine::Replica::Replica(Engine& engine, const Config& config, RankMemory& memory)
-    : ctx{.pool = &engine.pool_, .scratch = &memory.workspace},
+    : ctx{.stream = engine.stream_.get(), .pool = &engine.pool_, .scratch = &memory.workspace},
       store(dtype(config), engine.world_.size()),
       model(model::architecture(engine.model_config_.architecture)
                 .make(engine.model_config_, model_options(config), store)) {
@@ -95,14 +105,16 @@ Engine::Engine(dist::Group& world, const Config& config)
       mesh_(world, {.data = config.parallel().data(), .sequence = config.parallel().sequence()}),
       layout_(make_layout(refuse_impossible(world, config), config.parallel().sequence())),
       model_config_(model_config(config)),
+      dtype_(dtype(config)),
       pool_(config.parallel().threads()),
+      stream_(open_stream(world, config)),
       attention_(mesh_.sequence(), layout_, attention_options(config)),
       memory_(reserve(world, measure(*this, config))),
       replica_(*this, config, memory_) {}
 
 // One step with everything that may happen in it, on shapes alone.
 RankMemory Engine::measure(Engine& engine, const Config& config) {
-  RankMemory memory = RankMemory::measure();
+  RankMemory memory = RankMemory::measure(engine.stream_.get().device);
   Replica replica(engine, config, memory);
   model::NumericsProbe probe;
   model::StepContext step{replica.ctx, memory.activations, memory.communication, engine.attention_,
@@ -193,7 +205,10 @@ double Engine::sample_flops() const {
                         attention_.forward_area());
 }
 
+double Engine::measured_peak() { return launch::measured_peak(replica_.ctx, dtype_); }
+
 checkpoint::State Engine::state() const {
+  wait_until_idle(replica_.ctx.stream);
   checkpoint::State state;
   for (const parallel::ShardedOptimizer::Range& range : replica_.optimizer->ranges()) {
     const auto add = [&](const char* prefix, const TensorView& data) {

@@ -57,7 +57,11 @@ class Engine {
   // Model FLOPs of this rank's share of one sample, forward and backward; see flops.h.
   double sample_flops() const;
 
-  // Views of everything that a checkpoint holds.
+  // FLOPs a second that this rank's device reaches in products of train.dtype: what MFU compares
+  // with. Takes some tens of milliseconds.
+  double measured_peak();
+
+  // Views of everything that a checkpoint holds, at rest.
   checkpoint::State state() const;
   // Collective; after the state was filled from a checkpoint.
   void state_loaded() { replica_.optimizer->publish_values(replica_.ctx); }
@@ -79,7 +83,9 @@ class Engine {
   dist::Mesh mesh_;
   parallel::TokenLayout layout_;
   model::ModelConfig model_config_;
+  DType dtype_;
   ThreadPool pool_;
+  OwnedStream stream_;
   parallel::CoreAttention attention_;
   RankMemory memory_;
   Replica replica_;

@@ -2,14 +2,14 @@
 
 namespace longhaul::launch {
 
-RankMemory RankMemory::measure() {
-  return {Arena::measure("parameters"), Arena::measure("gradients"),
-          Arena::measure("optimizer"),  Arena::measure("activations"),
-          Arena::measure("workspace"),  Arena::measure("communication")};
+RankMemory RankMemory::measure(Device device) {
+  const auto arena = [device](const char* name) { return Arena::measure(name, device); };
+  return {arena("parameters"),  arena("gradients"), arena("optimizer"),
+          arena("activations"), arena("workspace"), arena("communication")};
 }
 
 RankMemory RankMemory::reserve(const RankMemory& measured) {
-  const auto arena = [](const Arena& m) { return Arena(m.name(), m.peak()); };
+  const auto arena = [](const Arena& m) { return Arena(m.name(), m.peak(), m.device()); };
   return {arena(measured.parameters),  arena(measured.gradients), arena(measured.optimizer),
           arena(measured.activations), arena(measured.workspace), arena(measured.communication)};
 }

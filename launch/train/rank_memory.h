@@ -14,7 +14,7 @@ namespace longhaul::launch {
 struct RankMemory {
   Arena parameters, gradients, optimizer, activations, workspace, communication;
 
-  static RankMemory measure();
+  static RankMemory measure(Device device);
   // Reserves the measured peaks. Throws Error(kEnvironment).
   static RankMemory reserve(const RankMemory& measured);
 

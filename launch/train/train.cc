@@ -10,7 +10,6 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "checkpoint/checkpoint.h"
-#include "kernels/peak.h"
 #include "launch/cli/signals.h"
 #include "launch/data/batch.h"
 #include "launch/train/engine.h"
@@ -271,8 +270,7 @@ class Run {
   // The best of several moments: a machine that was busy with something else in one of them would
   // make every later step look better than it is.
   void measure_peak() {
-    const double peak = kernels::measured_peak_flops(dtype(config_), config_.parallel().threads());
-    peak_flops_ = std::max(peak_flops_, world_.sum(peak, "peak"));
+    peak_flops_ = std::max(peak_flops_, world_.sum(engine_.measured_peak(), "peak"));
   }
 
   bool due(int64_t every, bool ends) const {

@@ -56,11 +56,11 @@ TensorView Staging::take(DType dtype, const Shape& shape) {
   for (Buffer& buffer : buffers_) {
     if (buffer.taken || buffer.memory.bytes() < bytes) continue;
     buffer.taken = true;
-    return TensorView(buffer.memory.raw(), dtype, shape);
+    return TensorView(buffer.memory.raw(), dtype, shape, arena_.device());
   }
   const TensorView memory = arena_.allocate(DType::kF64, {(bytes + 7) / 8});
   buffers_.push_back({memory, true});
-  return TensorView(memory.raw(), dtype, shape);
+  return TensorView(memory.raw(), dtype, shape, arena_.device());
 }
 
 void Staging::give_back(const TensorView& view) {
