@@ -61,20 +61,20 @@ std::vector<Segment> make_segments(const Options& options, const std::string& ma
 // The operands of a case, which its functions share.
 struct Problem {
   Problem(DType type, std::vector<Segment> cut, int64_t n, int64_t heads, int64_t kv_heads,
-          int64_t d)
+          int64_t d, Device device)
       : dtype(type),
         segments(std::move(cut)),
         group(heads / kv_heads),
-        q(random_tensor(dtype, {n, heads, d}, 1)),
-        k(random_tensor(dtype, {n, kv_heads, d}, 2)),
-        v(random_tensor(dtype, {n, kv_heads, d}, 3)),
-        dout(random_tensor(dtype, {n, heads, d}, 4)),
-        out(accumulator(dtype), {n, heads, d}),
-        lse(accumulator(dtype), {heads, n}),
-        delta(accumulator(dtype), {heads, n}),
-        dq(accumulator(dtype), {n, heads, d}),
-        dk(accumulator(dtype), {n, kv_heads, d}),
-        dv(accumulator(dtype), {n, kv_heads, d}) {}
+        q(random_tensor(dtype, {n, heads, d}, 1, device)),
+        k(random_tensor(dtype, {n, kv_heads, d}, 2, device)),
+        v(random_tensor(dtype, {n, kv_heads, d}, 3, device)),
+        dout(random_tensor(dtype, {n, heads, d}, 4, device)),
+        out(accumulator(dtype), {n, heads, d}, device),
+        lse(accumulator(dtype), {heads, n}, device),
+        delta(accumulator(dtype), {heads, n}, device),
+        dq(accumulator(dtype), {n, heads, d}, device),
+        dk(accumulator(dtype), {n, kv_heads, d}, device),
+        dv(accumulator(dtype), {n, kv_heads, d}, device) {}
 
   kernels::AttentionOptions options() const {
     return {.scale = 1 / std::sqrt(static_cast<double>(q.shape()[2]))};
@@ -125,8 +125,8 @@ struct Problem {
 KernelCase make_case(KernelBench& bench, const Options& options, const std::string& op, DType dtype,
                      const std::string& mask, int64_t n, int64_t d, int64_t heads) {
   const int64_t kv_heads = options.kv_heads > 0 ? options.kv_heads : heads;
-  const auto problem =
-      std::make_shared<Problem>(dtype, make_segments(options, mask, n), n, heads, kv_heads, d);
+  const auto problem = std::make_shared<Problem>(dtype, make_segments(options, mask, n), n, heads,
+                                                 kv_heads, d, bench.device());
   const bool forward = op == "forward";
   const auto flops_per_pair = static_cast<double>((forward ? 4 : 10) * d);
   KernelCase result{.description = {{"op", op},

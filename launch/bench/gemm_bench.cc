@@ -44,14 +44,15 @@ Weight parse_weight(const std::string& text) {
   return weight;
 }
 
-KernelCase make_case(const std::string& op, DType dtype, int64_t tokens, const Weight& weight) {
+KernelCase make_case(const std::string& op, DType dtype, int64_t tokens, const Weight& weight,
+                     Device device) {
   using kernels::Gemm;
   using kernels::Transpose;
   const auto operand = [&](int64_t rows, int64_t columns, uint64_t seed) {
-    return std::make_shared<Tensor>(random_tensor(dtype, {rows, columns}, seed));
+    return std::make_shared<Tensor>(random_tensor(dtype, {rows, columns}, seed, device));
   };
   const auto result = [&](DType type, int64_t rows, int64_t columns) {
-    return std::make_shared<Tensor>(type, Shape{rows, columns});
+    return std::make_shared<Tensor>(type, Shape{rows, columns}, device);
   };
   KernelCase one{.description = {{"op", op},
                                  {"dtype", std::string(name(dtype))},
@@ -97,7 +98,8 @@ int run(const Options& options) {
     for (const std::string& op : options.ops) {
       for (const int64_t tokens : options.tokens) {
         for (const Weight& weight : weights) {
-          const double ratio = bench.add(make_case(op, dtype, tokens, weight)).ratio();
+          const double ratio =
+              bench.add(make_case(op, dtype, tokens, weight, bench.device())).ratio();
           log_sum += std::log(ratio);
           least = count == 0 ? ratio : std::min(least, ratio);
           ++count;

@@ -11,10 +11,13 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "kernels/core/cuda_runtime.h"
 #include "kernels/core/random.h"
+#include "kernels/core/transfer.h"
 #include "kernels/instruction_set.h"
 #include "launch/config/suggest.h"
 #include "launch/doctor/host.h"
+#include "launch/train/peak.h"
 
 namespace longhaul::launch {
 
@@ -27,6 +30,7 @@ constexpr int kMostThreads = 1024;
 constexpr double kDrift = 0.05;
 constexpr int64_t kLeastRepetitions = 5;
 constexpr double kSecondsBetweenLimits = 0.1;
+constexpr int64_t kWarmUps = 1;
 
 double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
@@ -57,6 +61,11 @@ std::vector<DType> dtypes_of(const KernelBenchOptions& options) {
   return dtypes;
 }
 
+Device device_of(const KernelBenchOptions& options) {
+  check_known("--device", std::span(&options.device, 1), {"cpu", "cuda"});
+  return options.device == "cpu" ? kCpu : Device{.kind = DeviceKind::kCuda};
+}
+
 void force_instruction_set(const std::string& name) {
   if (name.empty()) return;
   std::vector<std::string> known;
@@ -72,10 +81,19 @@ void keep_freed_memory() {
   mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
 }
 
+// So many calls that they take some milliseconds, after `calls` took `seconds`.
+int64_t calls_for(double seconds, int64_t calls) {
+  constexpr double kLongEnough = 4e-3;
+  constexpr double kMost = 1000;
+  const double wanted = kLongEnough * static_cast<double>(calls) / std::max(seconds, 1e-7);
+  return static_cast<int64_t>(std::clamp(wanted, 1.0, kMost));
+}
+
 std::string unit(Limit limit) { return limit == Limit::kCopy ? "GB/s" : "GFLOP/s"; }
 
-std::string limit_name(const KernelCase& one) {
+std::string limit_name(const KernelCase& one, Device device) {
   if (one.limit == Limit::kCopy) return "measured copy bandwidth";
+  if (device != kCpu) return "measured matrix product";
   return absl::StrCat("measured ", std::string(name(kernels::multiply_add_type(one.dtype))),
                       " multiply-add peak");
 }
@@ -94,6 +112,9 @@ std::string cell(const Json& value) {
 
 void add_kernel_options(CLI::App& app, KernelBenchOptions& options) {
   add_list(app, "--dtype", options.dtypes, "Types of the operands: f32, bf16");
+  app.add_option("--device", options.device, "Where to run: cpu or cuda")
+      ->capture_default_str()
+      ->type_name("NAME");
   app.add_option("--threads", options.threads, "Threads; 0: all cores this process may use")
       ->capture_default_str()
       ->type_name("N");
@@ -128,7 +149,8 @@ KernelBench::KernelBench(std::string name, const KernelBenchOptions& options)
       json_(options.json),
       least_seconds_(options.least_seconds),
       dtypes_(dtypes_of(options)),
-      pool_(threads_of(options)) {
+      pool_(threads_of(options)),
+      stream_(device_of(options)) {
   if (!(least_seconds_ >= 0)) {
     fail(ErrorCode::kConfig, absl::StrCat("--seconds ", least_seconds_, ": 0 or more"));
   }
@@ -138,16 +160,18 @@ KernelBench::KernelBench(std::string name, const KernelBenchOptions& options)
 
 void KernelBench::set_up(const std::function<void(const Context&)>& work) {
   // As the engine does: run on shapes alone to learn the scratch, then with as much.
-  Arena scratch = Arena::measure("workspace");
-  work({.pool = &pool_, .scratch = &scratch});
-  scratch = Arena("workspace", scratch.peak());
-  work({.pool = &pool_, .scratch = &scratch});
+  Arena scratch = Arena::measure("workspace", device());
+  work({.stream = stream(), .pool = &pool_, .scratch = &scratch});
+  scratch = Arena("workspace", scratch.peak(), device());
+  work({.stream = stream(), .pool = &pool_, .scratch = &scratch});
+  wait_until_idle(stream());
 }
 
 double KernelBench::measure_limit(const KernelCase& one) {
-  if (one.limit == Limit::kMultiplyAdds) {
-    return kernels::measured_peak_flops(one.dtype, pool_.threads());
-  }
+  Arena none("nothing", 0, device());
+  const Context ctx{.stream = stream(), .pool = &pool_, .scratch = &none};
+  if (one.limit == Limit::kMultiplyAdds) return measured_peak(ctx, one.dtype);
+  if (device() != kCpu) return measured_copy(ctx);
   if (!copy_) copy_.emplace(pool_.threads());
   return copy_->measure();
 }
@@ -155,14 +179,15 @@ double KernelBench::measure_limit(const KernelCase& one) {
 std::vector<Figure> KernelBench::measure_once(std::span<const KernelCase> cases) {
   struct Timing {
     Arena scratch;
+    int64_t calls = 1;  // between looks at the clock
     std::vector<double> seconds;
     double total = 0;
   };
   std::vector<Timing> timings;
   for (const KernelCase& one : cases) {
-    Arena measured = Arena::measure("workspace");
-    one.run({.pool = &pool_, .scratch = &measured});
-    timings.push_back({.scratch = Arena("workspace", measured.peak()), .seconds = {}});
+    Arena measured = Arena::measure("workspace", device());
+    one.run({.stream = stream(), .pool = &pool_, .scratch = &measured});
+    timings.push_back({.scratch = Arena("workspace", measured.peak(), device()), .seconds = {}});
   }
   const auto enough = [&](const Timing& t) {
     return static_cast<int64_t>(t.seconds.size()) >= kLeastRepetitions && t.total >= least_seconds_;
@@ -176,14 +201,21 @@ std::vector<Figure> KernelBench::measure_once(std::span<const KernelCase> cases)
   look_at_limit();
   for (int64_t round = 0; !std::ranges::all_of(timings, enough); ++round) {
     for (size_t i = 0; i < cases.size(); ++i) {
-      const Context ctx{.pool = &pool_, .scratch = &timings[i].scratch};
+      Timing& timing = timings[i];
+      const Context ctx{.stream = stream(), .pool = &pool_, .scratch = &timing.scratch};
       if (cases[i].prepare) cases[i].prepare(ctx);
+      wait_until_idle(stream());
       const auto begin = Clock::now();
-      cases[i].run(ctx);
+      for (int64_t call = 0; call < timing.calls; ++call) cases[i].run(ctx);
+      wait_until_idle(stream());
       const double seconds = seconds_since(begin);
-      if (round == 0) continue;
-      timings[i].seconds.push_back(seconds);
-      timings[i].total += seconds;
+      if (round < kWarmUps) {
+        // What has to be prepared is run once at a time.
+        if (device() != kCpu && !cases[i].prepare) timing.calls = calls_for(seconds, timing.calls);
+        continue;
+      }
+      timing.seconds.push_back(seconds / static_cast<double>(timing.calls));
+      timing.total += seconds;
     }
     if (seconds_since(limit_measured) > kSecondsBetweenLimits) look_at_limit();
   }
@@ -216,6 +248,7 @@ Json KernelBench::full_description(const Json& description) const {
   Json full = description;
   full["threads"] = pool_.threads();
   full["isa"] = std::string(kernels::instruction_set());
+  full["device"] = to_string(device());
   return full;
 }
 
@@ -227,9 +260,12 @@ void KernelBench::print_row(const KernelCase& one, const Figure& figure,
       columns_.push_back(key);
       absl::StrAppendFormat(&header, "%-*s ", column_width(key), key);
     }
-    std::printf("# %d threads, %s\n%s%9s %17s %9s %7s\n", pool_.threads(),
-                std::string(kernels::instruction_set()).c_str(), header.c_str(), "ms", "speed",
-                "limit", "ratio");
+    const std::string where =
+        device() == kCpu
+            ? absl::StrCat(pool_.threads(), " threads, ", std::string(kernels::instruction_set()))
+            : absl::StrCat(to_string(device()), ", ", cuda::device_info(device().index).name);
+    std::printf("# %s\n%s%9s %17s %9s %7s\n", where.c_str(), header.c_str(), "ms", "speed", "limit",
+                "ratio");
   }
   std::string cells, notes;
   for (const std::string& key : columns_) {
@@ -258,7 +294,7 @@ void KernelBench::print(const KernelCase& one, const Figure& figure,
                  {"value", figure.rate / 1e9},
                  {"unit", unit(one.limit)},
                  {"limit", figure.limit / 1e9},
-                 {"limit_name", limit_name(one)},
+                 {"limit_name", limit_name(one, device())},
                  {"ratio", figure.ratio()},
                  {"seconds", figure.seconds},
                  {"repetitions", figure.repetitions},
@@ -292,7 +328,7 @@ void KernelBench::print_summary(std::string_view op, DType dtype, double ratio) 
   std::fflush(stdout);
 }
 
-Tensor random_tensor(DType dtype, const Shape& shape, uint64_t seed) {
+Tensor random_tensor(DType dtype, const Shape& shape, uint64_t seed, Device device) {
   // Repeated with a prime period: fast to make, and of no length that a kernel's tiles have.
   constexpr size_t kPeriod = 65'537;
   std::vector<float> values(kPeriod);
@@ -307,7 +343,12 @@ Tensor random_tensor(DType dtype, const Shape& shape, uint64_t seed) {
       i = i + 1 == kPeriod ? 0 : i + 1;
     }
   });
-  return tensor;
+  if (device == kCpu) return tensor;
+  Tensor there(dtype, shape, device);
+  const OwnedStream stream(device);
+  upload(stream.get(), tensor, there);
+  wait_until_idle(stream.get());
+  return there;
 }
 
 }  // namespace longhaul::launch

@@ -4,7 +4,8 @@
 // A case is timed by the median of at least 5 repetitions and --seconds, after one to warm up. Its
 // limit is measured before, after, and every tenth of a second in between; the median counts. If it
 // moves by more than 5 % between the first half of these and the second, the case is measured
-// again, at most twice, and the calmest time counts.
+// again, at most twice, and the calmest time counts. Work on a GPU is submitted for a few
+// milliseconds before it is waited for, so that its start does not count.
 #pragma once
 
 #include <CLI/App.hpp>
@@ -24,7 +25,8 @@
 namespace longhaul::launch {
 
 struct KernelBenchOptions {
-  int threads = 0;  // 0: all usable cores
+  std::string device = "cpu";
+  int threads = 0;  // of the CPU; 0: all usable cores
   std::vector<std::string> dtypes = {"f32", "bf16"};
   std::string instruction_set;  // empty: the best one
   double least_seconds = 0.4;   // that a case is timed for
@@ -97,6 +99,8 @@ class KernelBench {
 
   const std::vector<DType>& dtypes() const { return dtypes_; }
   int threads() const { return pool_.threads(); }
+  const Stream& stream() const { return stream_.get(); }
+  Device device() const { return stream_.get().device; }
 
  private:
   std::vector<Figure> measure_once(std::span<const KernelCase> cases);
@@ -110,10 +114,11 @@ class KernelBench {
   std::vector<std::string> columns_;  // of the table, once its header is printed
   std::vector<DType> dtypes_;
   ThreadPool pool_;
+  OwnedStream stream_;
   std::optional<kernels::CopyBandwidth> copy_;  // once it is wanted
 };
 
 // Reproducible values in [-1, 1).
-Tensor random_tensor(DType dtype, const Shape& shape, uint64_t seed);
+Tensor random_tensor(DType dtype, const Shape& shape, uint64_t seed, Device device = kCpu);
 
 }  // namespace longhaul::launch

@@ -29,22 +29,22 @@ struct Options {
 
 // The operands of a case.
 struct Problem {
-  Problem(DType dtype, bool backward, int64_t n, int64_t heads, int64_t d)
+  Problem(DType dtype, bool backward, int64_t n, int64_t heads, int64_t d, Device device)
       : runs{{.begin = 0, .length = n}},
-        q(random_tensor(dtype, {n, heads, d}, 1)),
-        k(random_tensor(dtype, {n, heads, d}, 2)),
-        v(random_tensor(dtype, {n, heads, d}, 3)) {
+        q(random_tensor(dtype, {n, heads, d}, 1, device)),
+        k(random_tensor(dtype, {n, heads, d}, 2, device)),
+        v(random_tensor(dtype, {n, heads, d}, 3, device)) {
     // Slopes of 2^(-8 (h + 1) / heads), as usual for lightning attention.
     for (int64_t h = 0; h < heads; ++h) {
       slopes.push_back(std::exp2(-8.0 * static_cast<double>(h + 1) / static_cast<double>(heads)));
     }
     const DType acc = accumulator(dtype);
     if (!backward) {
-      out = Tensor(acc, q.shape());
+      out = Tensor(acc, q.shape(), device);
       return;
     }
-    dout = random_tensor(dtype, {n, heads, d}, 4);
-    for (Tensor* sums : {&dq, &dk, &dv}) *sums = Tensor(acc, q.shape());
+    dout = random_tensor(dtype, {n, heads, d}, 4, device);
+    for (Tensor* sums : {&dq, &dk, &dv}) *sums = Tensor(acc, q.shape(), device);
   }
 
   kernels::LinearTokens tokens() const {
@@ -71,9 +71,9 @@ struct Problem {
 };
 
 KernelCase make_case(const Options& options, const std::string& op, DType dtype, int64_t n,
-                     int64_t d) {
+                     int64_t d, Device device) {
   const bool forward = op == "forward";
-  const auto problem = std::make_shared<Problem>(dtype, !forward, n, options.heads, d);
+  const auto problem = std::make_shared<Problem>(dtype, !forward, n, options.heads, d, device);
   const int64_t c = kernels::kLinearBlock;
   const int64_t flops = forward ? 4 * d * d + 2 * c * d : 10 * d * d + 5 * c * d;
   return {.description = {{"op", op},
@@ -100,7 +100,7 @@ int run(const Options& options) {
       for (const int64_t d : options.head_dims) {
         std::optional<double> first_rate;
         for (const int64_t n : options.lengths) {
-          const KernelCase one = make_case(options, op, dtype, n, d);
+          const KernelCase one = make_case(options, op, dtype, n, d, bench.device());
           const Figure figure = bench.measure(one);
           if (!first_rate) first_rate = figure.rate;
           const auto head_tokens = static_cast<double>(n * options.heads);

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/core/random.h"
+#include "kernels/core/transfer.h"
 #include "kernels/gemm.h"
 #include "kernels/linear_cross_entropy.h"
 #include "launch/bench/kernel_benches.h"
@@ -56,16 +57,20 @@ void add_loss(KernelBench& bench, const Options& options, DType dtype) {
   const DType acc = accumulator(dtype);
   const int64_t tokens = options.loss_tokens, width = options.loss_width,
                 vocabulary = options.shape.vocabulary;
-  const Tensor x = random_tensor(dtype, {tokens, width}, 1);
-  const Tensor weight = random_tensor(dtype, {vocabulary, width}, 2);
-  const Tensor labels(DType::kI32, {tokens}), row_loss(acc, {tokens});
-  const Tensor dx(dtype, {tokens, width}), dweight(acc, {vocabulary, width});
-  const Tensor logits(dtype, {tokens, vocabulary});
+  const Device device = bench.device();
+  const Tensor x = random_tensor(dtype, {tokens, width}, 1, device);
+  const Tensor weight = random_tensor(dtype, {vocabulary, width}, 2, device);
+  const Tensor labels(DType::kI32, {tokens}, device), row_loss(acc, {tokens}, device);
+  const Tensor dx(dtype, {tokens, width}, device), dweight(acc, {vocabulary, width}, device);
+  const Tensor logits(dtype, {tokens, vocabulary}, device);
+  const Tensor host(DType::kI32, {tokens});
   uint64_t i = 0;
-  for (int32_t& label : labels.span<int32_t>()) {
+  for (int32_t& label : host.span<int32_t>()) {
     const uint64_t bits = random_u64({.seed = 3, .stream = 0}, i++);
     label = static_cast<int32_t>(bits % static_cast<uint64_t>(vocabulary));
   }
+  upload(bench.stream(), host, labels);
+  wait_until_idle(bench.stream());
   const KernelCase loss{.description = {{"op", kLoss},
                                         {"dtype", std::string(name(dtype))},
                                         {"n", tokens},
@@ -107,7 +112,9 @@ int run(const Options& options) {
     for (const PointwiseOperation& operation : pointwise_operations()) {
       if (!wanted(operation.name)) continue;
       if (operation.accumulator_only && dtype != accumulator(dtype)) continue;
-      KernelCase one = operation.make(dtype, options.shape);
+      PointwiseShape shape = options.shape;
+      shape.stream = bench.stream();
+      KernelCase one = operation.make(dtype, shape);
       one.dtype = dtype;
       one.description = {{"op", std::string(operation.name)},
                          {"dtype", std::string(name(dtype))},

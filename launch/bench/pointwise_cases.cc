@@ -5,6 +5,7 @@
 #include "kernels/adamw.h"
 #include "kernels/attention.h"
 #include "kernels/core/random.h"
+#include "kernels/core/transfer.h"
 #include "kernels/embedding.h"
 #include "kernels/pointwise.h"
 #include "kernels/rms_norm.h"
@@ -17,10 +18,12 @@ namespace {
 
 using Operand = std::shared_ptr<Tensor>;
 
-Operand operand(DType dtype, const Shape& shape, uint64_t seed) {
-  return std::make_shared<Tensor>(random_tensor(dtype, shape, seed));
+Operand operand(const PointwiseShape& s, DType dtype, const Shape& shape, uint64_t seed) {
+  return std::make_shared<Tensor>(random_tensor(dtype, shape, seed, s.stream.device));
 }
-Operand result(DType dtype, const Shape& shape) { return std::make_shared<Tensor>(dtype, shape); }
+Operand result(const PointwiseShape& s, DType dtype, const Shape& shape) {
+  return std::make_shared<Tensor>(dtype, shape, s.stream.device);
+}
 
 // Bytes that are read or written once: every operand as often as it is listed.
 double bytes(std::initializer_list<Operand> operands) {
@@ -35,9 +38,10 @@ KernelCase make(double work, std::function<void(const Context&)> run) {
 }
 
 KernelCase rms_norm_forward(DType dtype, const PointwiseShape& s) {
-  const Operand x = operand(dtype, {s.tokens, s.width}, 1), weight = operand(dtype, {s.width}, 2);
-  const Operand y = result(dtype, {s.tokens, s.width}),
-                rstd = result(accumulator(dtype), {s.tokens});
+  const Operand x = operand(s, dtype, {s.tokens, s.width}, 1),
+                weight = operand(s, dtype, {s.width}, 2);
+  const Operand y = result(s, dtype, {s.tokens, s.width}),
+                rstd = result(s, accumulator(dtype), {s.tokens});
   return make(bytes({x, weight, y, rstd}), [=](const Context& ctx) {
     kernels::rms_norm_forward(ctx, {.x = *x, .weight = *weight, .y = *y, .rstd = *rstd});
   });
@@ -45,10 +49,10 @@ KernelCase rms_norm_forward(DType dtype, const PointwiseShape& s) {
 
 KernelCase rms_norm_backward(DType dtype, const PointwiseShape& s) {
   const DType acc = accumulator(dtype);
-  const Operand dy = operand(dtype, {s.tokens, s.width}, 1),
-                x = operand(dtype, {s.tokens, s.width}, 2), weight = operand(dtype, {s.width}, 3),
-                rstd = operand(acc, {s.tokens}, 4);
-  const Operand dx = result(dtype, {s.tokens, s.width}), dweight = result(acc, {s.width});
+  const Operand dy = operand(s, dtype, {s.tokens, s.width}, 1),
+                x = operand(s, dtype, {s.tokens, s.width}, 2),
+                weight = operand(s, dtype, {s.width}, 3), rstd = operand(s, acc, {s.tokens}, 4);
+  const Operand dx = result(s, dtype, {s.tokens, s.width}), dweight = result(s, acc, {s.width});
   return make(bytes({dy, x, weight, rstd, dx, dx, dweight, dweight}), [=](const Context& ctx) {
     kernels::rms_norm_backward(
         ctx,
@@ -58,30 +62,31 @@ KernelCase rms_norm_backward(DType dtype, const PointwiseShape& s) {
 
 KernelCase rope(DType dtype, const PointwiseShape& s) {
   const DType acc = accumulator(dtype);
-  const Operand cos = result(acc, {s.tokens, s.head_dim / 2}),
-                sin = result(acc, {s.tokens, s.head_dim / 2});
+  const Operand cos = result(s, acc, {s.tokens, s.head_dim / 2}),
+                sin = result(s, acc, {s.tokens, s.head_dim / 2});
   std::vector<int64_t> positions(static_cast<size_t>(s.tokens));
   for (size_t i = 0; i < positions.size(); ++i) positions[i] = static_cast<int64_t>(i);
-  kernels::rope_table(Stream{}, {}, positions, s.head_dim, *cos, *sin);
-  const Operand x = operand(dtype, {s.tokens, s.width / s.head_dim, s.head_dim}, 1);
+  kernels::rope_table(s.stream, {}, positions, s.head_dim, *cos, *sin);
+  const Operand x = operand(s, dtype, {s.tokens, s.width / s.head_dim, s.head_dim}, 1);
   return make(bytes({x, x, cos, sin}),
               [=](const Context& ctx) { kernels::rope(ctx, {.cos = *cos, .sin = *sin, .x = *x}); });
 }
 
 KernelCase swiglu_forward(DType dtype, const PointwiseShape& s) {
-  const Operand gate = operand(dtype, {s.tokens, s.width}, 1),
-                up = operand(dtype, {s.tokens, s.width}, 2), y = result(dtype, {s.tokens, s.width});
+  const Operand gate = operand(s, dtype, {s.tokens, s.width}, 1),
+                up = operand(s, dtype, {s.tokens, s.width}, 2),
+                y = result(s, dtype, {s.tokens, s.width});
   return make(bytes({gate, up, y}), [=](const Context& ctx) {
     kernels::swiglu_forward(ctx, {.gate = *gate, .up = *up, .y = *y});
   });
 }
 
 KernelCase swiglu_backward(DType dtype, const PointwiseShape& s) {
-  const Operand dy = operand(dtype, {s.tokens, s.width}, 1),
-                gate = operand(dtype, {s.tokens, s.width}, 2),
-                up = operand(dtype, {s.tokens, s.width}, 3);
-  const Operand dgate = result(dtype, {s.tokens, s.width}),
-                dup = result(dtype, {s.tokens, s.width});
+  const Operand dy = operand(s, dtype, {s.tokens, s.width}, 1),
+                gate = operand(s, dtype, {s.tokens, s.width}, 2),
+                up = operand(s, dtype, {s.tokens, s.width}, 3);
+  const Operand dgate = result(s, dtype, {s.tokens, s.width}),
+                dup = result(s, dtype, {s.tokens, s.width});
   return make(bytes({dy, gate, up, dgate, dup}), [=](const Context& ctx) {
     kernels::swiglu_backward(ctx,
                              {.dy = *dy, .gate = *gate, .up = *up, .dgate = *dgate, .dup = *dup});
@@ -90,36 +95,36 @@ KernelCase swiglu_backward(DType dtype, const PointwiseShape& s) {
 
 // As the residual connection does it: the sum takes the place of a summand.
 KernelCase residual_add(DType dtype, const PointwiseShape& s) {
-  const Operand x = operand(dtype, {s.tokens, s.width}, 1),
-                y = operand(dtype, {s.tokens, s.width}, 2);
+  const Operand x = operand(s, dtype, {s.tokens, s.width}, 1),
+                y = operand(s, dtype, {s.tokens, s.width}, 2);
   return make(bytes({x, y, y}), [=](const Context& ctx) { kernels::add(ctx, *x, *y, *y); });
 }
 
 KernelCase add_to(DType dtype, const PointwiseShape& s) {
-  const Operand x = operand(dtype, {s.tokens, s.width}, 1),
-                y = operand(accumulator(dtype), {s.tokens, s.width}, 2);
+  const Operand x = operand(s, dtype, {s.tokens, s.width}, 1),
+                y = operand(s, accumulator(dtype), {s.tokens, s.width}, 2);
   return make(bytes({x, y, y}), [=](const Context& ctx) { kernels::add_to(ctx, *x, *y); });
 }
 
 KernelCase copy_from_accumulator(DType dtype, const PointwiseShape& s) {
-  const Operand x = operand(accumulator(dtype), {s.tokens, s.width}, 1),
-                y = result(dtype, {s.tokens, s.width});
+  const Operand x = operand(s, accumulator(dtype), {s.tokens, s.width}, 1),
+                y = result(s, dtype, {s.tokens, s.width});
   return make(bytes({x, y}), [=](const Context& ctx) { kernels::copy(ctx, *x, *y); });
 }
 
 KernelCase copy_to_accumulator(DType dtype, const PointwiseShape& s) {
-  const Operand x = operand(dtype, {s.tokens, s.width}, 1),
-                y = result(accumulator(dtype), {s.tokens, s.width});
+  const Operand x = operand(s, dtype, {s.tokens, s.width}, 1),
+                y = result(s, accumulator(dtype), {s.tokens, s.width});
   return make(bytes({x, y}), [=](const Context& ctx) { kernels::copy(ctx, *x, *y); });
 }
 
 KernelCase fill_zero(DType dtype, const PointwiseShape& s) {
-  const Operand x = result(dtype, {s.tokens, s.width});
+  const Operand x = result(s, dtype, {s.tokens, s.width});
   return make(bytes({x}), [=](const Context& ctx) { kernels::fill_zero(ctx, *x); });
 }
 
 KernelCase sum_of_squares(DType dtype, const PointwiseShape& s) {
-  const Operand x = operand(dtype, {s.tokens, s.width}, 1);
+  const Operand x = operand(s, dtype, {s.tokens, s.width}, 1);
   return make(bytes({x}), [=](const Context& ctx) { kernels::sum_of_squares(ctx, *x); });
 }
 
@@ -127,10 +132,10 @@ KernelCase sum_of_squares(DType dtype, const PointwiseShape& s) {
 KernelCase adamw(DType dtype, const PointwiseShape& s) {
   const DType acc = accumulator(dtype);
   const Shape shape{s.tokens * s.width};
-  const Operand grad = operand(acc, shape, 1), master = operand(acc, shape, 2);
-  const Operand m = result(acc, shape), v = result(acc, shape);
+  const Operand grad = operand(s, acc, shape, 1), master = operand(s, acc, shape, 2);
+  const Operand m = result(s, acc, shape), v = result(s, acc, shape);
   const bool own = dtype == acc;
-  const Operand param = own ? master : result(dtype, shape);
+  const Operand param = own ? master : result(s, dtype, shape);
   const double work = bytes({grad, master, master, m, m, v, v}) + (own ? 0.0 : bytes({param}));
   return make(work, [=](const Context& ctx) {
     kernels::adamw(ctx, {.learning_rate = 1e-3,
@@ -149,22 +154,25 @@ struct Tokens {
 };
 
 Tokens random_tokens(const PointwiseShape& s) {
-  Tokens tokens{.ids = result(DType::kI32, {s.tokens})};
+  Tokens tokens{.ids = result(s, DType::kI32, {s.tokens})};
+  const Tensor host(DType::kI32, {s.tokens});
   std::set<int32_t> distinct;
   uint64_t i = 0;
-  for (int32_t& id : tokens.ids->span<int32_t>()) {
+  for (int32_t& id : host.span<int32_t>()) {
     const uint64_t bits = random_u64({.seed = 1, .stream = 0}, i++);
     id = static_cast<int32_t>(bits % static_cast<uint64_t>(s.vocabulary));
     distinct.insert(id);
   }
+  upload(s.stream, host, *tokens.ids);
+  wait_until_idle(s.stream);
   tokens.distinct = static_cast<int64_t>(distinct.size());
   return tokens;
 }
 
 KernelCase embedding_forward(DType dtype, const PointwiseShape& s) {
   const Tokens tokens = random_tokens(s);
-  const Operand ids = tokens.ids, table = operand(dtype, {s.vocabulary, s.width}, 1),
-                out = result(dtype, {s.tokens, s.width});
+  const Operand ids = tokens.ids, table = operand(s, dtype, {s.vocabulary, s.width}, 1),
+                out = result(s, dtype, {s.tokens, s.width});
   const auto rows = static_cast<double>(tokens.distinct * s.width * size_of(dtype));
   return make(bytes({ids, out}) + rows, [=](const Context& ctx) {
     kernels::embedding_forward(ctx, {.tokens = *ids, .table = *table, .out = *out});
@@ -174,8 +182,8 @@ KernelCase embedding_forward(DType dtype, const PointwiseShape& s) {
 KernelCase embedding_backward(DType dtype, const PointwiseShape& s) {
   const DType acc = accumulator(dtype);
   const Tokens tokens = random_tokens(s);
-  const Operand ids = tokens.ids, dout = operand(dtype, {s.tokens, s.width}, 1),
-                dtable = result(acc, {s.vocabulary, s.width});
+  const Operand ids = tokens.ids, dout = operand(s, dtype, {s.tokens, s.width}, 1),
+                dtable = result(s, acc, {s.vocabulary, s.width});
   const auto rows = static_cast<double>(tokens.distinct * s.width * size_of(acc));
   return make(bytes({ids, dout}) + 2 * rows, [=](const Context& ctx) {
     kernels::embedding_backward(ctx, {.tokens = *ids, .dout = *dout, .dtable = *dtable});
@@ -185,23 +193,23 @@ KernelCase embedding_backward(DType dtype, const PointwiseShape& s) {
 Shape heads_of(const PointwiseShape& s) { return {s.tokens, s.width / s.head_dim, s.head_dim}; }
 
 KernelCase attention_init(DType dtype, const PointwiseShape& s) {
-  const Operand out = result(dtype, heads_of(s)),
-                lse = result(dtype, {s.width / s.head_dim, s.tokens});
+  const Operand out = result(s, dtype, heads_of(s)),
+                lse = result(s, dtype, {s.width / s.head_dim, s.tokens});
   return make(bytes({out, lse}),
               [=](const Context& ctx) { kernels::attention_init(ctx, *out, *lse); });
 }
 
 KernelCase attention_delta(DType dtype, const PointwiseShape& s) {
-  const Operand out = operand(dtype, heads_of(s), 1), dout = operand(dtype, heads_of(s), 2),
-                delta = result(accumulator(dtype), {s.width / s.head_dim, s.tokens});
+  const Operand out = operand(s, dtype, heads_of(s), 1), dout = operand(s, dtype, heads_of(s), 2),
+                delta = result(s, accumulator(dtype), {s.width / s.head_dim, s.tokens});
   return make(bytes({out, dout, delta}),
               [=](const Context& ctx) { kernels::attention_delta(ctx, *out, *dout, *delta); });
 }
 
 KernelCase attention_merge(DType dtype, const PointwiseShape& s) {
   const Shape rows{s.width / s.head_dim, s.tokens};
-  const Operand part = operand(dtype, heads_of(s), 1), part_lse = operand(dtype, rows, 2),
-                out = operand(dtype, heads_of(s), 3), lse = operand(dtype, rows, 4);
+  const Operand part = operand(s, dtype, heads_of(s), 1), part_lse = operand(s, dtype, rows, 2),
+                out = operand(s, dtype, heads_of(s), 3), lse = operand(s, dtype, rows, 4);
   return make(bytes({part, part_lse, out, out, lse, lse}), [=](const Context& ctx) {
     kernels::attention_merge(ctx, *part, *part_lse, *out, *lse);
   });

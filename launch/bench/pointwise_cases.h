@@ -14,6 +14,7 @@ struct PointwiseShape {
   int64_t width = 2048;    // of a row: of the model, of an MLP, or of all heads
   int64_t head_dim = 128;
   int64_t vocabulary = 32000;
+  Stream stream = {};  // of the device that operands are made on
 };
 
 // Work is the compulsory bytes: each operand read once, each result written once, and what is added

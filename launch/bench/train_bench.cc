@@ -57,8 +57,7 @@ CaseResult run_case(dist::Group& world, const Config& config, int64_t steps) {
   const Sample sample = random_sample(config);
   const auto peak = [&] {
     world.barrier("bench");
-    return world.sum(kernels::measured_peak_flops(dtype(config), config.parallel().threads()),
-                     "bench");
+    return world.sum(engine.measured_peak(), "bench");
   };
   const int64_t samples =
       config.train().batch_tokens() / config.data().sequence_length() / config.parallel().data();

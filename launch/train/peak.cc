@@ -7,6 +7,7 @@
 #include "kernels/core/transfer.h"
 #include "kernels/gemm.h"
 #include "kernels/peak.h"
+#include "kernels/pointwise.h"
 
 namespace longhaul::launch {
 
@@ -54,6 +55,23 @@ double product_seconds(const Context& ctx, DType dtype, int64_t n) {
 }
 
 }  // namespace
+
+double measured_copy(const Context& ctx) {
+  constexpr int64_t kElements = int64_t{64} << 20;  // f32: several times the cache
+  const Tensor from(DType::kF32, {kElements}, ctx.device()),
+      to(DType::kF32, {kElements}, ctx.device());
+  double best = 0;
+  constexpr int kTries = 4;
+  for (int i = 0; i < kTries; ++i) {
+    wait_until_idle(ctx.stream);
+    const auto begin = Clock::now();
+    kernels::copy(ctx, from, to);
+    wait_until_idle(ctx.stream);
+    const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+    best = std::max(best, 2.0 * static_cast<double>(from.view().bytes()) / seconds);
+  }
+  return best;
+}
 
 double measured_peak(const Context& ctx, DType dtype) {
   if (ctx.device() == kCpu) return kernels::measured_peak_flops(dtype, ctx.pool->threads());

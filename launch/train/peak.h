@@ -10,4 +10,7 @@ namespace longhaul::launch {
 // otherwise.
 double measured_peak(const Context& ctx, DType dtype);
 
+// Bytes a second, read and written, of copies within a GPU's memory that no cache holds.
+double measured_copy(const Context& ctx);
+
 }  // namespace longhaul::launch
