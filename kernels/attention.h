@@ -29,7 +29,7 @@ struct HeadMap {
   int64_t kv_begin = 0;
   int64_t group = 1;  // query heads per kv head in the whole model
 
-  int64_t kv_head(int64_t h) const { return (q_begin + h) / group - kv_begin; }
+  LONGHAUL_HOST_DEVICE int64_t kv_head(int64_t h) const { return (q_begin + h) / group - kv_begin; }
 };
 
 // From a query's score with a key to its probability:

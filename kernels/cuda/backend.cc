@@ -17,7 +17,7 @@ bool available() {
 const Backend& cuda_backend() {
   static const Backend backend{.device = DeviceKind::kCuda,
                                .description = "CUDA, compute capability 8.0 and higher",
-                               .attention = {},
+                               .attention = cuda::attention_table(),
                                .linear_attention = {},
                                .gemm = cuda::gemm_table(),
                                .rms_norm = cuda::rms_norm_table(),

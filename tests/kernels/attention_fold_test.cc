@@ -127,7 +127,7 @@ TEST(AttentionFold, RowsThatSeeNothing) {
 
 TEST(AttentionFold, RerunsAreBitIdentical) {
   for_each_row(&Backend::attention, [](const AttentionKernel& row) {
-    for (int threads : {1, 3}) {
+    for (int threads : numbers_of_threads({1, 3})) {
       Rig rig(threads);
       const Problem p = problem(row.dtype);
       const Forward f = forward(rig, row, p);

@@ -82,8 +82,8 @@ TEST(AttentionOptions, EveryMask) {
 TEST(AttentionOptions, LargeBlocks) {
   const Corpus corpus{.documents = {601}};
   const Choice every = choices().back();
-  const DeviceTensor s = slopes();
   for_each_row(&Backend::attention, [&](const AttentionKernel& row) {
+    const DeviceTensor s = slopes();
     Rig rig(2);
     const Problem p = problem(row.dtype, every, s, corpus, all(corpus), all(corpus));
     const AttentionTruth truth = p.truth();
@@ -95,10 +95,8 @@ TEST(AttentionOptions, LargeBlocks) {
 
 TEST(AttentionOptions, EveryInstructionSet) {
   const Corpus corpus{.documents = {30, 120}, .window = 70};
-  for_each_instruction_set([&] {
-    for_each_row(&Backend::attention, [&](const AttentionKernel& row) {
-      expect_options(row, corpus, all(corpus), all(corpus), 2);
-    });
+  for_each_row_and_instruction_set(&Backend::attention, [&](const AttentionKernel& row) {
+    expect_options(row, corpus, all(corpus), all(corpus), 2);
   });
 }
 
@@ -106,8 +104,8 @@ TEST(AttentionOptions, EveryInstructionSet) {
 TEST(AttentionOptions, DropoutDoesNotDependOnCalls) {
   const Corpus corpus{.documents = {101}};
   const Choice every = choices().back();
-  const DeviceTensor s = slopes();
   for_each_row(&Backend::attention, [&](const AttentionKernel& row) {
+    const DeviceTensor s = slopes();
     Rig rig(2);
     const Problem p = problem(row.dtype, every, s, corpus, all(corpus), all(corpus));
     const AttentionTruth truth = p.truth();
@@ -249,8 +247,8 @@ TEST(AttentionOptions, NothingAskedForIsPlain) {
 
 TEST(AttentionOptions, RerunsAreBitIdentical) {
   const Corpus corpus{.documents = {30, 120}};
-  const DeviceTensor s = slopes();
   for_each_row(&Backend::attention, [&](const AttentionKernel& row) {
+    const DeviceTensor s = slopes();
     Rig rig(3);
     const Problem p = problem(row.dtype, choices().back(), s, corpus, all(corpus), all(corpus));
     const Forward f = forward(rig, row, p), f2 = forward(rig, row, p);
@@ -265,8 +263,8 @@ TEST(AttentionOptions, RerunsAreBitIdentical) {
 // sum(out * g) along random directions, by central differences of the f64 row.
 TEST(AttentionOptions, FiniteDifferences) {
   const Corpus corpus{.documents = {21, 50}, .window = 33};
-  const DeviceTensor s = slopes();
   for_each_row(&Backend::attention, [&](const AttentionKernel& row) {
+    const DeviceTensor s = slopes();
     if (row.dtype != DType::kF64) return;
     Rig rig(2);
     for (const Choice& choice : choices()) {
@@ -307,17 +305,15 @@ TEST(AttentionOptions, FiniteDifferences) {
 // A NaN in a key shows in the queries that see it, soft-capped or not.
 TEST(AttentionOptions, NanIsNotCapped) {
   const Corpus corpus{.documents = {80}};
-  const DeviceTensor s = slopes();
-  for_each_instruction_set([&] {
-    for_each_row(&Backend::attention, [&](const AttentionKernel& row) {
-      Rig rig(1);
-      const Problem p = problem(row.dtype, choices().front(), s, corpus, all(corpus), all(corpus));
-      set(p.k.view().rows(50, 1), [](int64_t) { return std::nan(""); });
-      const std::vector<double> lse = values(forward(rig, row, p).lse);
-      for (int64_t i = 0; i < 80; ++i) {
-        EXPECT_EQ(std::isnan(lse[static_cast<size_t>(i)]), i >= 50) << i;
-      }
-    });
+  for_each_row_and_instruction_set(&Backend::attention, [&](const AttentionKernel& row) {
+    const DeviceTensor s = slopes();
+    Rig rig(1);
+    const Problem p = problem(row.dtype, choices().front(), s, corpus, all(corpus), all(corpus));
+    set(p.k.view().rows(50, 1), [](int64_t) { return std::nan(""); });
+    const std::vector<double> lse = values(forward(rig, row, p).lse);
+    for (int64_t i = 0; i < 80; ++i) {
+      EXPECT_EQ(std::isnan(lse[static_cast<size_t>(i)]), i >= 50) << i;
+    }
   });
 }
 

@@ -40,8 +40,14 @@ struct Problem {
   }
 
   AttentionTruth truth() const {
-    return attention_truth(corpus, queries, keys, shape, options, values(q), values(k), values(v),
-                           values(dout));
+    AttentionOptions on_the_host = options;
+    Tensor slopes;
+    if (options.biased()) {
+      slopes = on_host(test_stream(), options.bias_slopes);
+      on_the_host.bias_slopes = slopes;
+    }
+    return attention_truth(corpus, queries, keys, shape, on_the_host, values(q), values(k),
+                           values(v), values(dout));
   }
 
   DType dtype;

@@ -39,13 +39,11 @@ void expect_delta(const AttentionKernel& row, DType out_type, int64_t dim) {
 }
 
 TEST(AttentionRows, Delta) {
-  for_each_instruction_set([] {
-    for_each_row(&Backend::attention, [](const AttentionKernel& row) {
-      for (DType out_type : {row.dtype, accumulator(row.dtype)}) {
-        for (int64_t dim : short_lengths()) expect_delta(row, out_type, dim);
-        expect_delta(row, out_type, 192);
-      }
-    });
+  for_each_row_and_instruction_set(&Backend::attention, [](const AttentionKernel& row) {
+    for (DType out_type : {row.dtype, accumulator(row.dtype)}) {
+      for (int64_t dim : short_lengths()) expect_delta(row, out_type, dim);
+      expect_delta(row, out_type, 192);
+    }
   });
 }
 
@@ -74,11 +72,9 @@ void expect_merge(const AttentionKernel& row, int64_t dim) {
 }
 
 TEST(AttentionRows, Merge) {
-  for_each_instruction_set([] {
-    for_each_row(&Backend::attention, [](const AttentionKernel& row) {
-      for (int64_t dim : short_lengths()) expect_merge(row, dim);
-      expect_merge(row, 192);
-    });
+  for_each_row_and_instruction_set(&Backend::attention, [](const AttentionKernel& row) {
+    for (int64_t dim : short_lengths()) expect_merge(row, dim);
+    expect_merge(row, 192);
   });
 }
 

@@ -1,0 +1,36 @@
+// The table of attention kernels.
+#include "kernels/attention.h"
+
+#include "kernels/cuda/attention_rows.h"
+#include "kernels/cuda/attention_simt.h"
+#include "kernels/cuda/tables.h"
+
+namespace longhaul::kernels::cuda {
+
+namespace {
+
+bool up_to_most(int64_t head_dim, int64_t value_dim) {
+  return head_dim <= kMostHeadDim && value_dim <= kMostHeadDim;
+}
+
+template <class T>
+constexpr AttentionKernel simt_row() {
+  return {.name = "cuda-simt",
+          .dtype = dtype_of<T>,
+          .products = dtype_of<Accumulator<T>>,
+          .available = available,
+          .supports = up_to_most,
+          .forward = attention_forward_simt<T>,
+          .backward = attention_backward_simt<T>,
+          .init = attention_init<Accumulator<T>>,
+          .delta = attention_delta<T>,
+          .merge = attention_merge<Accumulator<T>>};
+}
+
+constexpr AttentionKernel kTable[] = {simt_row<bf16>(), simt_row<float>(), simt_row<double>()};
+
+}  // namespace
+
+std::span<const AttentionKernel> attention_table() { return kTable; }
+
+}  // namespace longhaul::kernels::cuda
