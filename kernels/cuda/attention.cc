@@ -1,6 +1,9 @@
 // The table of attention kernels.
 #include "kernels/attention.h"
 
+#include <algorithm>
+
+#include "kernels/cuda/attention_mma.h"
 #include "kernels/cuda/attention_rows.h"
 #include "kernels/cuda/attention_simt.h"
 #include "kernels/cuda/tables.h"
@@ -27,7 +30,27 @@ constexpr AttentionKernel simt_row() {
           .merge = attention_merge<Accumulator<T>>};
 }
 
-constexpr AttentionKernel kTable[] = {simt_row<bf16>(), simt_row<float>(), simt_row<double>()};
+// Kernels of the padded size that both dimensions fit into.
+void forward_of_dims(const Context& ctx, const AttentionForward& args) {
+  with_mma_dim(std::max(args.q.dim(2), args.v.dim(2)),
+               [&](auto dim) { forward_mma<dim>(ctx, args); });
+}
+void backward_of_dims(const Context& ctx, const AttentionBackward& args) {
+  with_mma_dim(std::max(args.q.dim(2), args.v.dim(2)),
+               [&](auto dim) { backward_mma<dim>(ctx, args); });
+}
+
+constexpr AttentionKernel mma_row() {
+  AttentionKernel kernel = simt_row<bf16>();
+  kernel.name = "cuda-mma";
+  kernel.products = DType::kBF16;
+  kernel.forward = forward_of_dims;
+  kernel.backward = backward_of_dims;
+  return kernel;
+}
+
+constexpr AttentionKernel kTable[] = {mma_row(), simt_row<bf16>(), simt_row<float>(),
+                                      simt_row<double>()};
 
 }  // namespace
 

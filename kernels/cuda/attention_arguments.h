@@ -90,7 +90,7 @@ AttentionArguments<T> arguments(const AttentionBackward& args) {
 
 // The tile and head of a block: heads next to each other, as they share keys and are as heavy.
 struct TileOfHead {
-  AttentionTile tile;
+  const AttentionTile& tile;  // read again where it is needed: registers are dear
   int64_t head;
 };
 __device__ __forceinline__ TileOfHead tile_of_block(const AttentionWork& work, int64_t heads) {
