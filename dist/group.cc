@@ -2,6 +2,9 @@
 
 #include <absl/strings/str_cat.h>
 
+#include <algorithm>
+#include <vector>
+
 #include "dist/collectives.h"
 #include "dist/patience.h"
 #include "dist/staged_operation.h"
@@ -22,20 +25,52 @@ int64_t padded(int64_t bytes) { return (bytes + 3) / 4; }
 }  // namespace
 
 Group::Group(std::unique_ptr<Transport> transport, std::shared_ptr<Job> job)
-    : transport_(std::move(transport)), job_(std::move(job)) {}
+    : transport_(std::move(transport)), job_(std::move(job)), staging_(*transport_, job_) {}
 Group::~Group() = default;
 
 int Group::rank() const { return transport_->rank(); }
 int Group::size() const { return transport_->size(); }
 int Group::world_rank(int rank) const { return transport_->world_rank(rank); }
 
+// A transport that moves nothing counts a device's messages like the host's.
+bool Group::on_device(const Stream& stream, std::span<const ConstTensorView> tensors,
+                      std::string_view what) const {
+  const auto is_device = [](const ConstTensorView& x) { return x.device() != kCpu; };
+  if (!transport_->moves_data() || std::ranges::none_of(tensors, is_device)) return false;
+  for (const ConstTensorView& x : tensors) {
+    LONGHAUL_CHECK(x.device() == stream.device || (x.empty() && x.device() == kCpu),
+                   absl::StrCat(std::string(what), ": a tensor is on ", to_string(x.device()),
+                                ", the stream is of ", to_string(stream.device)));
+    LONGHAUL_CHECK(x.contiguous() && (x.empty() || x.raw() != nullptr), std::string(what));
+  }
+  return true;
+}
+
+DeviceOperations& Group::device_operations() {
+  return device_transport_ ? static_cast<DeviceOperations&>(*device_transport_) : staging_;
+}
+
+DeviceOperations& Group::device_reduction(ReduceOp op, DType dtype) {
+  const bool native = device_transport_ && device_transport_->reduces(op, dtype);
+  return native ? static_cast<DeviceOperations&>(*device_transport_) : staging_;
+}
+
 Request Group::exchange(Stream& stream, std::span<const Send> sends, std::span<const Recv> recvs,
                         std::string_view what) {
+  std::vector<ConstTensorView> tensors;
+  for (const Send& send : sends) tensors.push_back(send.data);
+  for (const Recv& recv : recvs) tensors.emplace_back(recv.data);
+  if (on_device(stream, tensors, what)) {
+    for (const Send& send : sends) LONGHAUL_CHECK(send.peer >= 0 && send.peer < size());
+    for (const Recv& recv : recvs) LONGHAUL_CHECK(recv.peer >= 0 && recv.peer < size());
+    return Request(device_operations().exchange({stream, what}, sends, recvs));
+  }
   return Request(std::make_unique<StagedOperation>(*transport_, job_, stream,
                                                    dist::exchange(sends, recvs), what, 0));
 }
 
-Request Group::collective(Stream& stream, std::unique_ptr<Stages> stages, std::string_view what) {
+Request Group::collective(const Stream& stream, std::unique_ptr<Stages> stages,
+                          std::string_view what) {
   const int64_t channel = ++collectives_;
   return Request(std::make_unique<StagedOperation>(*transport_, job_, stream, std::move(stages),
                                                    what, channel));
@@ -43,24 +78,46 @@ Request Group::collective(Stream& stream, std::unique_ptr<Stages> stages, std::s
 
 Request Group::all_gather(Stream& stream, ConstTensorView send, TensorView recv,
                           std::string_view what) {
+  if (on_device(stream, {{send, recv}}, what)) {
+    return Request(device_operations().all_gather(call(stream, what), send, recv));
+  }
   return collective(stream, dist::all_gather(place_of(*this), send, recv), what);
 }
 
 Request Group::reduce_scatter(Stream& stream, ConstTensorView send, TensorView recv,
                               std::string_view what) {
+  if (on_device(stream, {{send, recv}}, what)) {
+    DeviceOperations& device = device_reduction(ReduceOp::kSum, send.dtype());
+    return Request(device.reduce_scatter(call(stream, what), send, recv));
+  }
   return collective(stream, dist::reduce_scatter(place_of(*this), send, recv), what);
 }
 
 Request Group::all_reduce(Stream& stream, TensorView data, ReduceOp op, std::string_view what) {
+  if (on_device(stream, {{data}}, what)) {
+    DeviceOperations& device = device_reduction(op, data.dtype());
+    return Request(device.all_reduce(call(stream, what), data, op));
+  }
   return collective(stream, dist::all_reduce(place_of(*this), data, op), what);
 }
 
 Request Group::all_to_all(Stream& stream, std::span<const ConstTensorView> send,
                           std::span<const TensorView> recv, std::string_view what) {
+  std::vector<ConstTensorView> tensors(send.begin(), send.end());
+  tensors.insert(tensors.end(), recv.begin(), recv.end());
+  if (on_device(stream, tensors, what)) {
+    const auto ranks = static_cast<size_t>(size());
+    LONGHAUL_CHECK(send.size() == ranks && recv.size() == ranks, "one tensor per rank");
+    return Request(device_operations().all_to_all(call(stream, what), send, recv));
+  }
   return collective(stream, dist::all_to_all(place_of(*this), send, recv), what);
 }
 
 Request Group::broadcast(Stream& stream, TensorView data, int root, std::string_view what) {
+  if (on_device(stream, {{data}}, what)) {
+    LONGHAUL_CHECK(root >= 0 && root < size());
+    return Request(device_operations().broadcast(call(stream, what), data, root));
+  }
   return collective(stream, dist::broadcast(place_of(*this), data, root), what);
 }
 
@@ -109,7 +166,9 @@ void Group::agree(const std::optional<Error>& mine, std::string_view what) {
 
 std::unique_ptr<Group> Group::split(int color, int key) {
   barrier("split");  // with a deadline, which the transport's own collectives do not have
-  return std::make_unique<Group>(transport_->split(color, key), job_);
+  auto part = std::make_unique<Group>(transport_->split(color, key), job_);
+  if (device_transport_) part->use(device_transport_->split(*part));
+  return part;
 }
 
 std::unique_ptr<Window> Group::make_window(int slots, int64_t slot_bytes) {
@@ -120,11 +179,13 @@ std::unique_ptr<Window> Group::make_window(int slots, int64_t slot_bytes) {
   return window;
 }
 
+void Group::progress() { dist::progress(*job_, *transport_); }
+
 void Group::wait_until(const std::function<bool()>& ready, std::string_view what,
                        const std::function<std::string()>& missing) {
   Patience patience(*job_, what);
   while (!ready()) {
-    progress(*job_, *transport_);
+    progress();
     if (patience.exhausted()) {
       job_->communication_failed = true;
       patience.fail(missing ? missing() : "");

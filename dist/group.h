@@ -13,6 +13,29 @@
 // - Tensors must be contiguous and stay valid until the request is done. Sums are made in a fixed
 //   order (by rank) in the accumulator type: f32 for bf16 and f32, f64 for f64.
 // - Not thread-safe: a rank's groups are used by one thread.
+//
+// Host and device. An operation's tensors are all on the host, whatever the stream, or all on the
+// stream's device (empty ones too: they say where); on every rank alike. Host tensors always travel
+// by the group's own transport and are blocking to wait for. Device tensors are stream-ordered: the
+// operation takes place after the work submitted to its stream so far, and Request::wait(stream)
+// lets that stream's later work see the result; a stream of the CPU blocks for it instead.
+//
+//                      host tensors      device tensors:  host staging        own transport (NCCL)
+//   starting           returns at once                    blocks until the    returns at once
+//                                                         inputs are computed
+//   wait(stream)       blocks until done                  blocks until the    returns once the
+//                                                         messages are here   device has its orders
+//   order on a rank    any                                any                 as started
+//   order of sums      by rank                            by rank             fixed, NCCL's own
+//   sizes compared     yes                                yes                 no
+//
+// Over a device transport of its own (use(); see dist/nccl/nccl.h) a group's operations take place
+// one after the other in the order of their start, so that all ranks must start them in an order
+// that fits: collectives and exchanges alike; exchanges between whose starts the rank does not
+// test, wait or poll are one. Sums that NCCL makes otherwise than promised here (bf16, which it
+// would round at every hop; maxima of floating-point numbers, which lose NaN) are staged. Messages
+// whose sizes differ are not noticed there, but end at the deadline or cut. The deadline of an
+// operation that was waited for passes in whatever polls next: progress() or any wait.
 #pragma once
 
 #include <functional>
@@ -22,6 +45,8 @@
 #include <string>
 #include <string_view>
 
+#include "dist/device_transport.h"
+#include "dist/host_staging.h"
 #include "dist/job.h"
 #include "dist/reduce.h"
 #include "dist/request.h"
@@ -45,6 +70,10 @@ class Group {
   int world_rank(int rank) const;
   Job& job() { return *job_; }
   Traffic& traffic() { return job_->traffic; }
+
+  // Device tensors go by `transport` from now on, instead of through host memory; also in groups
+  // split off later, each with a transport of its own. Collective.
+  void use(std::unique_ptr<DeviceTransport> transport) { device_transport_ = std::move(transport); }
 
   // All sends and receives of one plan step. Messages between two ranks match in order.
   Request exchange(Stream&, std::span<const Send>, std::span<const Recv>, std::string_view what);
@@ -84,6 +113,10 @@ class Group {
   // Collective; null where the transport has none.
   std::unique_ptr<Window> make_window(int slots, int64_t slot_bytes);
 
+  // Lets the rank's operations move on, and throws Error(kCommunication) if one no longer can: what
+  // a Context's poll is for.
+  void progress();
+
   // Blocks until `ready` holds, with the deadline and the waiting time counted under `what`.
   void wait_until(const std::function<bool()>& ready, std::string_view what,
                   const std::function<std::string()>& missing = {});
@@ -95,10 +128,17 @@ class Group {
   std::string whereabouts() const;
 
  private:
-  Request collective(Stream&, std::unique_ptr<Stages> stages, std::string_view what);
+  Request collective(const Stream&, std::unique_ptr<Stages> stages, std::string_view what);
+  Call call(const Stream& stream, std::string_view what) { return {stream, what, ++collectives_}; }
+  bool on_device(const Stream& stream, std::span<const ConstTensorView> tensors,
+                 std::string_view what) const;
+  DeviceOperations& device_operations();
+  DeviceOperations& device_reduction(ReduceOp op, DType dtype);
 
   std::unique_ptr<Transport> transport_;
   std::shared_ptr<Job> job_;
+  HostStaging staging_;
+  std::unique_ptr<DeviceTransport> device_transport_;  // may be null
   int64_t collectives_ = 0;  // started so far; equal on all ranks: their channels
 };
 

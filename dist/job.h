@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -34,6 +35,16 @@ class Traffic {
   std::map<std::string, Counter, std::less<>> counters_;
 };
 
+class HostBuffers;
+
+// Something that has to be asked now and then whether it still works.
+class Watched {
+ public:
+  virtual ~Watched() = default;
+  // Never blocks; throws Error(kCommunication) if it does not.
+  virtual void progress() = 0;
+};
+
 struct Job {
   int world_rank = 0;
   int world_size = 1;
@@ -48,6 +59,10 @@ struct Job {
 
   // Operations that have not ended; they enter and leave by themselves.
   std::vector<Request::Operation*> running;
+  // Transports of their own kind; they enter and leave by themselves.
+  std::vector<Watched*> watched;
+  // Where operations on a device's tensors have their host copies; made by the first of them.
+  std::shared_ptr<HostBuffers> host_buffers;
   // An operation has failed: those that are dropped now are given up, not waited for.
   bool communication_failed = false;
 };

@@ -3,8 +3,10 @@
 #pragma once
 
 #include <chrono>
+#include <functional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "dist/job.h"
 
@@ -32,5 +34,15 @@ class Patience {
   const std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
   int pauses_ = 0;
 };
+
+// What a deadline that passed in `what` says; `of` as above.
+[[noreturn]] void fail_waiting(const Job& job, std::string_view what, const std::string& of);
+
+// "ranks 1, 2 and 5" of ranks in any order, also twice; "" of none.
+std::string name_ranks(std::vector<int> ranks);
+
+// For the destructor of an operation that is dropped unfinished: says so on stderr and calls `test`
+// until it is done, fails, or has had its last chance.
+void finish_dropped(const Job& job, std::string_view what, const std::function<bool()>& test);
 
 }  // namespace longhaul::dist

@@ -11,27 +11,6 @@
 #include "kernels/core/error.h"
 
 namespace longhaul::dist {
-namespace {
-
-// For operations whose buffers are about to go.
-constexpr std::chrono::milliseconds kLastChance{5000};
-
-constexpr size_t kNamedRanks = 8;  // more are only counted in a message
-
-std::string name_ranks(const std::vector<int>& ranks) {
-  if (ranks.empty()) return "";
-  std::string names = absl::StrCat(ranks.size() == 1 ? "rank " : "ranks ", ranks[0]);
-  for (size_t i = 1; i < std::min(ranks.size(), kNamedRanks); ++i) {
-    absl::StrAppend(&names, i + 1 == ranks.size() ? " and " : ", ", ranks[i]);
-  }
-  if (ranks.size() > kNamedRanks) {
-    absl::StrAppend(&names, " and ", ranks.size() - kNamedRanks, " more");
-  }
-  return names;
-}
-
-}  // namespace
-
 StagedOperation::StagedOperation(Transport& transport, std::shared_ptr<Job> job,
                                  const Stream& stream, std::unique_ptr<Stages> stages,
                                  std::string_view what, int64_t channel)
@@ -50,14 +29,7 @@ StagedOperation::~StagedOperation() {
   std::erase(job_->running, this);
   const bool finished = exhausted_ && in_flight_.empty();
   if (finished || job_->communication_failed || std::uncaught_exceptions() > 0) return;
-  std::fprintf(stderr, "longhaul: internal error: %s: operation '%s' was dropped unfinished\n",
-               whereabouts(*job_).c_str(), what_.c_str());
-  try {
-    const auto end = std::chrono::steady_clock::now() + std::min(job_->deadline, kLastChance);
-    while (!test() && std::chrono::steady_clock::now() < end) std::this_thread::yield();
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "longhaul: %s\n", error.what());
-  }
+  finish_dropped(*job_, what_, [this] { return test(); });
 }
 
 bool StagedOperation::test() {
@@ -71,7 +43,7 @@ bool StagedOperation::test() {
   return exhausted_ && in_flight_.empty();
 }
 
-void StagedOperation::wait() {
+void StagedOperation::wait(const Stream&) {
   Patience patience(*job_, what_);
   while (!test()) {
     progress(*job_, transport_);
@@ -138,13 +110,12 @@ std::string StagedOperation::missing() const {
   for (const InFlight& stage : in_flight_) {
     for (const int peer : stage.messages->missing()) ranks.push_back(transport_.world_rank(peer));
   }
-  std::sort(ranks.begin(), ranks.end());
-  ranks.erase(std::unique(ranks.begin(), ranks.end()), ranks.end());
-  return name_ranks(ranks);
+  return name_ranks(std::move(ranks));
 }
 
 void progress(Job& job, Transport& transport) {
   transport.progress();
+  for (size_t i = 0; i < job.watched.size(); ++i) job.watched[i]->progress();
   for (size_t i = 0; i < job.running.size(); ++i) job.running[i]->test();
 }
 

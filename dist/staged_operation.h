@@ -1,5 +1,5 @@
 // A Request made of stages of messages, with a local computation after each. Every operation of a
-// Group is one; what the stages are is in collectives.h.
+// Group on the host's tensors is one; what the stages are is in collectives.h.
 #pragma once
 
 #include <deque>
@@ -40,7 +40,7 @@ class StagedOperation final : public Request::Operation {
   ~StagedOperation() override;
 
   bool test() override;
-  void wait() override;
+  void wait(const Stream&) override;  // blocks: its tensors are the host's
 
  private:
   struct InFlight {

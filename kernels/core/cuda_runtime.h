@@ -30,8 +30,20 @@ void* make_stream(int device);
 void destroy_stream(int device, void* stream) noexcept;
 bool idle(void* stream);
 
-// Either address may be on the host. Host memory that is read may be changed on return; host memory
-// that is written holds the data once the stream is idle.
+// Page-locked memory of the host, which copies to and from devices read and write directly.
+std::byte* allocate_pinned(int64_t bytes);
+void free_pinned(std::byte* p) noexcept;
+
+// Points in a stream. A stream that waits for an event waits for what was recorded last before the
+// call; the event may be recorded again at once.
+void* make_event(int device);
+void destroy_event(void* event) noexcept;
+void record(void* event, void* stream);
+bool reached(void* event);  // also if never recorded
+void wait_for(void* stream, void* event);
+
+// Either address may be on the host. Host memory that is read may be changed on return, unless it
+// is pinned: then, and where host memory is written, once the stream has come past the copy.
 void copy(void* stream, const std::byte* from, std::byte* to, int64_t bytes);
 
 }  // namespace longhaul::cuda

@@ -13,6 +13,7 @@ constexpr int kLeastMajor = 8;  // kernels use mma.sync of bf16 and cp.async
 
 void use(int device) { check(cudaSetDevice(device), "cudaSetDevice", ErrorCode::kEnvironment); }
 cudaStream_t native(void* stream) { return static_cast<cudaStream_t>(stream); }
+cudaEvent_t as_event(void* event) { return static_cast<cudaEvent_t>(event); }
 
 std::string version(int number) { return absl::StrCat(number / 1000, ".", number % 1000 / 10); }
 
@@ -107,9 +108,48 @@ bool idle(void* stream) {
   return true;
 }
 
+std::byte* allocate_pinned(int64_t bytes) {
+  void* p = nullptr;
+  const cudaError_t code =
+      cudaHostAlloc(&p, static_cast<size_t>(bytes > 0 ? bytes : 1), cudaHostAllocDefault);
+  if (code == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    fail(ErrorCode::kEnvironment,
+         absl::StrCat("no ", bytes, " bytes of host memory that can be pinned for transfers"));
+  }
+  check(code, "cudaHostAlloc", ErrorCode::kEnvironment);
+  return static_cast<std::byte*>(p);
+}
+
+void free_pinned(std::byte* p) noexcept { cudaFreeHost(p); }
+
+void* make_event(int device) {
+  use(device);
+  cudaEvent_t event = nullptr;
+  check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreate",
+        ErrorCode::kEnvironment);
+  return event;
+}
+
+void destroy_event(void* event) noexcept { cudaEventDestroy(as_event(event)); }
+
+void record(void* event, void* stream) {
+  check(cudaEventRecord(as_event(event), native(stream)), "cudaEventRecord");
+}
+
+bool reached(void* event) {
+  const cudaError_t code = cudaEventQuery(as_event(event));
+  if (code == cudaErrorNotReady) return false;
+  check(code, "work on the GPU");
+  return true;
+}
+
+void wait_for(void* stream, void* event) {
+  check(cudaStreamWaitEvent(native(stream), as_event(event), 0), "cudaStreamWaitEvent");
+}
+
 void copy(void* stream, const std::byte* from, std::byte* to, int64_t bytes) {
-  // From pageable memory the runtime has read everything when it returns; nothing else is pinned
-  // here.
+  // From pageable memory the runtime has read everything when it returns.
   check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault, native(stream)),
         "cudaMemcpyAsync");
 }

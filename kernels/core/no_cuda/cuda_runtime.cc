@@ -20,6 +20,13 @@ void fill_bytes(int, std::byte*, int, int64_t) { not_built(); }
 void* make_stream(int) { not_built(); }
 void destroy_stream(int, void*) noexcept {}
 bool idle(void*) { not_built(); }
+std::byte* allocate_pinned(int64_t) { not_built(); }
+void free_pinned(std::byte*) noexcept {}
+void* make_event(int) { not_built(); }
+void destroy_event(void*) noexcept {}
+void record(void*, void*) { not_built(); }
+bool reached(void*) { not_built(); }
+void wait_for(void*, void*) { not_built(); }
 void copy(void*, const std::byte*, std::byte*, int64_t) { not_built(); }
 
 }  // namespace longhaul::cuda
