@@ -69,6 +69,7 @@ class Group {
   int size() const;
   int world_rank(int rank) const;
   Job& job() { return *job_; }
+  const std::shared_ptr<Job>& shared_job() const { return job_; }
   Traffic& traffic() { return job_->traffic; }
 
   // Device tensors go by `transport` from now on, instead of through host memory; also in groups

@@ -113,6 +113,17 @@ std::string StagedOperation::missing() const {
   return name_ranks(std::move(ranks));
 }
 
+void count_messages(Traffic::Counter& counter, int rank, Stages& stages) {
+  for (Stage stage; stages.next(stage); stage = Stage{}) {
+    for (const Send& send : stage.sends) {
+      if (send.peer != rank) counter.sent_bytes += send.data.bytes();
+    }
+    for (const Recv& recv : stage.recvs) {
+      if (recv.peer != rank) counter.received_bytes += recv.data.bytes();
+    }
+  }
+}
+
 void progress(Job& job, Transport& transport) {
   transport.progress();
   for (size_t i = 0; i < job.watched.size(); ++i) job.watched[i]->progress();

@@ -67,6 +67,9 @@ class StagedOperation final : public Request::Operation {
   bool failed_ = false;
 };
 
+// What rank `rank` of the group sends to others and receives from them in these stages.
+void count_messages(Traffic::Counter& counter, int rank, Stages& stages);
+
 // Lets the rank's operations progress.
 void progress(Job& job, Transport& transport);
 

@@ -1,5 +1,6 @@
 // What a transport has to offer; everything else (collectives, deadlines, counters) is built on it
-// once, in Group. Transports: dist/local (ranks as threads), dist/mpi, dist/null (measuring).
+// once, in Group. Transports: dist/local (ranks as threads), dist/mpi, dist/null (measuring). They
+// move host memory; tensors of devices: device_transport.h.
 #pragma once
 
 #include <cstdint>

@@ -2,6 +2,7 @@
 // status. Arguments:
 //   --chunk-bytes=N    messages travel in chunks of N bytes (default: the transport's own)
 //   --large            only: one message of more than 2^31 bytes
+//   --device           only: tensors of GPU 0, which all ranks share; status 77 if there is none
 //   --end=abort|throw|agree|silent|hang   how a failing job ends; see CMakeLists.txt
 #include <absl/strings/match.h>
 #include <absl/strings/numbers.h>
@@ -15,6 +16,7 @@
 
 #include "dist/mpi/mpi.h"
 #include "dist/mpi/transport.h"
+#include "kernels/core/cuda_runtime.h"
 #include "tests/dist/large_message.h"
 #include "tests/dist/suite.h"
 
@@ -23,12 +25,39 @@ namespace {
 
 using namespace std::chrono_literals;
 
+constexpr int kSkipped = 77;
+
 // More than any machine has: refused on every rank, before anything is used.
 void window_too_large(Group& group) {
   const std::string message = testing::expect_error(
       ErrorCode::kEnvironment, [&] { group.make_window(4, int64_t{1} << 50); });
   testing::expect_contains(message, "does not fit the available memory");
   testing::expect(group.make_window(1, 8) != nullptr, "still in step");
+}
+
+void run_cases(Group& world, Group& group, const std::vector<testing::Case>& cases) {
+  for (const testing::Case& test : cases) {
+    if (world.rank() == 0) std::printf("%s\n", test.name.c_str());
+    try {
+      testing::run_case(group, test);
+    } catch (const std::exception& error) {
+      world.abort(1, absl::StrCat("case ", test.name, ": ", error.what()));
+    }
+  }
+  if (world.rank() == 0) std::printf("%zu cases passed\n", cases.size());
+}
+
+int run_device_suite(Group& world) {
+  if (cuda::device_count() == 0) {
+    if (world.rank() == 0) std::printf("skipped: %s\n", cuda::why_no_device().c_str());
+    return kSkipped;
+  }
+  const Device device{DeviceKind::kCuda, 0};
+  std::vector<testing::Case> cases = testing::device_cases(device);
+  const std::vector<testing::Case> staging = testing::staging_cases(device);
+  cases.insert(cases.end(), staging.begin(), staging.end());
+  run_cases(world, world, cases);
+  return 0;
 }
 
 void run_suite(Group& world, int64_t chunk_bytes) {
@@ -40,15 +69,7 @@ void run_suite(Group& world, int64_t chunk_bytes) {
   }
   const auto job = std::make_shared<Job>(world.job());
   Group chunked(mpi::make_transport(MPI_COMM_WORLD, chunk_bytes), job);
-  for (const testing::Case& test : cases) {
-    if (world.rank() == 0) std::printf("%s\n", test.name.c_str());
-    try {
-      testing::run_case(chunked, test);
-    } catch (const std::exception& error) {
-      world.abort(1, absl::StrCat("case ", test.name, ": ", error.what()));
-    }
-  }
-  if (world.rank() == 0) std::printf("%zu cases passed\n", cases.size());
+  run_cases(world, chunked, cases);
 }
 
 // Ways in which jobs fail. None of them may hang or look like success.
@@ -77,7 +98,7 @@ void end(Group& world, const std::string& how) {
 
 int run(int argc, char** argv) {
   int64_t chunk_bytes = mpi::kChunkBytes;
-  bool large = false;
+  bool large = false, device = false;
   std::string ending;
   for (int i = 1; i < argc; ++i) {
     absl::string_view argument = argv[i];
@@ -86,11 +107,12 @@ int run(int argc, char** argv) {
     } else if (absl::ConsumePrefix(&argument, "--end=")) {
       ending = std::string(argument);
     } else {
-      LONGHAUL_CHECK(argument == "--large", argv[i]);
-      large = true;
+      LONGHAUL_CHECK(argument == "--large" || argument == "--device", argv[i]);
+      (argument == "--large" ? large : device) = true;
     }
   }
   MpiSession session(detect_launch(), 60s);
+  if (device) return run_device_suite(session.world());
   if (!ending.empty()) {
     end(session.world(), ending);
   } else if (large) {

@@ -6,9 +6,11 @@
 #include <map>
 #include <string>
 
+#include "dist/local/local.h"
 #include "dist/mpi/mpi.h"
 #include "dist/null/null.h"
 #include "dist/reduce.h"
+#include "dist/seats.h"
 #include "tests/dist/suite.h"
 
 namespace longhaul::dist {
@@ -130,6 +132,36 @@ TEST(Reduce, OutputMayBeAnyInput) {
       ASSERT_EQ(inputs[out].span<float>()[static_cast<size_t>(i)], static_cast<float>(sum));
     }
   }
+}
+
+Seat seat(char gpu, const std::string& node, int index, int visible) {
+  Seat result{.index = index, .visible = visible};
+  result.gpu.fill(gpu);
+  node.copy(result.node.data(), node.size());
+  std::string("NVIDIA H100").copy(result.model.data(), 11);
+  return result;
+}
+
+TEST(Seats, OneRankPerGpu) {
+  EXPECT_EQ(doubly_taken({seat('a', "n1", 0, 2), seat('b', "n1", 1, 2), seat('c', "n2", 0, 2)},
+                         {0, 1, 2}),
+            "");
+  EXPECT_EQ(doubly_taken({seat('a', "n1", 0, 2), seat('b', "n1", 1, 2), seat('a', "n1", 0, 2)},
+                         {4, 6, 8}),
+            "ranks 4 and 8 both use GPU 0 (NVIDIA H100) of node n1, and NCCL takes one rank per "
+            "GPU: start at most 2 ranks per node, or set parallel.gpu_transport: HOST");
+}
+
+TEST(Seats, AreGathered) {
+  run_local(3, std::chrono::minutes(1), [](Group& world) {
+    const Seat mine = seat(static_cast<char>('a' + world.rank()), "node", world.rank(), 3);
+    const std::vector<Seat> all = gather_seats(world, mine);
+    testing::expect(all.size() == 3);
+    for (int rank = 0; rank < 3; ++rank) {
+      const Seat& other = all[static_cast<size_t>(rank)];
+      testing::expect(other.index == rank && other.gpu[15] == 'a' + rank && other.visible == 3);
+    }
+  });
 }
 
 // Views without memory, any rank of any size: bytes are counted, nothing is touched or allocated.
