@@ -349,6 +349,87 @@ void staged_failures(Group& group, const OnDevice& at) {
   }
 }
 
+// The last rank never comes; the others say so, after the deadline, also from a poll, when the wait
+// has only told the stream. The group's communicator is gone then.
+void native_deadline(Group& group, const OnDevice& at) {
+  if (group.size() == 1) return;
+  Job& job = group.job();
+  for (const bool exchanges : {false, true}) {
+    const auto broken = group.split(0, group.rank());
+    const int last = group.size() - 1;
+    if (group.rank() != last) {
+      Stream stream = at.stream;
+      const Tensor data = at.tensor(DType::kF32, {50'000});
+      const auto before = job.deadline;
+      job.deadline = std::chrono::milliseconds(500);
+      job.step = 17;
+      const std::string message = expect_error(ErrorCode::kCommunication, [&] {
+        const Recv recv{last, data};
+        if (exchanges) {
+          broken->exchange(stream, {}, {&recv, 1}, "gradients").wait(stream);
+        } else {
+          broken->all_reduce(stream, data, ReduceOp::kSum, "gradients").wait(stream);
+        }
+        for (;;) group.progress();
+      });
+      expect_contains(message, absl::StrCat("rank ", job.world_rank, " waited 0.5 s at step 17"));
+      expect_contains(message, "'gradients' from ");
+      expect_contains(message, absl::StrCat(" ", last, ": the peer is dead"));
+      job.deadline = before;
+      job.step = -1;
+    }
+    group.barrier("after the deadline");
+    job.communication_failed = true;  // the last rank does not wait for farewells
+    if (group.rank() == last) continue;
+    expect_error(ErrorCode::kInternal, [&] {
+      const Tensor data = at.tensor(DType::kF32, {10});
+      Stream stream = at.stream;
+      broken->all_reduce(stream, data, ReduceOp::kSum, "afterwards").wait(stream);
+    });
+  }
+  job.communication_failed = false;
+}
+
+// Exchanges that are started one by one are one: in whichever order each rank starts its own, all
+// at once have a peer.
+void native_joins_exchanges(Group& group, const OnDevice& at) {
+  Stream stream = at.stream;
+  constexpr int64_t kElements = 3001;
+  std::vector<Tensor> sent, received;
+  std::vector<Request> requests;
+  for (int i = 0; i < group.size(); ++i) {
+    const int peer = group.rank() % 2 == 0 ? i : group.size() - 1 - i;
+    sent.push_back(at.copy(filled<float>(group.rank() * 10 + peer, kElements)));
+    received.push_back(at.tensor(DType::kF32, {kElements}));
+    const Send send{peer, sent.back()};
+    const Recv recv{peer, received.back()};
+    requests.push_back(group.exchange(stream, {&send, 1}, {}, "send"));
+    requests.push_back(group.exchange(stream, {}, {&recv, 1}, "receive"));
+  }
+  for (Request& request : requests) request.wait(stream);
+  for (int i = 0; i < group.size(); ++i) {
+    const int peer = group.rank() % 2 == 0 ? i : group.size() - 1 - i;
+    at.expect_same(received[static_cast<size_t>(i)],
+                   filled<float>(peer * 10 + group.rank(), kElements), "message");
+  }
+}
+
+// What NCCL refuses becomes an error that names the operation.
+void native_error(Group& group, const OnDevice& at) {
+  {
+    const auto broken = group.split(0, group.rank());
+    Stream stream = at.stream;
+    const Tensor data = at.tensor(DType::kF32, {10});
+    const Send send{group.rank(), data};
+    const std::string message = expect_error(ErrorCode::kCommunication, [&] {
+      broken->exchange(stream, {&send, 1}, {}, "nobody receives").wait(stream);
+    });
+    expect_contains(message, "'nobody receives': NCCL: ");
+    group.barrier("after the error");
+  }
+  group.job().communication_failed = false;
+}
+
 using Body = void (*)(Group&, const OnDevice&);
 std::vector<Case> cases_of(Device device, std::initializer_list<std::pair<const char*, Body>> all) {
   std::vector<Case> cases;
@@ -371,6 +452,12 @@ std::vector<Case> device_cases(Device device) {
                            {"device_in_flight", in_flight},
                            {"device_split", split},
                            {"device_host_values", host_values}});
+}
+
+std::vector<Case> native_cases(Device device) {
+  return cases_of(device, {{"native_joins_exchanges", native_joins_exchanges},
+                           {"native_deadline", native_deadline},
+                           {"native_error", native_error}});
 }
 
 std::vector<Case> staging_cases(Device device) {

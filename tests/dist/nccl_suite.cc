@@ -67,33 +67,6 @@ void order_under_load(Group& group, Device device) {
   }
 }
 
-// The last rank never comes; the others say so, after the deadline, from a poll: the wait itself
-// only tells the stream. Last, since the group's communicator is gone.
-void deadline(Group& group, Device device) {
-  if (group.size() == 1) return;
-  Job& job = group.job();
-  if (group.rank() != group.size() - 1) {
-    const OwnedStream owned(device);
-    Stream stream = owned.get();
-    const Tensor data(DType::kF32, {50'000}, device);
-    const auto before = job.deadline;
-    job.deadline = 2s;
-    job.step = 17;
-    const std::string message = testing::expect_error(ErrorCode::kCommunication, [&] {
-      group.all_reduce(stream, data, ReduceOp::kSum, "gradients").wait(stream);
-      for (;;) group.progress();
-    });
-    testing::expect_contains(message, absl::StrCat("rank ", job.world_rank, " waited 2 s"));
-    testing::expect_contains(message, "at step 17");
-    testing::expect_contains(message, "'gradients'");
-    testing::expect_contains(message, absl::StrCat(" ", group.size() - 1));
-    job.deadline = before;
-    job.step = -1;
-    job.communication_failed = false;
-  }
-  group.barrier("after the deadline");
-}
-
 int skip(Group& world, const std::string& why) {
   if (world.rank() == 0) std::printf("skipped: %s\n", why.c_str());
   return kSkipped;
@@ -126,7 +99,8 @@ int run() {
   group->use(make_nccl_transport(*group, device));
   std::vector<testing::Case> cases = testing::device_cases(device);
   cases.push_back({"order_under_load", [&](Group& part) { order_under_load(part, device); }});
-  cases.push_back({"deadline", [&](Group& part) { deadline(part, device); }});
+  const std::vector<testing::Case> native = testing::native_cases(device);
+  cases.insert(cases.end(), native.begin(), native.end());
   for (const testing::Case& test : cases) {
     if (world.rank() == 0) std::printf("%s\n", test.name.c_str());
     try {

@@ -28,10 +28,11 @@ std::vector<Case> window_cases();
 std::vector<Case> traffic_cases();
 std::vector<Case> all_cases();
 
-// On tensors of a device, for every way in which these travel; and what is promised only where they
-// go through the host's memory.
+// On tensors of a device, for every way in which these travel; what is promised only where they go
+// through the host's memory; and only where the device has a transport of its own.
 std::vector<Case> device_cases(Device device);
 std::vector<Case> staging_cases(Device device);
+std::vector<Case> native_cases(Device device);
 
 // Runs one case on a group of its own, as a split of `world`.
 void run_case(Group& world, const Case& test);
