@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "dist/mpi/mpi.h"
+#include "dist/nccl/nccl.h"
 #include "kernels/backend.h"
 #include "kernels/core/cuda_runtime.h"
 #include "launch/cli/command.h"
@@ -27,6 +28,7 @@ std::vector<Version> versions() {
       {"MPI library", dist::MpiSession::library_version()},
       {"Protobuf", google::protobuf::internal::VersionString(GOOGLE_PROTOBUF_VERSION)}};
   if (const std::string cuda = cuda::versions(); !cuda.empty()) all.push_back({"CUDA", cuda});
+  if (const std::string nccl = dist::nccl_version(); !nccl.empty()) all.push_back({"NCCL", nccl});
   return all;
 }
 

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
+#include "dist/nccl/nccl.h"
 #include "kernels/core/transfer.h"
 #include "kernels/pointwise.h"
 #include "launch/train/device.h"
@@ -72,10 +73,14 @@ const Config& refuse_impossible(dist::Group& world, const Config& config) {
   return config;
 }
 
-// A GPU may be missing on one node only.
-OwnedStream open_stream(dist::Group& world, const Config& config) {
+// A GPU may be missing on one node only. Groups split off the world later use its transport, too.
+OwnedStream open_device(dist::Group& world, const Config& config) {
   OwnedStream stream;
   world.agree(attempt([&] { stream = OwnedStream(device_of(world, config)); }), "finding the GPU");
+  const Device device = stream.get().device;
+  if (device != kCpu && world.size() > 1 && config.parallel().gpu_transport() == Parallel::NCCL) {
+    world.use(dist::make_nccl_transport(world, device));
+  }
   return stream;
 }
 
@@ -89,7 +94,13 @@ RankMemory reserve(dist::Group& world, const RankMemory& measured) {
 }  // namespace
 
 Engine::Replica::Replica(Engine& engine, const Config& config, RankMemory& memory)
-    : ctx{.stream = engine.stream_.get(), .pool = &engine.pool_, .scratch = &memory.workspace},
+    : ctx{.stream = engine.stream_.get(),
+          .pool = &engine.pool_,
+          .scratch = &memory.workspace,
+          // Waits for a GPU notice what has gone wrong elsewhere; work on CPUs has no such waits.
+          .poll = engine.stream_.get().device == kCpu
+                      ? std::function<void()>()
+                      : [&world = engine.world_] { world.progress(); }},
       store(dtype(config), engine.world_.size()),
       model(model::architecture(engine.model_config_.architecture)
                 .make(engine.model_config_, model_options(config), store)) {
@@ -102,12 +113,12 @@ Engine::Replica::Replica(Engine& engine, const Config& config, RankMemory& memor
 
 Engine::Engine(dist::Group& world, const Config& config)
     : world_(world),
+      stream_(open_device(world, config)),
       mesh_(world, {.data = config.parallel().data(), .sequence = config.parallel().sequence()}),
       layout_(make_layout(refuse_impossible(world, config), config.parallel().sequence())),
       model_config_(model_config(config)),
       dtype_(dtype(config)),
       pool_(config.parallel().threads()),
-      stream_(open_stream(world, config)),
       attention_(mesh_.sequence(), layout_, attention_options(config)),
       memory_(reserve(world, measure(*this, config))),
       replica_(*this, config, memory_) {}

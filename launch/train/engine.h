@@ -80,12 +80,12 @@ class Engine {
   parallel::Shard shard_of(const Sample& sample);
 
   dist::Group& world_;
+  OwnedStream stream_;
   dist::Mesh mesh_;
   parallel::TokenLayout layout_;
   model::ModelConfig model_config_;
   DType dtype_;
   ThreadPool pool_;
-  OwnedStream stream_;
   parallel::CoreAttention attention_;
   RankMemory memory_;
   Replica replica_;

@@ -1,0 +1,132 @@
+#!/usr/bin/env python3
+"""Training with `device: CUDA`: the losses of CPUs, over threads and processes, and checkpoints that
+go from one device to the other.
+
+usage: device_test.py PROGRAM MPIRUN...
+
+Exits with 77, which CTest shows as skipped, where there is no GPU.
+"""
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import unittest
+
+PROGRAM = sys.argv[1]
+MPIRUN = sys.argv[2:]
+SKIPPED = 77
+STEPS = 6
+CONFIG = """
+model { vocabulary: 16 layers: 2 width: 32 heads: 4 kv_heads: 2 head_dim: 8 mlp_width: 48
+        norm_eps: 1e-5 rope_theta: 10000 }
+data { path: "copy" sequence_length: 67 validation_fraction: 0.1 }
+train { steps: %d batch_tokens: 134 warmup_steps: 2 run_directory: "run" }
+checkpoint { every: 3 keep: 0 }
+parallel { gpu_transport: HOST }
+""" % STEPS
+
+
+class Device(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        cls.folder = pathlib.Path(folder.name)
+        (cls.folder / "c.txtpb").write_text(CONFIG)
+        cls.environment = {name: value for name, value in os.environ.items()
+                           if not name.startswith(("OMPI_", "PMIX_", "PMI_", "SLURM_"))}
+        cls.environment["OMPI_MCA_rmaps_base_oversubscribe"] = "1"
+        subprocess.run([PROGRAM, "data", "synthesize", "--output", "copy", "--documents", "40",
+                        "--tokens", "50", "--vocabulary", "16"], cwd=cls.folder, check=True,
+                       stdout=subprocess.DEVNULL)
+        cls.on_cpu = {dtype: cls.train(cls, "cpu-" + dtype, 1, "train.dtype=" + dtype)
+                      for dtype in ["F64", "F32", "BF16"]}
+
+    def command(self, run, ranks, *settings):
+        command = [PROGRAM, "train", "--config", "c.txtpb", "--ranks", str(ranks)]
+        for setting in ["train.run_directory=" + run, *settings]:
+            command += ["--set", setting]
+        return command
+
+    def run_command(self, command):
+        return subprocess.run(command, cwd=self.folder, env=self.environment, text=True,
+                              capture_output=True, timeout=240)
+
+    def losses(self, run):
+        lines = (self.folder / run / "metrics.jsonl").read_text().splitlines()
+        rows = [json.loads(line) for line in lines]
+        return {row["step"]: row["loss"] for row in rows if "loss" in row}
+
+    def train(self, run, ranks, *settings):
+        result = Device.run_command(self, Device.command(self, run, ranks, *settings))
+        assert result.returncode == 0, result.stdout + result.stderr
+        return Device.losses(self, run)
+
+    def assert_close(self, losses, dtype, tolerance):
+        expected = self.on_cpu[dtype]
+        self.assertEqual(sorted(losses), sorted(expected))
+        self.assertEqual(max(losses), STEPS)
+        for step, loss in losses.items():
+            self.assertAlmostEqual(loss, expected[step], delta=tolerance * expected[step])
+
+    def test_losses_are_those_of_the_cpu(self):
+        for dtype, tolerance in [("F64", 1e-10), ("F32", 1e-5), ("BF16", 1e-2)]:
+            with self.subTest(dtype=dtype):
+                losses = self.train("one-" + dtype, 1, "device=CUDA", "train.dtype=" + dtype)
+                self.assert_close(losses, dtype, tolerance)
+
+    def test_ranks_as_threads(self):
+        for strategy in ["ring", "ulysses", "double_ring"]:
+            with self.subTest(strategy=strategy):
+                losses = self.train("two-" + strategy, 2, "device=CUDA", "train.dtype=F64",
+                                    "parallel.strategy=" + strategy)
+                self.assert_close(losses, "F64", 1e-10)
+
+    def test_uneven_ranks_and_recomputation(self):
+        losses = self.train("three", 3, "device=CUDA", "train.dtype=F64",
+                            "memory.activations=RECOMPUTE", "parallel.layout=striped")
+        self.assert_close(losses, "F64", 1e-10)
+
+    def test_ranks_as_processes(self):
+        command = self.command("mpi", 0, "device=CUDA", "train.dtype=F64")
+        command[command.index("--ranks"):command.index("--ranks") + 2] = []
+        result = self.run_command([*MPIRUN, "-n", "2", *command])
+        self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
+        self.assert_close(self.losses("mpi"), "F64", 1e-10)
+
+    def test_reruns_have_the_same_bits(self):
+        settings = ["device=CUDA", "train.dtype=BF16"]
+        self.assertEqual(self.train("again-1", 2, *settings), self.train("again-2", 2, *settings))
+
+    def test_checkpoints_change_devices(self):
+        for first, then in [("CPU", "CUDA"), ("CUDA", "CPU")]:
+            with self.subTest(first=first, then=then):
+                run = "from-" + first
+                self.train(run, 2, "device=" + first, "train.dtype=F64")
+                # As if the first job had been killed after the checkpoint of step 3.
+                shutil.rmtree(self.folder / run / "checkpoints" / ("step-%08d" % STEPS))
+                losses = self.train(run, 1, "device=" + then, "train.dtype=F64")
+                self.assert_close(losses, "F64", 1e-10)
+
+    def test_nccl_wants_a_gpu_for_each_rank(self):
+        gpus = len(json.loads(self.run_command([PROGRAM, "doctor", "--json"]).stdout)["gpus"])
+        result = self.run_command(self.command("too-many", gpus + 1, "device=CUDA",
+                                               "parallel.gpu_transport=NCCL"))
+        self.assertEqual(result.returncode, 5, result.stdout + result.stderr)
+        self.assertEqual(len(result.stderr.splitlines()), 1, result.stderr)
+        for part in ["GPU", "gpu_transport: HOST"]:
+            self.assertIn(part, result.stderr)
+
+
+if __name__ == "__main__":
+    found = json.loads(subprocess.run([PROGRAM, "doctor", "--json"], capture_output=True, text=True,
+                                      check=False).stdout)
+    if not found["gpus"]:
+        reasons = [state["why_none"] for state in found["backends"] if state["device"] == "cuda"]
+        print("skipped:", *reasons)
+        sys.exit(SKIPPED)
+    suite = unittest.defaultTestLoader.loadTestsFromTestCase(Device)
+    sys.exit(not unittest.TextTestRunner(verbosity=2).run(suite).wasSuccessful())
