@@ -46,8 +46,10 @@ cp -L "$(command -v orted)" "$root/bin/orted"
 cp -L "$(command -v orterun || command -v mpirun)" "$root/bin/mpirun"
 
 cp "$build/longhaul" "$root/bin"
-find "$build" -maxdepth 1 -type f -executable \( -name '*_test' -o -name '*_mpi' \) \
+find "$build" -maxdepth 1 -type f -executable \( -name '*_test' -o -name '*_suite' -o -name '*_mpi' \) \
   -exec cp {} "$root/tests" \;
+mkdir -p "$root/tests/launch"
+cp tests/launch/device_test.py "$root/tests/launch"
 cp -r launch/configs "$root/configs"
 cp -r benchmarks "$root/benchmarks"
 cp launch/slurm -r "$root/slurm"

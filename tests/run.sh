@@ -18,6 +18,9 @@ esac
 
 ./launch/setup.sh
 
+# Builds share what they have in common.
+export CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=true
+
 build() {  # PRESET
   [[ -f build/$1/build.ninja ]] || cmake --preset "$1"
   cmake --build --preset "$1"
@@ -35,6 +38,9 @@ if ! $quick; then
   left_out='_mpi_|include_edges|launch_bench'
   build asan
   run asan --exclude-regex "$left_out"
+  # CUDA's kernels and what moves their tensors, run by the CPU; the rest is as in the release build.
+  build emulated
+  run emulated --tests-regex 'kernels_(attention|gemm|layers)_test|dist_.*(device|nccl)|launch_device'
   build tsan
   TSAN_OPTIONS="halt_on_error=1 second_deadlock_stack=1" \
     run tsan --exclude-regex "$left_out|launch_cli"
