@@ -17,17 +17,24 @@ bool up_to_most(int64_t head_dim, int64_t value_dim) {
 }
 
 template <class T>
-constexpr AttentionKernel simt_row() {
-  return {.name = "cuda-simt",
+constexpr AttentionKernel row(std::string_view name, DType products,
+                              void (*forward)(const Context&, const AttentionForward&),
+                              void (*backward)(const Context&, const AttentionBackward&)) {
+  return {.name = name,
           .dtype = dtype_of<T>,
-          .products = dtype_of<Accumulator<T>>,
+          .products = products,
           .available = available,
           .supports = up_to_most,
-          .forward = attention_forward_simt<T>,
-          .backward = attention_backward_simt<T>,
+          .forward = forward,
+          .backward = backward,
           .init = attention_init<Accumulator<T>>,
           .delta = attention_delta<T>,
           .merge = attention_merge<Accumulator<T>>};
+}
+
+template <class T>
+constexpr AttentionKernel simt_row() {
+  return row<T>("cuda-simt", dtype_of<T>, attention_forward_simt<T>, attention_backward_simt<T>);
 }
 
 // Kernels of the padded size that both dimensions fit into.
@@ -41,16 +48,10 @@ void backward_of_dims(const Context& ctx, const AttentionBackward& args) {
 }
 
 constexpr AttentionKernel mma_row() {
-  AttentionKernel kernel = simt_row<bf16>();
-  kernel.name = "cuda-mma";
-  kernel.products = DType::kBF16;
-  kernel.forward = forward_of_dims;
-  kernel.backward = backward_of_dims;
-  return kernel;
+  return row<bf16>("cuda-mma", DType::kBF16, forward_of_dims, backward_of_dims);
 }
 
-constexpr AttentionKernel kTable[] = {mma_row(), simt_row<bf16>(), simt_row<float>(),
-                                      simt_row<double>()};
+constexpr AttentionKernel kTable[] = {mma_row(), simt_row<float>(), simt_row<double>()};
 
 }  // namespace
 

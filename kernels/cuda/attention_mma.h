@@ -11,8 +11,11 @@ namespace longhaul::kernels::cuda {
 // f(std::integral_constant<int, n>) with the least n >= dim that there are kernels for.
 template <class F>
 void with_mma_dim(int64_t dim, F f) {
+  if (dim <= 32) return f(std::integral_constant<int, 32>());
   if (dim <= 64) return f(std::integral_constant<int, 64>());
+  if (dim <= 96) return f(std::integral_constant<int, 96>());
   if (dim <= 128) return f(std::integral_constant<int, 128>());
+  if (dim <= 192) return f(std::integral_constant<int, 192>());
   f(std::integral_constant<int, 256>());
 }
 

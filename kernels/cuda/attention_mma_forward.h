@@ -198,7 +198,6 @@ __global__ void __launch_bounds__(kMmaThreads)
     more = step.next(work, tile);
     if (more) load_step(step, stage ^ 1);
 
-    const StepMask mask = now.mask(work, tile);
     const Segment& s = now.segment(work);
     const int64_t q_position = s.q_pos + (tile.begin - s.q_row) * s.stride;
     const int64_t k_position = s.k_pos + now.key() * s.stride;
@@ -206,11 +205,14 @@ __global__ void __launch_bounds__(kMmaThreads)
     const bf16* const v = k + kTileElements<Shape::kKeys, kDim>;
 #pragma unroll 1
     for (int from = 0; from < Shape::kKeys; from += kSub) {
-      const TileMask tile_mask = mask.of_tile(first, 16 * Shape::kTiles, from, kSub);
+      // Made twice, since it would take registers while products are made.
+      const TileMask tile_mask =
+          now.mask(work, tile).of_tile(first, 16 * Shape::kTiles, from, kSub);
       if (tile_mask == TileMask::kEmpty) continue;
       MmaTiles<Shape::kTiles, kSub / 8> x;
       multiply_rows<kDim>(q + first * kPaddedRow<kDim>, k + from * kPaddedRow<kDim>, x);
-      make_scores<Shape>(scores, s, q_position, k_position, mask, tile_mask, first, from, x);
+      make_scores<Shape>(scores, s, q_position, k_position, now.mask(work, tile), tile_mask, first,
+                         from, x);
       make_probabilities<Shape>(kGeneral ? 1.0f : args.options.factor, x, state);
       if constexpr (kGeneral) {
         if (args.options.threshold > 0) {

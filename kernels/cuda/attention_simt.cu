@@ -337,10 +337,8 @@ void attention_backward_simt(const Context& ctx, const AttentionBackward& args) 
          arguments<T>(args));
 }
 
-template void attention_forward_simt<bf16>(const Context&, const AttentionForward&);
 template void attention_forward_simt<float>(const Context&, const AttentionForward&);
 template void attention_forward_simt<double>(const Context&, const AttentionForward&);
-template void attention_backward_simt<bf16>(const Context&, const AttentionBackward&);
 template void attention_backward_simt<float>(const Context&, const AttentionBackward&);
 template void attention_backward_simt<double>(const Context&, const AttentionBackward&);
 

@@ -60,6 +60,27 @@ TEST(AttentionFold, AnySplitInAnyOrder) {
   });
 }
 
+// One call may have many segments for the same rows, and all of them are folded.
+TEST(AttentionFold, ManySegmentsForTheSameRows) {
+  for_each_row(&Backend::attention, [](const AttentionKernel& row) {
+    Rig rig(3);
+    Problem p = problem(row.dtype);
+    const AttentionTruth truth = p.truth();
+    p.segments = cut(p.segments);
+    for (int order = 0; order < 2; ++order) {
+      if (order == 1) std::reverse(p.segments.begin(), p.segments.end());
+      const Forward f = forward(rig, row, p), f2 = forward(rig, row, p);
+      expect_forward(row, truth, f);
+      EXPECT_TRUE(same_bits(f.out, f2.out));
+      const Backward b = backward(rig, row, p, f), b2 = backward(rig, row, p, f);
+      expect_backward(row, truth, b);
+      EXPECT_TRUE(same_bits(b.dq, b2.dq));
+      EXPECT_TRUE(same_bits(b.dk, b2.dk));
+      EXPECT_TRUE(same_bits(b.dv, b2.dv));
+    }
+  });
+}
+
 TEST(AttentionFold, MergeEqualsFolding) {
   for_each_row(&Backend::attention, [](const AttentionKernel& row) {
     Rig rig(2);

@@ -21,7 +21,7 @@ inline double attention_tolerance(const AttentionKernel& row) {
 
 struct Problem {
   Problem(DType dtype_, const AttentionShape& shape_, const Corpus& corpus_, const Rows& queries_,
-          const Rows& keys_)
+          const Rows& keys_, int64_t gap = Gapped::kAlignedGap)
       : dtype(dtype_),
         shape(shape_),
         corpus(corpus_),
@@ -29,10 +29,10 @@ struct Problem {
         keys(keys_),
         segments(segments_of(corpus_, queries_, keys_)),
         options{.scale = 1 / std::sqrt(static_cast<double>(shape_.head_dim))},
-        q(dtype, {queries.count, shape.q_heads, shape.head_dim}),
-        k(dtype, {keys.count, shape.kv_heads, shape.head_dim}),
-        v(dtype, {keys.count, shape.kv_heads, shape.value_dim}),
-        dout(dtype, {queries.count, shape.q_heads, shape.value_dim}) {
+        q(dtype, {queries.count, shape.q_heads, shape.head_dim}, gap),
+        k(dtype, {keys.count, shape.kv_heads, shape.head_dim}, gap),
+        v(dtype, {keys.count, shape.kv_heads, shape.value_dim}, gap),
+        dout(dtype, {queries.count, shape.q_heads, shape.value_dim}, gap) {
     fill_random(q, 1);
     fill_random(k, 2);
     fill_random(v, 3);

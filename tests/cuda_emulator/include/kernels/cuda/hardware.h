@@ -27,19 +27,25 @@ inline void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&
   const int lane = emulator::lane(), group = lane / 4, pair = lane % 4;
   std::memcpy(emulator::slot_of(lane).data(), mine, sizeof(mine));
   emulator::meet_warp();
-  const auto word = [](int of_lane, int index) {
-    uint32_t value;
-    std::memcpy(&value, emulator::slot_of(of_lane).data() + 4 * index, sizeof(value));
-    return value;
-  };
-  for (int i = 0; i < 4; ++i) {
-    const int row = group + i / 2 * 8, column = 2 * pair + i % 2;
-    for (int k = 0; k < 16; ++k) {
-      const int half = k / 8, within = k % 8;
-      const uint32_t left = word(row % 8 * 4 + within / 2, half * 2 + row / 8);
-      const uint32_t right = word(column * 4 + within / 2, 4 + half);
-      d[i] += bf16_element(left, k % 2) * bf16_element(right, k % 2);
+  const emulator::Slot* const slots = &emulator::slot_of(0);
+  // 8 elements of a row of a, or of a column of b.
+  const auto gather = [&](int lane_of_row, int word, float* to) {
+    for (int pair_of_lane = 0; pair_of_lane < 4; ++pair_of_lane) {
+      uint32_t value;
+      std::memcpy(&value, slots[lane_of_row * 4 + pair_of_lane].data() + 4 * word, sizeof(value));
+      to[2 * pair_of_lane] = bf16_element(value, 0);
+      to[2 * pair_of_lane + 1] = bf16_element(value, 1);
     }
+  };
+  float left[2][16], right[2][16];
+  for (int n = 0; n < 2; ++n) {
+    for (int half = 0; half < 2; ++half) {
+      gather(group, 2 * half + n, left[n] + 8 * half);
+      gather(2 * pair + n, 4 + half, right[n] + 8 * half);
+    }
+  }
+  for (int i = 0; i < 4; ++i) {
+    for (int k = 0; k < 16; ++k) d[i] += left[i / 2][k] * right[i % 2][k];
   }
   emulator::meet_warp();
 }
@@ -50,9 +56,10 @@ void load_matrices_as(uint32_t (&r)[4], const void* row) {
   const int lane = emulator::lane();
   std::memcpy(emulator::slot_of(lane).data(), &row, sizeof(row));
   emulator::meet_warp();
-  const auto element = [](int matrix, int i, int j) {
+  const emulator::Slot* const slots = &emulator::slot_of(0);
+  const auto element = [&](int matrix, int i, int j) {
     const uint16_t* from;
-    std::memcpy(&from, emulator::slot_of(8 * matrix + i).data(), sizeof(from));
+    std::memcpy(&from, slots[8 * matrix + i].data(), sizeof(from));
     return uint32_t{from[j]};
   };
   const int i = lane / 4, j = 2 * (lane % 4);

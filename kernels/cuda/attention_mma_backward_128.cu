@@ -1,7 +1,0 @@
-#include "kernels/cuda/attention_mma_backward.h"
-
-namespace longhaul::kernels::cuda {
-
-template void backward_mma<128>(const Context&, const AttentionBackward&);
-
-}  // namespace longhaul::kernels::cuda

@@ -1,7 +1,0 @@
-#include "kernels/cuda/attention_mma_forward.h"
-
-namespace longhaul::kernels::cuda {
-
-template void forward_mma<64>(const Context&, const AttentionForward&);
-
-}  // namespace longhaul::kernels::cuda
