@@ -22,8 +22,8 @@ struct ForwardShape {
   static constexpr int kDim = kDim_;
   static constexpr int kTiles = kDim <= 128 ? 2 : 1;  // of 16 rows, of a warp
   static constexpr int kRows = kMmaWarps * 16 * kTiles;
-  static constexpr int kKeys = kDim <= 128 ? 64 : 32;  // of a step
-  static constexpr int kSub = kDim <= 64 ? 64 : 32;    // keys in registers
+  static constexpr int kKeys = kMmaStep<kDim>;       // of a step
+  static constexpr int kSub = kDim <= 64 ? 64 : 32;  // keys in registers
   static constexpr int kStage = 2 * kTileElements<kKeys, kDim>;
   static constexpr size_t kSharedBytes = sizeof(bf16) * (kTileElements<kRows, kDim> + 2 * kStage);
 };

@@ -19,8 +19,8 @@ struct KeyGradientShape {
   static constexpr int kDim = kDim_;
   static constexpr bool kMakeK = kMakeK_, kMakeV = kMakeV_;
   static constexpr int kRows = kMmaWarps * 16;
-  static constexpr int kQueries = kDim <= 128 ? 64 : 32;  // of a step
-  static constexpr int kSub = kDim <= 64 ? 32 : 16;       // queries in registers
+  static constexpr int kQueries = kMmaStep<kDim>;    // of a step
+  static constexpr int kSub = kDim <= 64 ? 32 : 16;  // queries in registers
   static constexpr int kStage = 2 * kTileElements<kQueries, kDim>;
   static constexpr size_t kSharedBytes =
       sizeof(bf16) * (2 * kTileElements<kRows, kDim> + 2 * kStage);

@@ -15,8 +15,8 @@ template <int kDim_>
 struct QueryGradientShape {
   static constexpr int kDim = kDim_;
   static constexpr int kRows = kMmaWarps * 16;
-  static constexpr int kKeys = kDim <= 128 ? 64 : 32;  // of a step
-  static constexpr int kSub = 32;                      // keys in registers
+  static constexpr int kKeys = kMmaStep<kDim>;  // of a step
+  static constexpr int kSub = 32;               // keys in registers
   static constexpr int kStage = 2 * kTileElements<kKeys, kDim>;
   static constexpr size_t kSharedBytes =
       sizeof(bf16) * (2 * kTileElements<kRows, kDim> + 2 * kStage);

@@ -16,6 +16,11 @@ namespace longhaul::kernels::cuda {
 inline constexpr int kMmaWarps = 4;
 inline constexpr int kMmaThreads = kMmaWarps * kWarp;
 
+// Rows of a step: two blocks of a kernel share a multiprocessor up to a kDim of 128, on an A100
+// too.
+template <int kDim>
+inline constexpr int kMmaStep = kDim <= 64 ? 64 : 32;
+
 template <int kDim>
 inline constexpr int kPaddedRow = kDim + 8;
 template <int kRows, int kDim>
