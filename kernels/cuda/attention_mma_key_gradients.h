@@ -9,6 +9,7 @@
 #pragma once
 
 #include "kernels/cuda/attention_mma.h"
+#include "kernels/cuda/attention_mma_steps.h"
 #include "kernels/cuda/attention_mma_tiles.h"
 
 namespace longhaul::kernels::cuda {
@@ -24,57 +25,6 @@ struct KeyGradientShape {
   static constexpr int kStage = 2 * kTileElements<kQueries, kDim>;
   static constexpr size_t kSharedBytes =
       sizeof(bf16) * (2 * kTileElements<kRows, kDim> + 2 * kStage);
-};
-
-// The steps of kQueries queries that see a tile of keys: segment by segment, head by head.
-template <int kQueries>
-class QuerySteps {
- public:
-  // On the first step; there is one unless the group has no heads.
-  __device__ QuerySteps(const AttentionWork& work, const AttentionTile& tile, IndexRange group)
-      : visit_(static_cast<int>(tile.first)), head_(static_cast<int>(group.begin)) {
-    enter(work, tile);
-  }
-  __device__ bool next(const AttentionWork& work, const AttentionTile& tile, IndexRange group) {
-    query_ += kQueries;
-    if (query_ < end_) return true;
-    if (++head_ >= group.end) {
-      head_ = static_cast<int>(group.begin);
-      if (++visit_ >= tile.last) return false;
-    }
-    enter(work, tile);
-    return true;
-  }
-
-  __device__ const Segment& segment(const AttentionWork& work) const {
-    return work.segments[work.visits[visit_]];
-  }
-  __device__ int head() const { return head_; }
-  __device__ int64_t query() const { return query_; }
-  __device__ int queries() const {
-    return end_ - query_ < kQueries ? static_cast<int>(end_ - query_) : kQueries;
-  }
-
-  // Rows are the tile's keys.
-  __device__ StepMask mask(const AttentionWork& work, const AttentionTile& tile) const {
-    const Segment& s = segment(work);
-    const int64_t j = tile.begin - s.k_row;
-    const IndexRange rows = part_of(s.k_row, s.k_len, tile.begin, tile.end);
-    return {band_by_keys(s, query_, j), static_cast<int>(rows.begin - j),
-            static_cast<int>(rows.end - j), queries()};
-  }
-
- private:
-  __device__ void enter(const AttentionWork& work, const AttentionTile& tile) {
-    const Segment& s = segment(work);
-    const IndexRange keys = part_of(s.k_row, s.k_len, tile.begin, tile.end);
-    const IndexRange seeing = queries_seeing(s, keys.begin, keys.end);
-    query_ = seeing.begin;
-    end_ = seeing.end;
-  }
-
-  int visit_, head_;
-  int64_t query_ = 0, end_ = 0;  // local to the segment
 };
 
 template <class Shape, bool kGeneral>

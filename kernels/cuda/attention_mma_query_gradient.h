@@ -7,6 +7,7 @@
 #pragma once
 
 #include "kernels/cuda/attention_mma.h"
+#include "kernels/cuda/attention_mma_steps.h"
 #include "kernels/cuda/attention_mma_tiles.h"
 
 namespace longhaul::kernels::cuda {
