@@ -93,7 +93,9 @@ __device__ void clear(Sums<A>& sums) {
 // to[row of the warp] += factor * sums, for rows below `count`.
 template <class A>
 __device__ void add_rows(const Sums<A>& sums, A factor, A* to, int64_t stride, int count, int dim) {
-  for (int r = 0; r < kRows && warp() * kRows + r < count; ++r) {
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    if (warp() * kRows + r >= count) break;
     A* row = to + (warp() * kRows + r) * stride;
 #pragma unroll
     for (int n = 0; n < kColumns; ++n) {
@@ -152,6 +154,7 @@ __global__ void __launch_bounds__(kThreads)
   Sums<A> out;
   A max[kRows], sum[kRows];  // of a row; of the row's keys that are this lane's
   clear(out);
+#pragma unroll
   for (int r = 0; r < kRows; ++r) {
     max[r] = kNothing;
     sum[r] = 0;
@@ -174,7 +177,8 @@ __global__ void __launch_bounds__(kThreads)
       const A rescale = std::exp2(max[r] - shift), p = std::exp2(score - shift);
       max[r] = now;
       sum[r] = sum[r] * rescale + p;
-      for (A& x : out[r]) x *= rescale;
+#pragma unroll
+      for (int n = 0; n < kColumns; ++n) out[r][n] *= rescale;
       weights[warp() * kRows + r][lane()] =
           kGeneral && seen ? p * scores.kept(q_position, k_position) : p;
     }
@@ -182,6 +186,7 @@ __global__ void __launch_bounds__(kThreads)
                  right, out);
   });
 
+#pragma unroll
   for (int r = 0; r < kRows; ++r) {
     const A total = warp_sum(sum[r]);
     // A row to which nothing was added keeps its bits.
@@ -230,6 +235,7 @@ __global__ void __launch_bounds__(kThreads)
   const TileRows<T> dout{args.dout.of_head(head), tile.begin, count, args.dout.dim};
 
   A lse[kRows], delta[kRows];
+#pragma unroll
   for (int r = 0; r < kRows; ++r) {
     const int row = warp() * kRows + r;
     const int64_t at = head * args.queries + tile.begin + (row < count ? row : 0);
