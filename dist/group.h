@@ -34,8 +34,9 @@
 // that fits: collectives and exchanges alike; exchanges between whose starts the rank does not
 // test, wait or poll are one. Sums that NCCL makes otherwise than promised here (bf16, which it
 // would round at every hop; maxima of floating-point numbers, which lose NaN) are staged. Messages
-// whose sizes differ are not noticed there, but end at the deadline or cut. The deadline of an
-// operation that was waited for passes in whatever polls next: progress() or any wait.
+// whose sizes differ are not noticed there: they arrive cut, or not until the deadline. The
+// deadline of an operation that was waited for passes in whatever polls next: progress() or any
+// wait.
 #pragma once
 
 #include <functional>

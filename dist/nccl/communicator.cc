@@ -121,9 +121,10 @@ void Communicator::issue_next() {
   } while (issuing_.front()->joins_others && !queued_.empty() && queued_.front()->joins_others);
   issuing_since_ = steady_clock::now();
 
+  // Nothing may throw between a group's start and its end, which are the thread's.
+  for (const auto& work : issuing_) cuda::wait_for(stream_, work->began.get());
   ncclResult_t code = ncclGroupStart();
   for (const auto& work : issuing_) {
-    cuda::wait_for(stream_, work->began.get());
     if (accepted(code)) code = work->calls(comm_, stream_);
   }
   const ncclResult_t end = ncclGroupEnd();
