@@ -22,26 +22,27 @@ template <int kDim>
 void backward_mma(const Context& ctx, const AttentionBackward& args) {
   using Queries = QueryGradientShape<kDim>;
   using Keys = KeyGradientShape<kDim, true, true>;
-  const Arena::Scope scope(*ctx.scratch);
-  const AttentionWork by_queries =
-      place(ctx, query_tiles(args.segments, args.q.dim(0), Queries::kRows));
-  const AttentionWork by_keys = place(ctx, key_tiles(args.segments, args.k.dim(0), Keys::kRows));
-  if (ctx.measuring()) return;
-  const AttentionArguments<bf16> of_call = arguments<bf16>(args);
   const bool plain = args.options.plain();
-  launch(
-      ctx, "attention backward, dq",
-      plain ? query_gradient_mma_kernel<Queries, false> : query_gradient_mma_kernel<Queries, true>,
-      {.blocks = blocks_of(by_queries, args.q.dim(1)),
-       .threads = dim3(kMmaThreads),
-       .shared_bytes = Queries::kSharedBytes},
-      by_queries, of_call);
-  if constexpr (kDim <= 128) {
-    launch_key_gradients<Keys>(ctx, by_keys, plain, of_call);
-  } else {
-    launch_key_gradients<KeyGradientShape<kDim, true, false>>(ctx, by_keys, plain, of_call);
-    launch_key_gradients<KeyGradientShape<kDim, false, true>>(ctx, by_keys, plain, of_call);
-  }
+  const auto by_queries = [&](const AttentionWork& work) {
+    launch(ctx, "attention backward, dq",
+           plain ? query_gradient_mma_kernel<Queries, false>
+                 : query_gradient_mma_kernel<Queries, true>,
+           {.blocks = blocks_of(work, args.q.dim(1)),
+            .threads = dim3(kMmaThreads),
+            .shared_bytes = Queries::kSharedBytes},
+           work, arguments<bf16>(args));
+  };
+  const auto by_keys = [&](const AttentionWork& work) {
+    const AttentionArguments<bf16> of_call = arguments<bf16>(args);
+    if constexpr (kDim <= 128) {
+      launch_key_gradients<Keys>(ctx, work, plain, of_call);
+    } else {
+      launch_key_gradients<KeyGradientShape<kDim, true, false>>(ctx, work, plain, of_call);
+      launch_key_gradients<KeyGradientShape<kDim, false, true>>(ctx, work, plain, of_call);
+    }
+  };
+  for_work(ctx, query_tiles, args.segments, args.q.dim(0), Queries::kRows, by_queries);
+  for_work(ctx, key_tiles, args.segments, args.k.dim(0), Keys::kRows, by_keys);
 }
 
 }  // namespace longhaul::kernels::cuda

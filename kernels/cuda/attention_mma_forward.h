@@ -234,18 +234,18 @@ __global__ void __launch_bounds__(kMmaThreads)
 template <int kDim>
 void forward_mma(const Context& ctx, const AttentionForward& args) {
   using Shape = ForwardShape<kDim>;
-  const Arena::Scope scope(*ctx.scratch);
-  const AttentionWork work = place(ctx, query_tiles(args.segments, args.q.dim(0), Shape::kRows));
-  if (ctx.measuring()) return;
-  const AttentionArguments<bf16> arguments_of_call = arguments<bf16>(args);
-  // The plain instance takes the largest product for the largest score.
-  const bool plain = args.options.plain() && arguments_of_call.options.factor > 0;
-  launch(ctx, "attention forward",
-         plain ? forward_mma_kernel<Shape, false> : forward_mma_kernel<Shape, true>,
-         {.blocks = blocks_of(work, args.q.dim(1)),
-          .threads = dim3(kMmaThreads),
-          .shared_bytes = Shape::kSharedBytes},
-         work, arguments_of_call);
+  const auto of_work = [&](const AttentionWork& work) {
+    const AttentionArguments<bf16> arguments_of_call = arguments<bf16>(args);
+    // The plain instance takes the largest product for the largest score.
+    const bool plain = args.options.plain() && arguments_of_call.options.factor > 0;
+    launch(ctx, "attention forward",
+           plain ? forward_mma_kernel<Shape, false> : forward_mma_kernel<Shape, true>,
+           {.blocks = blocks_of(work, args.q.dim(1)),
+            .threads = dim3(kMmaThreads),
+            .shared_bytes = Shape::kSharedBytes},
+           work, arguments_of_call);
+  };
+  for_work(ctx, query_tiles, args.segments, args.q.dim(0), Shape::kRows, of_work);
 }
 
 }  // namespace longhaul::kernels::cuda

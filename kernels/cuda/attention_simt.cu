@@ -317,30 +317,32 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class T>
 void attention_forward_simt(const Context& ctx, const AttentionForward& args) {
-  const Arena::Scope scope(*ctx.scratch);
-  const AttentionWork work = place(ctx, query_tiles(args.segments, args.q.dim(0), kSide));
-  if (ctx.measuring()) return;
-  launch(ctx, "attention forward",
-         args.options.plain() ? forward_kernel<T, false> : forward_kernel<T, true>,
-         {.blocks = blocks_of(work, args.q.dim(1)), .threads = dim3(kThreads)}, work,
-         arguments<T>(args));
+  const auto of_work = [&](const AttentionWork& work) {
+    launch(ctx, "attention forward",
+           args.options.plain() ? forward_kernel<T, false> : forward_kernel<T, true>,
+           {.blocks = blocks_of(work, args.q.dim(1)), .threads = dim3(kThreads)}, work,
+           arguments<T>(args));
+  };
+  for_work(ctx, query_tiles, args.segments, args.q.dim(0), kSide, of_work);
 }
 
 template <class T>
 void attention_backward_simt(const Context& ctx, const AttentionBackward& args) {
-  const Arena::Scope scope(*ctx.scratch);
-  const AttentionWork by_queries = place(ctx, query_tiles(args.segments, args.q.dim(0), kSide));
-  const AttentionWork by_keys = place(ctx, key_tiles(args.segments, args.k.dim(0), kSide));
-  if (ctx.measuring()) return;
   const bool plain = args.options.plain();
-  launch(ctx, "attention backward, dq",
-         plain ? query_gradient_kernel<T, false> : query_gradient_kernel<T, true>,
-         {.blocks = blocks_of(by_queries, args.q.dim(1)), .threads = dim3(kThreads)}, by_queries,
-         arguments<T>(args));
-  launch(ctx, "attention backward, dk and dv",
-         plain ? key_gradients_kernel<T, false> : key_gradients_kernel<T, true>,
-         {.blocks = blocks_of(by_keys, args.k.dim(1)), .threads = dim3(kThreads)}, by_keys,
-         arguments<T>(args));
+  const auto by_queries = [&](const AttentionWork& work) {
+    launch(ctx, "attention backward, dq",
+           plain ? query_gradient_kernel<T, false> : query_gradient_kernel<T, true>,
+           {.blocks = blocks_of(work, args.q.dim(1)), .threads = dim3(kThreads)}, work,
+           arguments<T>(args));
+  };
+  const auto by_keys = [&](const AttentionWork& work) {
+    launch(ctx, "attention backward, dk and dv",
+           plain ? key_gradients_kernel<T, false> : key_gradients_kernel<T, true>,
+           {.blocks = blocks_of(work, args.k.dim(1)), .threads = dim3(kThreads)}, work,
+           arguments<T>(args));
+  };
+  for_work(ctx, query_tiles, args.segments, args.q.dim(0), kSide, by_queries);
+  for_work(ctx, key_tiles, args.segments, args.k.dim(0), kSide, by_keys);
 }
 
 template void attention_forward_simt<float>(const Context&, const AttentionForward&);

@@ -91,20 +91,45 @@ AttentionWorkList key_tiles(std::span<const Segment> segments, int64_t rows, int
   return make(segments, &Segment::k_row, &Segment::k_len, rows, tile_rows, queries_seeing);
 }
 
-AttentionWork place(const Context& ctx, const AttentionWorkList& list) {
+namespace {
+
+AttentionWork place(const Context& ctx, const AttentionWorkList& list, const TensorView& memory) {
   const int64_t size = words(list.segments) + words(list.tiles) + words(list.visits);
-  const TensorView on_device = ctx.scratch->allocate(DType::kI64, {size});
-  if (ctx.measuring()) return {};
   const Tensor host(DType::kI64, {size});
   int64_t* const begin = host.span<int64_t>().data();
   append(list.visits, append(list.tiles, append(list.segments, begin)));
-  upload(ctx.stream, host, on_device);
-  const auto* segments = on_device.data<int64_t>();
+  upload(ctx.stream, host, memory.rows(0, size));
+  const auto* segments = memory.data<int64_t>();
   const int64_t* tiles = segments + words(list.segments);
   return {.segments = reinterpret_cast<const Segment*>(segments),
           .tiles = reinterpret_cast<const AttentionTile*>(tiles),
           .visits = tiles + words(list.tiles),
           .count = static_cast<int64_t>(list.tiles.size())};
+}
+
+}  // namespace
+
+void for_work(const Context& ctx, MakeTiles make, std::span<const Segment> segments, int64_t rows,
+              int64_t tile_rows, const std::function<void(const AttentionWork&)>& launch) {
+  const int64_t tiles = (rows + tile_rows - 1) / tile_rows;
+  // One segment may visit all tiles; many small ones visit one or two each.
+  const int64_t most_visits = tiles + 2 * kMostSegmentsAtATime;
+  const Arena::Scope scope(*ctx.scratch);
+  const TensorView memory = ctx.scratch->allocate(
+      DType::kI64,
+      {kMostSegmentsAtATime * words<Segment>() + tiles * words<AttentionTile>() + most_visits});
+  if (ctx.measuring()) return;
+  while (!segments.empty()) {
+    auto count = std::min(segments.size(), static_cast<size_t>(kMostSegmentsAtATime));
+    AttentionWorkList list = make(segments.first(count), rows, tile_rows);
+    while (static_cast<int64_t>(list.visits.size()) > most_visits) {
+      count = (count + 1) / 2;
+      list = make(segments.first(count), rows, tile_rows);
+    }
+    // The stream has done with the list before when this one takes its place.
+    launch(place(ctx, list, memory));
+    segments = segments.subspan(count);
+  }
 }
 
 }  // namespace longhaul::kernels::cuda

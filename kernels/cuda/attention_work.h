@@ -3,6 +3,7 @@
 // so whatever is summed up for a row is summed up by one block, in a fixed order.
 #pragma once
 
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -36,8 +37,14 @@ struct AttentionWork {
   int64_t count = 0;  // of tiles
 };
 
-// Takes scratch for the list and, unless measuring, sends it to the device. The caller has a scope.
-AttentionWork place(const Context&, const AttentionWorkList&);
+// Calls launch(work) for the lists of as many segments at a time as fit into scratch whose size
+// depends on the rows alone: samples differ in their documents, and memory was measured before.
+// Nothing is called while measuring.
+using MakeTiles = AttentionWorkList (*)(std::span<const Segment>, int64_t rows, int64_t tile_rows);
+void for_work(const Context&, MakeTiles make, std::span<const Segment>, int64_t rows,
+              int64_t tile_rows, const std::function<void(const AttentionWork&)>& launch);
+
+inline constexpr int64_t kMostSegmentsAtATime = 512;
 
 // The part of a segment's rows (from `row` on, `length`) that lies in rows [begin, end) of the
 // tensor, local to the segment.

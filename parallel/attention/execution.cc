@@ -202,6 +202,8 @@ void Execution::start_transfers(const Context& ctx, int step) {
     pending_.push_back(std::move(pending));
     begin = end;
   }
+  // Transports that gather what is started together send it now.
+  if (!ctx.measuring()) setup_.group->progress();
 }
 
 void Execution::complete_until(const Context& ctx, int step) {

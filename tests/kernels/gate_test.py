@@ -42,9 +42,9 @@ class Gate(unittest.TestCase):
         self.assertIn("1 kernels, 0 with spills", table)
 
     def test_spills_stop_the_build(self):
-        result = self.compile(GOOD.replace("0 bytes spill stores", "16 bytes spill stores"))
+        result = self.compile(GOOD.replace("0 bytes spill stores", "80 bytes spill stores"))
         self.assertEqual(result.returncode, 1)
-        self.assertIn("add (sm_90a) spills 16 bytes", result.stderr)
+        self.assertIn("add (sm_90a) spills 80 bytes", result.stderr)
         self.assertFalse(self.output.exists())
 
     def test_serialised_wgmma_stops_the_build(self):

@@ -112,26 +112,65 @@ TEST(AttentionWork, BandsOfTiles) {
   }
 }
 
+// What for_work sends to the device, part by part, against lists made here.
+void expect_parts(std::span<const Segment> all, int64_t rows, size_t parts) {
+  testing::Rig(1).run([&](const Context& ctx) {
+    size_t begin = 0, calls = 0;
+    for_work(ctx, query_tiles, all, rows, kTileRows, [&](const AttentionWork& work) {
+      const size_t left = all.size() - begin;
+      const size_t count = std::min(left, static_cast<size_t>(kMostSegmentsAtATime));
+      const AttentionWorkList list = query_tiles(all.subspan(begin, count), rows, kTileRows);
+      begin += count;
+      ++calls;
+      ASSERT_EQ(work.count, static_cast<int64_t>(list.tiles.size()));
+      const auto expect_copy = [&]<class T>(const T* from, const std::vector<T>& expected) {
+        const auto words = static_cast<int64_t>(expected.size() * sizeof(T) / sizeof(int64_t));
+        const Tensor copy =
+            on_host(ctx.stream, ConstTensorView(reinterpret_cast<const std::byte*>(from),
+                                                DType::kI64, {words}, ctx.device()));
+        EXPECT_EQ(std::memcmp(copy.view().raw(), expected.data(), expected.size() * sizeof(T)), 0);
+      };
+      expect_copy(work.segments, list.segments);
+      expect_copy(work.tiles, list.tiles);
+      expect_copy(work.visits, list.visits);
+    });
+    EXPECT_EQ(calls, ctx.measuring() ? 0 : parts);
+    EXPECT_EQ(begin, ctx.measuring() ? 0 : all.size());
+  });
+}
+
 TEST(AttentionWork, ArrivesOnTheDevice) {
   if (!available()) GTEST_SKIP() << "no GPU";
   testing::test_device() = {.kind = DeviceKind::kCuda};
-  const AttentionWorkList list = query_tiles(segments(), kQueries, kTileRows);
-  testing::Rig(1).run([&](const Context& ctx) {
-    const Arena::Scope scope(*ctx.scratch);
-    const AttentionWork work = place(ctx, list);
-    if (ctx.measuring()) return;
-    EXPECT_EQ(work.count, static_cast<int64_t>(list.tiles.size()));
-    const auto expect_copy = [&]<class T>(const T* from, const std::vector<T>& expected) {
-      const auto words = static_cast<int64_t>(expected.size() * sizeof(T) / sizeof(int64_t));
-      const Tensor copy =
-          on_host(ctx.stream, ConstTensorView(reinterpret_cast<const std::byte*>(from), DType::kI64,
-                                              {words}, ctx.device()));
-      EXPECT_EQ(std::memcmp(copy.view().raw(), expected.data(), expected.size() * sizeof(T)), 0);
-    };
-    expect_copy(work.segments, list.segments);
-    expect_copy(work.tiles, list.tiles);
-    expect_copy(work.visits, list.visits);
-  });
+  expect_parts(segments(), kQueries, 1);
+  // Documents of three tokens, more than are taken at a time.
+  std::vector<Segment> documents;
+  constexpr int64_t kDocuments = 2 * kMostSegmentsAtATime + 7;
+  for (int64_t n = 0; n < kDocuments; ++n) {
+    documents.push_back({.q_row = 3 * n,
+                         .q_len = 3,
+                         .k_row = 3 * n,
+                         .k_len = 3,
+                         .band_lo = -kBandOpen,
+                         .band_hi = 0});
+  }
+  expect_parts(documents, 3 * kDocuments, 3);
+  testing::test_device() = kCpu;
+}
+
+// Memory is measured for one document and must do for any others.
+TEST(AttentionWork, ScratchDependsOnRowsAlone) {
+  testing::test_device() = {.kind = DeviceKind::kCuda};
+  const auto scratch_of = [](std::span<const Segment> list) {
+    ThreadPool pool(1);
+    Arena arena = Arena::measure("measured", testing::test_device());
+    const Context ctx{
+        .stream = {.device = testing::test_device()}, .pool = &pool, .scratch = &arena};
+    for_work(ctx, key_tiles, list, kKeys, kTileRows, [](const AttentionWork&) { FAIL(); });
+    return arena.peak();
+  };
+  EXPECT_EQ(scratch_of({}), scratch_of(segments()));
+  EXPECT_GT(scratch_of({}), 0);
   testing::test_device() = kCpu;
 }
 
