@@ -42,7 +42,7 @@ if ! $quick; then
   build emulated
   run emulated --tests-regex 'kernels_(attention|gemm|layers)_test|dist_.*(device|nccl)|launch_device'
   build tsan
-  TSAN_OPTIONS="halt_on_error=1 second_deadlock_stack=1" \
+  LONGHAUL_TEST_BEST_SET=1 TSAN_OPTIONS="halt_on_error=1 second_deadlock_stack=1" \
     run tsan --exclude-regex "$left_out|launch_cli"
 fi
 run release
