@@ -4,8 +4,8 @@
 usage: gate.py LAUNCHER... NVCC ARGUMENTS...     compiles; writes what ptxas said to OBJECT.ptxas
        gate.py --table BUILD_FOLDER              prints a table of all kernels of a build
 
-A kernel may not spill registers beyond BOUND bytes (the general instances of attention forward save
-a few registers once per step of keys), and ptxas may not serialise wgmma (C7510,
+A kernel may not spill registers beyond BOUND bytes (some general instances of attention save a few
+registers once a step), and ptxas may not serialise wgmma (C7510,
 C7512). Needs `-Xptxas=-v` among the arguments.
 """
 import pathlib
