@@ -24,21 +24,13 @@ constexpr Level kLevels[] = {{"AVX512_BF16", and_below(HWY_AVX3), true},
                              {"AVX2", and_below(HWY_AVX2), false},
                              {"BASELINE", and_below(HWY_STATIC_TARGET), false}};
 
-bool machine_has_bf16() {
-#if HWY_ARCH_X86
-  return __builtin_cpu_supports("avx512bf16") != 0;
-#else
-  return false;
-#endif
-}
-
 std::atomic<const Level*> forced{nullptr};
 
 bool runs(const Level& level) {
   // What Highway finds must not depend on what was forced before.
   static const int64_t machine = hwy::SupportedTargets() & HWY_TARGETS;
   const int64_t best = level.targets & -level.targets;
-  return (machine & best) != 0 && (!level.bf16 || machine_has_bf16());
+  return (machine & best) != 0 && (!level.bf16 || cpu::machine_has_bf16_products());
 }
 
 const Level& level_in_use() {

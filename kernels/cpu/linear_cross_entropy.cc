@@ -7,7 +7,7 @@
 
 #include "kernels/cpu/softmax_rows.h"
 #include "kernels/cpu/tables.h"
-#include "kernels/gemm.h"
+#include "kernels/linear_cross_entropy_tiles.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/linear_cross_entropy.cc"
@@ -124,71 +124,24 @@ Accumulator<T> loss_row(const SoftmaxRows<T>& rows, Accumulator<T>* logits, int6
 }
 
 template <class T>
-class Tiles {
+void run(const Context& ctx, const LinearCrossEntropy& args) {
   using A = Accumulator<T>;
-
- public:
-  Tiles(const Context& ctx, const LinearCrossEntropy& args)
-      : ctx_(ctx), args_(args), tokens_(args.x.dim(0)), vocabulary_(args.weight.dim(0)) {
-    const int64_t row_bytes = std::max<int64_t>(1, vocabulary_ * size_of(dtype_of<A>));
-    rows_ = args.tile_rows > 0 ? args.tile_rows : std::max<int64_t>(1, kTileBytes / row_bytes);
-    rows_ = std::min(rows_, tokens_);
-    logits_ = ctx.scratch->allocate(dtype_of<A>, {rows_, vocabulary_});
-  }
-
-  void run() const {
-    if (tokens_ == 0) return;
-    if (ctx_.measuring()) {
-      // Products of the two tile heights that occur: their scratch is all that varies.
-      tile(0, rows_);
-      if (tokens_ % rows_ != 0) tile(0, tokens_ % rows_);
-      return;
-    }
-    check_labels(args_.labels.span<int32_t>(), vocabulary_);
-    for (int64_t t = 0; t < tokens_; t += rows_) tile(t, std::min(rows_, tokens_ - t));
-  }
-
- private:
-  void tile(int64_t first, int64_t count) const {
-    const TensorView logits = logits_.rows(0, count);
-    const ConstTensorView x = args_.x.rows(first, count);
-    gemm(ctx_, {.transpose_b = Transpose::kYes, .a = x, .b = args_.weight, .c = logits});
-    if (!ctx_.measuring()) losses(first, count);
-    if (!args_.with_gradients) return;
-    // The storage type's rows lie at the start of the accumulator type's.
-    const TensorView gradient(logits.raw(), dtype_of<T>, {count, vocabulary_},
-                              {vocabulary_ * (size_of(dtype_of<A>) / size_of(dtype_of<T>)), 1},
-                              logits.device());
-    gemm(ctx_, {.a = gradient, .b = args_.weight, .c = args_.dx.rows(first, count)});
-    gemm(ctx_,
-         {.transpose_a = Transpose::kYes, .a = gradient, .b = x, .c = args_.dweight, .beta = 1.0});
-  }
-
-  void losses(int64_t first, int64_t count) const {
-    A* logits = logits_.data<A>();
-    const int32_t* labels = args_.labels.data<int32_t>() + first;
-    A* row_loss = args_.row_loss.data<A>() + first;
-    const int64_t grain =
-        std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(vocabulary_, 1));
-    const SoftmaxRows<T> softmax = rows<T>();
-    ctx_.parallel_for(count, grain, [&](int64_t begin, int64_t end) {
+  if (!ctx.measuring()) check_labels(args.labels.span<int32_t>(), args.weight.dim(0));
+  const SoftmaxRows<T> softmax = rows<T>();
+  const auto losses = [&](const TensorView& tile, int64_t first) {
+    const int64_t vocabulary = tile.dim(1);
+    A* logits = tile.data<A>();
+    const int32_t* labels = args.labels.data<int32_t>() + first;
+    A* row_loss = args.row_loss.data<A>() + first;
+    const int64_t grain = std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(vocabulary, 1));
+    ctx.parallel_for(tile.dim(0), grain, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) {
-        row_loss[t] = loss_row<T>(softmax, logits + t * vocabulary_, vocabulary_, labels[t],
-                                  args_.with_gradients, args_.grad_scale);
+        row_loss[t] = loss_row<T>(softmax, logits + t * tile.stride(0), vocabulary, labels[t],
+                                  args.with_gradients, args.grad_scale);
       }
     });
-  }
-
-  const Context& ctx_;
-  const LinearCrossEntropy& args_;
-  int64_t tokens_, vocabulary_, rows_ = 0;
-  TensorView logits_;
-};
-
-template <class T>
-void run(const Context& ctx, const LinearCrossEntropy& args) {
-  const Arena::Scope scope(*ctx.scratch);
-  Tiles<T>(ctx, args).run();
+  };
+  for_loss_tiles<T>(ctx, args, {.bytes = kTileBytes}, losses);
 }
 
 constexpr LinearCrossEntropyKernel kTable[] = {

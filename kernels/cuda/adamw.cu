@@ -1,7 +1,4 @@
-#include "kernels/adamw.h"
-
-#include <cmath>
-
+#include "kernels/adamw_factors.h"
 #include "kernels/cuda/pieces.h"
 #include "kernels/cuda/tables.h"
 
@@ -18,15 +15,8 @@ struct Update {
         master(args.master.data<A>()),
         m(args.m.data<A>()),
         v(args.v.data<A>()),
-        param(args.param.data<T>()) {
-    const auto steps = static_cast<double>(args.step);
-    beta1 = static_cast<A>(args.beta1), beta2 = static_cast<A>(args.beta2);
-    rest1 = static_cast<A>(1 - args.beta1), rest2 = static_cast<A>(1 - args.beta2);
-    rate = static_cast<A>(args.learning_rate / (1 - std::pow(args.beta1, steps)));
-    correction2 = static_cast<A>(1 / std::sqrt(1 - std::pow(args.beta2, steps)));
-    keep = static_cast<A>(1 - args.learning_rate * args.weight_decay);
-    eps = static_cast<A>(args.eps), scale = static_cast<A>(args.grad_scale);
-  }
+        param(args.param.data<T>()),
+        f(args) {}
 
   template <int kN>
   __device__ void run(int64_t, int64_t i, int64_t count) const {
@@ -36,10 +26,11 @@ struct Update {
     Pack<T, kN> rounded;
 #pragma unroll
     for (int k = 0; k < kN; ++k) {
-      const A g = gradient.e[k] * scale;
-      first.e[k] = beta1 * first.e[k] + rest1 * g;
-      second.e[k] = beta2 * second.e[k] + rest2 * g * g;
-      x.e[k] = keep * x.e[k] - rate * (first.e[k] / (sqrt(second.e[k]) * correction2 + eps));
+      const A g = gradient.e[k] * f.scale;
+      first.e[k] = f.beta1 * first.e[k] + f.rest1 * g;
+      second.e[k] = f.beta2 * second.e[k] + f.rest2 * g * g;
+      x.e[k] =
+          f.keep * x.e[k] - f.rate * (first.e[k] / (sqrt(second.e[k]) * f.correction2 + f.eps));
       rounded.e[k] = T(x.e[k]);
     }
     store(first, m + i, count);
@@ -51,8 +42,7 @@ struct Update {
   const A* grad;
   A *master, *m, *v;
   T* param;
-  // Rounded once; with the bias corrections 1 - beta^t of both moments.
-  A beta1, beta2, rest1, rest2, rate, correction2, keep, eps, scale;
+  AdamWFactors<A> f;
 };
 
 template <class T>

@@ -1,15 +1,10 @@
-// Tiles of rows, as on CPUs: a product makes their logits in scratch, a kernel turns these into
-// losses and gradients in place, and two products take the gradients on.
-//
 // A label outside the vocabulary, which check_labels() would have named on the host, makes a loss
 // and gradients of NaN.
-#include "kernels/linear_cross_entropy.h"
-
 #include <limits>
 
 #include "kernels/cuda/pieces.h"
 #include "kernels/cuda/tables.h"
-#include "kernels/gemm.h"
+#include "kernels/linear_cross_entropy_tiles.h"
 
 namespace longhaul::kernels::cuda {
 
@@ -111,67 +106,20 @@ __global__ void __launch_bounds__(kMostThreads)
 }
 
 template <class T>
-class Tiles {
-  using A = Accumulator<T>;
-
- public:
-  Tiles(const Context& ctx, const LinearCrossEntropy& args)
-      : ctx_(ctx), args_(args), tokens_(args.x.dim(0)), vocabulary_(args.weight.dim(0)) {
-    const int64_t stride = (vocabulary_ + kPadding - 1) / kPadding * kPadding;
-    const int64_t row_bytes = std::max<int64_t>(1, stride * size_of(dtype_of<A>));
-    rows_ = args.tile_rows > 0 ? args.tile_rows : std::max<int64_t>(1, kTileBytes / row_bytes);
-    rows_ = std::min(rows_, tokens_);
-    memory_ = ctx.scratch->allocate(dtype_of<A>, {rows_, stride});
-  }
-
-  void run() const {
-    if (tokens_ == 0) return;
-    if (ctx_.measuring()) {
-      // Products of the two tile heights that occur: their scratch is all that varies.
-      tile(0, rows_);
-      if (tokens_ % rows_ != 0) tile(0, tokens_ % rows_);
-      return;
-    }
-    for (int64_t t = 0; t < tokens_; t += rows_) tile(t, std::min(rows_, tokens_ - t));
-  }
-
- private:
-  void tile(int64_t first, int64_t count) const {
-    const TensorView logits = memory_.rows(0, count).slice(1, 0, vocabulary_);
-    const ConstTensorView x = args_.x.rows(first, count);
-    gemm(ctx_, {.transpose_b = Transpose::kYes, .a = x, .b = args_.weight, .c = logits});
-    if (!ctx_.measuring()) losses(first, count);
-    if (!args_.with_gradients) return;
-    // The storage type's rows lie at the start of the accumulator type's.
-    constexpr int64_t kNarrower = sizeof(A) / sizeof(T);
-    const TensorView gradient(logits.raw(), dtype_of<T>, {count, vocabulary_},
-                              {memory_.stride(0) * kNarrower, 1}, logits.device());
-    gemm(ctx_, {.a = gradient, .b = args_.weight, .c = args_.dx.rows(first, count)});
-    gemm(ctx_,
-         {.transpose_a = Transpose::kYes, .a = gradient, .b = x, .c = args_.dweight, .beta = 1.0});
-  }
-
-  void losses(int64_t first, int64_t count) const {
-    constexpr int64_t kPerWarp = kWarp * kPiece<A>;
-    const int64_t threads = (vocabulary_ + kPerWarp - 1) / kPerWarp * kWarp;
-    launch(
-        ctx_, "linear_cross_entropy", loss_kernel<T>,
-        {.blocks = dim3(static_cast<unsigned>(count)),
-         .threads = dim3(static_cast<unsigned>(std::clamp<int64_t>(threads, kWarp, kMostThreads)))},
-        vocabulary_, memory_.stride(0), memory_.data<A>(), args_.labels.data<int32_t>() + first,
-        args_.row_loss.data<A>() + first, args_.with_gradients, static_cast<A>(args_.grad_scale));
-  }
-
-  const Context& ctx_;
-  const LinearCrossEntropy& args_;
-  int64_t tokens_, vocabulary_, rows_ = 0;
-  TensorView memory_;
-};
-
-template <class T>
 void run(const Context& ctx, const LinearCrossEntropy& args) {
-  const Arena::Scope scope(*ctx.scratch);
-  Tiles<T>(ctx, args).run();
+  using A = Accumulator<T>;
+  const auto losses = [&](const TensorView& logits, int64_t first) {
+    constexpr int64_t kPerWarp = kWarp * kPiece<A>;
+    const int64_t vocabulary = logits.dim(1);
+    const int64_t threads = (vocabulary + kPerWarp - 1) / kPerWarp * kWarp;
+    launch(
+        ctx, "linear_cross_entropy", loss_kernel<T>,
+        {.blocks = dim3(static_cast<unsigned>(logits.dim(0))),
+         .threads = dim3(static_cast<unsigned>(std::clamp<int64_t>(threads, kWarp, kMostThreads)))},
+        vocabulary, logits.stride(0), logits.data<A>(), args.labels.data<int32_t>() + first,
+        args.row_loss.data<A>() + first, args.with_gradients, static_cast<A>(args.grad_scale));
+  };
+  for_loss_tiles<T>(ctx, args, {.bytes = kTileBytes, .padding = kPadding}, losses);
 }
 
 constexpr LinearCrossEntropyKernel kTable[] = {{"cuda", DType::kBF16, available, run<bf16>},
