@@ -11,9 +11,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/attention.h"
-#include "kernels/core/random.h"
 #include "launch/bench/kernel_bench.h"
 #include "launch/bench/kernel_benches.h"
+#include "launch/bench/packed_documents.h"
 #include "parallel/layout/segments.h"
 
 namespace longhaul::launch {
@@ -34,20 +34,6 @@ struct Options {
 
 // Work a case stays within seconds.
 int64_t usual_heads(int64_t tokens) { return tokens <= 2048 ? 8 : tokens <= 8192 ? 4 : 2; }
-
-// Packed documents of log-normal lengths (of the underlying normal: deviation 1), the same ones in
-// every run; the last is cut off at the end.
-parallel::Documents packed_documents(int64_t tokens, int64_t mean_length) {
-  const double mu = std::log(static_cast<double>(mean_length)) - 0.5;
-  std::vector<int64_t> begins;
-  int64_t begin = 0;
-  for (uint64_t i = 0; begin < tokens; ++i) {
-    begins.push_back(begin);
-    const double length = std::exp(mu + random_normal({.seed = 1, .stream = 0}, i));
-    begin += std::max<int64_t>(1, std::llround(length));
-  }
-  return {tokens, begins};
-}
 
 std::vector<Segment> make_segments(const Options& options, const std::string& mask, int64_t n) {
   const parallel::RunList rows = {{.global_begin = 0, .length = n, .stride = 1}};

@@ -51,7 +51,7 @@ Action add_train_bench(CLI::App& app) {
 }  // namespace
 
 std::span<const Command> bench_commands() {
-  static constexpr std::array<Command, 5> kCommands = {
+  static constexpr std::array<Command, 6> kCommands = {
       Command{.name = "train",
               .help = "Throughput, MFU and memory of training steps",
               .add = add_train_bench},
@@ -66,7 +66,10 @@ std::span<const Command> bench_commands() {
               .add = add_linear_bench},
       Command{.name = "pointwise",
               .help = "All other operations of a step, against the copy bandwidth",
-              .add = add_pointwise_bench}};
+              .add = add_pointwise_bench},
+      Command{.name = "sequence",
+              .help = "Attention over all ranks, against the kernel alone on every core",
+              .add = add_sequence_bench}};
   return kCommands;
 }
 

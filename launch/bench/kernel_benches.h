@@ -1,4 +1,5 @@
-// The benchmarks of single operations, each in a file of its own: rows of bench_commands().
+// The benchmarks of single operations and of attention over ranks, each in a file of its own: rows
+// of bench_commands().
 #pragma once
 
 #include "launch/cli/command.h"
@@ -9,5 +10,6 @@ Action add_attention_bench(CLI::App& app);
 Action add_gemm_bench(CLI::App& app);
 Action add_linear_bench(CLI::App& app);
 Action add_pointwise_bench(CLI::App& app);
+Action add_sequence_bench(CLI::App& app);
 
 }  // namespace longhaul::launch
