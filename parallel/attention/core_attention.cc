@@ -31,6 +31,15 @@ TensorView input(const ConstTensorView& view) {
                     view.device());
 }
 
+// Arena bytes of a plan: those of an execution that runs nothing.
+int64_t needed_bytes(const Context& ctx, ExecutionSetup setup, const FieldViews& home) {
+  Arena measured = Arena::measure("plan", setup.communication->device());
+  setup.communication = &measured;
+  { const Execution execution(ctx, setup, home); }
+  return measured.peak();
+}
+int64_t free_bytes(const Arena& arena) { return arena.capacity() - arena.used(); }
+
 }  // namespace
 
 CoreAttention::Pending::Pending(std::unique_ptr<Execution> execution)
@@ -39,8 +48,11 @@ CoreAttention::Pending::Pending(Pending&&) noexcept = default;
 CoreAttention::Pending::~Pending() = default;
 
 CoreAttention::CoreAttention(dist::Group& group, const TokenLayout& layout,
-                             const CoreAttentionOptions& options)
-    : group_(group), layout_(layout), options_(options), strategy_(strategy(options.strategy)) {
+                             const CoreAttentionOptions& options, std::span<const Strategy> table)
+    : group_(group),
+      layout_(layout),
+      options_(options),
+      strategy_(strategy(options.strategy, table)) {
   LONGHAUL_CHECK(layout.ranks() == group.size());
   const Documents whole = Documents::whole(layout_.tokens());
   if (auto why = strategy_.refusal(Problem{.layout = layout_,
@@ -71,6 +83,7 @@ void CoreAttention::prepare(const Documents& documents) {
   LONGHAUL_CHECK(documents.tokens() == layout_.tokens());
   if (documents_ == documents) return;
   documents_ = documents;
+  fits_ = {};
   const Problem problem{.layout = layout_,
                         .documents = *documents_,
                         .mask = options_.mask,
@@ -99,12 +112,27 @@ int64_t CoreAttention::forward_area() const {
 ExecutionSetup CoreAttention::setup(Direction direction, Arena& communication) const {
   return {.group = &group_,
           .plan = &plan(direction),
+          .layout = &layout_,
           .direction = direction,
           .heads = options_.heads,
           .dtype = options_.dtype,
           .kernel_options = {.scale = options_.scale},
           .in_place = {window_.get(), &node_of_, epoch_},
           .communication = &communication};
+}
+
+// One rank's plan may need more than was measured. Once for a sample.
+void CoreAttention::agree_on_memory(Direction direction, int64_t needed, int64_t free) {
+  group_.agree(attempt([&] {
+                 if (needed <= free) return;
+                 fail(ErrorCode::kEnvironment,
+                      absl::StrCat("strategy ", std::string(strategy_.name), " needs ", needed,
+                                   " bytes of buffers for a sample of ", documents_->count(),
+                                   " documents, but ", free,
+                                   " were reserved; set parallel.strategy: \"ring\""));
+               }),
+               "memory of a plan");
+  fits_[static_cast<size_t>(direction)] = true;
 }
 
 CoreAttention::Pending CoreAttention::begin(const Context& ctx, Arena& communication,
@@ -116,6 +144,11 @@ CoreAttention::Pending CoreAttention::begin(const Context& ctx, Arena& communica
   at(home, Field::kOut) = args.out_acc;
   at(home, Field::kLse) = args.lse;
   if (!ctx.measuring()) {
+    if (!fits_[0]) {
+      agree_on_memory(Direction::kForward,
+                      needed_bytes(ctx, setup(Direction::kForward, communication), home),
+                      free_bytes(communication));
+    }
     ++forward_count_;
     ++epoch_;
   }
@@ -139,7 +172,14 @@ void CoreAttention::backward(const Context& ctx, Arena& communication,
   at(home, Field::kDQ) = args.dq_acc;
   at(home, Field::kDK) = args.dk_acc;
   at(home, Field::kDV) = args.dv_acc;
-  if (!ctx.measuring()) ++epoch_;
+  if (!ctx.measuring()) {
+    if (!fits_[1]) {
+      agree_on_memory(Direction::kBackward,
+                      needed_bytes(ctx, setup(Direction::kBackward, communication), home),
+                      free_bytes(communication));
+    }
+    ++epoch_;
+  }
   Execution execution(ctx, setup(Direction::kBackward, communication), home);
   execution.start(ctx);
   execution.finish(ctx);

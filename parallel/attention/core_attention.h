@@ -5,9 +5,11 @@
 // (dist/window.h) instead of being moved, wherever the plan allows.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -47,14 +49,18 @@ class CoreAttention {
  public:
   // Collective over `group` (the ranks that share a sample; must outlive this), as are begin,
   // finish and backward. `communication` holds the plans' buffers while they run. Throws
-  // Error(kConfig) on every rank if the strategy refuses the problem.
-  CoreAttention(dist::Group& group, const TokenLayout& layout, const CoreAttentionOptions& options);
+  // Error(kConfig) on every rank if the strategy refuses the problem. The strategy is looked up in
+  // `table`.
+  CoreAttention(dist::Group& group, const TokenLayout& layout, const CoreAttentionOptions& options,
+                std::span<const Strategy> table = strategies());
   ~CoreAttention();
 
   // Says where this rank is, for messages about hangs.
   void announce(int64_t layer, Direction direction);
 
-  // Plans for a sample; layers share the plans. The same arguments on every rank.
+  // Plans for a sample; layers share the plans. The same arguments on every rank. What a measuring
+  // run took while the sample was one document (as it is at first) is enough for others, too; if
+  // a plan needs more after all, begin and backward throw Error(kEnvironment) on every rank.
   void prepare(const Documents& documents);
 
   // A forward pass under way: its first transfers move while the caller does other work.
@@ -83,6 +89,7 @@ class CoreAttention {
 
  private:
   ExecutionSetup setup(Direction direction, Arena& communication) const;
+  void agree_on_memory(Direction direction, int64_t needed, int64_t free);
 
   dist::Group& group_;
   TokenLayout layout_;
@@ -93,6 +100,7 @@ class CoreAttention {
   uint64_t epoch_ = 0;                    // attention operations begun; equal on all ranks
   int64_t forward_count_ = 0;
   std::optional<Documents> documents_;
+  std::array<bool, 2> fits_{};  // by direction: every rank has found memory for the sample's plan
   Plan forward_plan_;
   Plan backward_plan_;
 };

@@ -29,6 +29,19 @@ FieldShape field_shape(const Slot& slot, Field field, const HeadShape& heads, DT
   return {type, {rows, count, of_values ? heads.value_dim : heads.head_dim}};
 }
 
+int64_t aligned(int64_t bytes, int64_t unit) { return (bytes + unit - 1) / unit * unit; }
+
+// Neighbours in a step's list that complete together are one exchange.
+std::vector<std::span<const Transfer>> exchanges_of(const Step& step) {
+  const std::span<const Transfer> all = step.transfers;
+  std::vector<std::span<const Transfer>> result;
+  for (size_t begin = 0, end = 0; begin < all.size(); begin = end) {
+    while (end < all.size() && all[end].done_by == all[begin].done_by) ++end;
+    result.push_back(all.subspan(begin, end - begin));
+  }
+  return result;
+}
+
 // Another rank's window is read only; a slot view can be written in general. Plans store into
 // buffers only, never into what is aliased, and home inputs are never received (checked in start).
 TensorView as_slot_view(const ConstTensorView& view) {
@@ -51,32 +64,31 @@ TensorView part_of_field(const TensorView& view, const Slot& slot, Field field, 
       .slice(1 - rows_dim, heads.begin - held.begin, heads.length);
 }
 
-TensorView Staging::take(DType dtype, const Shape& shape) {
-  const int64_t bytes = shape.elements() * size_of(dtype);
-  for (Buffer& buffer : buffers_) {
-    if (buffer.taken || buffer.memory.bytes() < bytes) continue;
-    buffer.taken = true;
-    return TensorView(buffer.memory.raw(), dtype, shape, arena_.device());
-  }
-  const TensorView memory = arena_.allocate(DType::kF64, {(bytes + 7) / 8});
-  buffers_.push_back({memory, true});
-  return TensorView(memory.raw(), dtype, shape, arena_.device());
+TensorView StagingBlock::take(DType dtype, const Shape& shape) {
+  const int64_t bytes = aligned(shape.elements() * size_of(dtype), Staging::kAlignment);
+  LONGHAUL_CHECK(used_ + bytes <= memory_.bytes(), "an exchange stages what was counted before");
+  // A measuring run has no memory to point into.
+  std::byte* const begin = memory_.raw() == nullptr ? nullptr : memory_.raw() + used_;
+  used_ += bytes;
+  return TensorView(begin, dtype, shape, memory_.device());
 }
 
-void Staging::give_back(const TensorView& view) {
-  for (Buffer& buffer : buffers_) {
-    if (buffer.taken && buffer.memory.raw() == view.raw()) {
-      buffer.taken = false;
-      return;
-    }
+void Staging::reserve(Arena& arena, int64_t block_bytes, int64_t blocks) {
+  for (int64_t i = 0; i < blocks; ++i) {
+    free_.emplace_back(
+        arena.allocate(DType::kF64, {aligned(block_bytes, size_of(DType::kF64)) / 8}));
   }
+}
+
+StagingBlock Staging::take() {
+  LONGHAUL_CHECK(!free_.empty(), "more exchanges are in flight than were counted");
+  StagingBlock block = free_.back();
+  free_.pop_back();
+  return block;
 }
 
 Execution::Execution(const Context& ctx, const ExecutionSetup& setup, const FieldViews& home)
-    : setup_(setup),
-      scope_(*setup.communication),
-      staging_(*setup.communication),
-      stream_(ctx.stream) {
+    : setup_(setup), scope_(*setup.communication), stream_(ctx.stream) {
   const Plan& plan = *setup_.plan;
   // A slot whose keys and values are always read in place needs no memory for them.
   std::vector<bool> stores_keys(plan.slots.size(), false);
@@ -88,7 +100,7 @@ Execution::Execution(const Context& ctx, const ExecutionSetup& setup, const Fiel
     }
   }
   slots_.resize(plan.slots.size());
-  slots_[0] = home;
+  slots_[0] = home;  // its inputs are never received: checked where transfers start
   for (size_t i = 1; i < plan.slots.size(); ++i) {
     for (Field field : plan.slots[i].fields.list()) {
       if (kKeysAndValues.has(field) && !stores_keys[i]) continue;
@@ -96,6 +108,52 @@ Execution::Execution(const Context& ctx, const ExecutionSetup& setup, const Fiel
           allocate_field(*setup_.communication, plan.slots[i], field, setup_.heads, setup_.dtype);
     }
   }
+  buffers_ = slots_;
+  reserve_staging();
+}
+
+// What start_transfers will take of a block for this exchange, and land besides.
+int64_t Execution::staged_bytes(std::span<const Transfer> exchange) const {
+  int64_t bytes = 0, largest_fold = 0;
+  for (const Transfer& t : exchange) {
+    if (replaced_by_reading(t)) continue;
+    const Slot& slot = setup_.plan->slots[static_cast<size_t>(t.slot)];
+    int64_t fold = 0;
+    for (Field field : t.fields.list()) {
+      // Home tensors may have any strides. Others are dense, whoever's memory they are.
+      const FieldShape shape = field_shape(slot, field, setup_.heads, setup_.dtype);
+      const TensorView whole = t.slot == 0 ? slots_[0][static_cast<size_t>(field)]
+                                           : TensorView(nullptr, shape.dtype, shape.shape);
+      const TensorView part = part_of_field(whole, slot, field, t.rows, t.heads);
+      const bool folded = !t.send && t.reduce != Reduce::kStore;
+      if (!part.contiguous() || folded) bytes += part.bytes();
+      if (!part.contiguous() && folded) fold += part.bytes();
+    }
+    largest_fold = std::max(largest_fold, fold);
+  }
+  return bytes + largest_fold;
+}
+
+void Execution::reserve_staging() {
+  const std::vector<Step>& steps = setup_.plan->steps;
+  int64_t largest = 0, most = 0;
+  std::vector<int64_t> in_flight(steps.size(), 0);  // exchanges that stage, by step
+  for (size_t s = 0; s < steps.size(); ++s) {
+    for (std::span<const Transfer> exchange : exchanges_of(steps[s])) {
+      const int64_t bytes = staged_bytes(exchange);
+      if (bytes == 0) continue;
+      largest = std::max(largest, bytes);
+      const auto end = std::min(steps.size(), static_cast<size_t>(exchange.front().done_by));
+      for (size_t during = s; during < end; ++during) most = std::max(most, ++in_flight[during]);
+    }
+  }
+  const int64_t margin = Staging::kAlignment * Staging::kMessages * setup_.group->size();
+  if (most > 0) staging_.reserve(*setup_.communication, largest + margin, most);
+}
+
+TensorView Execution::stage(Pending& pending, const TensorView& part) {
+  if (!pending.staging) pending.staging = staging_.take();
+  return pending.staging->take(part.dtype(), part.shape());
 }
 
 std::string_view Execution::what() const {
@@ -132,17 +190,15 @@ void Execution::publish_home(const Context& ctx) {
   in_place.window->publish(slot, in_place.epoch, readers);
 }
 
-// Lets the receiving slot's keys and values be the origin's published ones.
+// Lets the receiving slot's keys and values be all that the origin has published: rows lie there at
+// the same numbers, so that any part of them may be meant.
 void Execution::alias(const Transfer& t, bool measuring) {
   const InPlace& in_place = setup_.in_place;
-  const Slot& slot = setup_.plan->slots[static_cast<size_t>(t.slot)];
-  // The origin's rows may be fewer than the slot has room for: the slot is used from row 0.
-  const Slot filled{.q_rows = 0,
-                    .k_rows = t.rows.length,
-                    .q_heads = slot.q_heads,
-                    .kv_heads = slot.kv_heads,
-                    .fields = slot.fields};
-  LONGHAUL_CHECK(t.rows.begin == 0 && t.heads == slot.kv_heads && t.fields == kKeysAndValues);
+  Slot filled = setup_.plan->slots[static_cast<size_t>(t.slot)];
+  LONGHAUL_CHECK(filled.kv_heads == (Span{0, setup_.heads.kv_heads}) &&
+                 t.heads == filled.kv_heads && t.fields == kKeysAndValues);
+  filled.k_rows = setup_.layout->rows(t.origin);
+  LONGHAUL_CHECK(t.rows.end() <= filled.k_rows);
   // A measuring run sees the shapes and nobody's memory.
   const std::byte* memory =
       measuring ? nullptr
@@ -151,46 +207,45 @@ void Execution::alias(const Transfer& t, bool measuring) {
     const FieldShape shape = field_shape(filled, field, setup_.heads, setup_.dtype);
     const ConstTensorView view(memory, shape.dtype, shape.shape);
     at(slots_[static_cast<size_t>(t.slot)], field) = as_slot_view(view);
-    if (measuring) continue;
-    memory += view.bytes();
-    setup_.group->traffic()[what()].in_place_bytes += view.bytes();
+    if (!measuring) memory += view.bytes();
   }
-  if (!measuring) aliased_.push_back(t.origin);
+  if (measuring) return;
+  setup_.group->traffic()[what()].in_place_bytes +=
+      transfer_bytes(t, setup_.group->rank(), setup_.heads, setup_.dtype);
+  if (std::ranges::find(aliased_, t.origin) == aliased_.end()) aliased_.push_back(t.origin);
 }
 
 void Execution::start_transfers(const Context& ctx, int step) {
-  const std::vector<Transfer>& transfers = setup_.plan->steps[static_cast<size_t>(step)].transfers;
-  // Neighbours in the list that complete together are one exchange.
-  for (size_t begin = 0; begin < transfers.size();) {
-    size_t end = begin;
-    Pending pending{.done_by = transfers[begin].done_by,
+  for (std::span<const Transfer> exchange :
+       exchanges_of(setup_.plan->steps[static_cast<size_t>(step)])) {
+    Pending pending{.done_by = exchange.front().done_by,
                     .request = {},
                     .landings = {},
-                    .sent_copies = {},
+                    .staging = {},
                     .published_by = {}};
     std::vector<dist::Send> sends;
     std::vector<dist::Recv> recvs;
-    for (; end < transfers.size() && transfers[end].done_by == pending.done_by; ++end) {
-      const Transfer& t = transfers[end];
+    for (const Transfer& t : exchange) {
       if (reads_in_place(t) && !ctx.measuring()) pending.published_by.push_back(t.origin);
       if (replaced_by_reading(t)) {
         if (!t.send) pending.landings.push_back({&t, Field::kK, {}});
         continue;
       }
       const Slot& slot = setup_.plan->slots[static_cast<size_t>(t.slot)];
+      FieldViews& views = slots_[static_cast<size_t>(t.slot)];
       for (Field field : t.fields.list()) {
-        const TensorView part = part_of_field(at(slots_[static_cast<size_t>(t.slot)], field), slot,
-                                              field, t.rows, t.heads);
+        if (!t.send) {
+          LONGHAUL_CHECK(t.slot != 0 || is_accumulator(field));
+          // What lay there may have been read in place; this is received.
+          at(views, field) = at(buffers_[static_cast<size_t>(t.slot)], field);
+        }
+        const TensorView part = part_of_field(at(views, field), slot, field, t.rows, t.heads);
         const bool direct = part.contiguous() && (t.send || t.reduce == Reduce::kStore);
-        const TensorView message = direct ? part : staging_.take(part.dtype(), part.shape());
+        const TensorView message = direct ? part : stage(pending, part);
         if (t.send) {
-          if (!direct) {
-            kernels::copy(ctx, part, message);
-            pending.sent_copies.push_back(message);
-          }
+          if (!direct) kernels::copy(ctx, part, message);
           sends.push_back({t.peer, message});
         } else {
-          LONGHAUL_CHECK(t.slot != 0 || is_accumulator(field));
           recvs.push_back({t.peer, message});
           pending.landings.push_back({&t, field, direct ? TensorView{} : message});
         }
@@ -200,7 +255,6 @@ void Execution::start_transfers(const Context& ctx, int step) {
       pending.request = setup_.group->exchange(stream(), sends, recvs, what());
     }
     pending_.push_back(std::move(pending));
-    begin = end;
   }
   // Transports that gather what is started together send it now.
   if (!ctx.measuring()) setup_.group->progress();
@@ -237,18 +291,19 @@ void Execution::land(const Context& ctx, Pending& pending) {
     if (t.reduce == Reduce::kMerge) {
       // out and lse of one transfer are folded together.
       LONGHAUL_CHECK(landing.field == Field::kOut && i + 1 < pending.landings.size());
-      fold(ctx, landing, &pending.landings[i + 1]);
-      staging_.give_back(pending.landings[i + 1].staged);
+      fold(ctx, landing, &pending.landings[i + 1], *pending.staging);
       ++i;
     } else {
-      fold(ctx, landing, nullptr);
+      fold(ctx, landing, nullptr, *pending.staging);
     }
-    staging_.give_back(landing.staged);
   }
-  for (const TensorView& copy : pending.sent_copies) staging_.give_back(copy);
+  if (!pending.staging) return;
+  pending.staging->release(0);
+  staging_.give_back(*pending.staging);
 }
 
-void Execution::fold(const Context& ctx, const Landing& landing, const Landing* lse) {
+void Execution::fold(const Context& ctx, const Landing& landing, const Landing* lse,
+                     StagingBlock& staging) {
   const Transfer& t = *landing.transfer;
   const Slot& slot = setup_.plan->slots[static_cast<size_t>(t.slot)];
   const auto target = [&](Field field) {
@@ -261,16 +316,15 @@ void Execution::fold(const Context& ctx, const Landing& landing, const Landing* 
     return;
   }
   // Folding kernels want dense tensors: parts of a slot go through a dense copy.
+  const int64_t mark = staging.mark();
   const auto dense = [&](const TensorView& part) {
     if (part.contiguous()) return part;
-    const TensorView copy = staging_.take(part.dtype(), part.shape());
+    const TensorView copy = staging.take(part.dtype(), part.shape());
     kernels::copy(ctx, part, copy);
     return copy;
   };
   const auto write_back = [&](const TensorView& copy, const TensorView& part) {
-    if (copy.raw() == part.raw() && part.contiguous()) return;
-    kernels::copy(ctx, copy, part);
-    staging_.give_back(copy);
+    if (!part.contiguous()) kernels::copy(ctx, copy, part);
   };
   const TensorView sum = dense(into);
   if (t.reduce == Reduce::kAdd) {
@@ -283,6 +337,7 @@ void Execution::fold(const Context& ctx, const Landing& landing, const Landing* 
     write_back(merged_lse, into_lse);
   }
   write_back(sum, into);
+  staging.release(mark);
 }
 
 void Execution::clear(const Context& ctx, const Clear& clear) {

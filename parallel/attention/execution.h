@@ -3,6 +3,8 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
+#include <span>
 #include <string_view>
 #include <vector>
 
@@ -38,26 +40,44 @@ struct InPlace {
   }
 };
 
-// Receive buffers for messages that are not dense in their slot or must be folded into it. Buffers
-// are reused once landed, so that memory is bounded by what is under way at a time.
-class Staging {
+// Memory for one exchange's messages that are not dense in their slot or are folded into it.
+class StagingBlock {
  public:
-  explicit Staging(Arena& arena) : arena_(arena) {}
+  StagingBlock() = default;  // holds nothing
+  explicit StagingBlock(const TensorView& memory) : memory_(memory) {}
+
+  // The next part of the block.
   TensorView take(DType dtype, const Shape& shape);
-  void give_back(const TensorView& view);
+  int64_t mark() const { return used_; }
+  void release(int64_t mark) { used_ = mark; }  // what was taken since
 
  private:
-  struct Buffer {
-    TensorView memory;  // bytes, as f64
-    bool taken = false;
-  };
-  Arena& arena_;
-  std::vector<Buffer> buffers_;
+  TensorView memory_;  // bytes, as f64
+  int64_t used_ = 0;
+};
+
+// Equal blocks, one for each exchange with staged messages that is under way: of the size that the
+// largest exchange of the plan needs, and as many as the plan has in flight at most. Sizes count
+// bytes and leave room to align kMessages parts for each rank, so that of two plans the one whose
+// exchanges stage fewer bytes needs no more memory, however many ranges of rows its messages have.
+class Staging {
+ public:
+  // Messages of one exchange from and to a peer; planners keep to 16 ranges of rows of 6 fields.
+  static constexpr int64_t kMessages = 2 * 16 * 6;
+  static constexpr int64_t kAlignment = 16;  // of a part, in bytes
+
+  void reserve(Arena& arena, int64_t block_bytes, int64_t blocks);
+  StagingBlock take();
+  void give_back(const StagingBlock& block) { free_.push_back(block); }
+
+ private:
+  std::vector<StagingBlock> free_;
 };
 
 struct ExecutionSetup {
   dist::Group* group = nullptr;
   const Plan* plan = nullptr;
+  const TokenLayout* layout = nullptr;  // whose rows a rank's published keys are
   Direction direction = Direction::kForward;
   HeadShape heads;
   DType dtype = DType::kF32;
@@ -68,7 +88,8 @@ struct ExecutionSetup {
 
 class Execution {
  public:
-  // home: the rank's own tensors. Returns memory to the arena on destruction.
+  // home: the rank's own tensors. Takes all its memory from the arena, and returns it on
+  // destruction.
   Execution(const Context&, const ExecutionSetup&, const FieldViews& home);
 
   // Publishes home keys and values and starts the first step's transfers.
@@ -86,7 +107,7 @@ class Execution {
     int done_by = 0;
     dist::Request request;
     std::vector<Landing> landings;
-    std::vector<TensorView> sent_copies;
+    std::optional<StagingBlock> staging;  // taken by the first message that needs it
     std::vector<int> published_by;  // ranks whose published keys and values are about to be read
   };
 
@@ -94,10 +115,13 @@ class Execution {
   bool replaced_by_reading(const Transfer& transfer) const;
   void publish_home(const Context&);
   void alias(const Transfer& transfer, bool measuring);
+  void reserve_staging();
+  int64_t staged_bytes(std::span<const Transfer> exchange) const;
+  TensorView stage(Pending& pending, const TensorView& part);
   void start_transfers(const Context&, int step);
   void complete_until(const Context&, int step);
   void land(const Context&, Pending& pending);
-  void fold(const Context&, const Landing& out, const Landing* lse);
+  void fold(const Context&, const Landing& out, const Landing* lse, StagingBlock& staging);
   void clear(const Context&, const Clear& clear);
   void compute(const Context&, const Task& task);
   void poll();
@@ -108,9 +132,10 @@ class Execution {
   Arena::Scope scope_;
   Staging staging_;
   Stream stream_;
-  std::vector<FieldViews> slots_;
+  std::vector<FieldViews> slots_;    // as they are now: keys and values may be another rank's
+  std::vector<FieldViews> buffers_;  // the slots' own memory
   std::vector<Pending> pending_;
-  std::vector<int> aliased_;  // ranks whose window slot is being read
+  std::vector<int> aliased_;  // ranks whose window slot is being read, once each
   bool started_ = false;
 };
 

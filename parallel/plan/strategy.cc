@@ -23,9 +23,9 @@ constexpr std::array kStrategies{
 
 std::span<const Strategy> strategies() { return kStrategies; }
 
-const Strategy& strategy(std::string_view name) {
+const Strategy& strategy(std::string_view name, std::span<const Strategy> table) {
   std::vector<std::string> known;
-  for (const Strategy& candidate : kStrategies) {
+  for (const Strategy& candidate : table) {
     if (candidate.name == name) return candidate;
     known.emplace_back(candidate.name);
   }

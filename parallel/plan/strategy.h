@@ -38,6 +38,6 @@ struct Strategy {
 
 std::span<const Strategy> strategies();
 // Throws Error(kConfig) with the known names if there is none of this name.
-const Strategy& strategy(std::string_view name);
+const Strategy& strategy(std::string_view name, std::span<const Strategy> table = strategies());
 
 }  // namespace longhaul::parallel

@@ -66,65 +66,96 @@ void poison(const Tensor& tensor) {
   });
 }
 
+struct Bytes {
+  int64_t sent = 0, in_place = 0;
+};
+// What plans have moved so far, without what ranks agree on besides.
+Bytes attention_bytes(dist::Group& group) {
+  Bytes bytes;
+  for (const char* what : {"attention forward", "attention backward"}) {
+    bytes.sent += group.traffic()[what].sent_bytes;
+    bytes.in_place += group.traffic()[what].in_place_bytes;
+  }
+  return bytes;
+}
+
 }  // namespace
 
-AttentionResult run_core_attention(dist::Group& group, const AttentionCase& c,
-                                   const AttentionTruth& truth) {
-  const parallel::TokenLayout layout = layout_of(c.layout, c.tokens, group.size());
-  const std::vector<int64_t> positions = layout.positions(group.rank());
-  const auto rows = static_cast<int64_t>(positions.size());
-  const DType acc = accumulator(c.dtype);
-  const Tensor q = local(truth.q, positions, c.dtype), k = local(truth.k, positions, c.dtype),
-               v = local(truth.v, positions, c.dtype), dout = local(truth.dout, positions, c.dtype);
-  const Tensor delta = statistic(local(truth.delta, positions, acc));
-  const Tensor out(acc, {rows, c.heads.q_heads, c.heads.value_dim});
-  const Tensor lse(acc, {c.heads.q_heads, rows});
-  const Tensor dq(acc, q.shape()), dk(acc, k.shape()), dv(acc, v.shape());
+RankTensors::RankTensors(const AttentionTruth& truth, const std::vector<int64_t>& positions,
+                         DType dtype)
+    : q(local(truth.q, positions, dtype)),
+      k(local(truth.k, positions, dtype)),
+      v(local(truth.v, positions, dtype)),
+      dout(local(truth.dout, positions, dtype)),
+      delta(statistic(local(truth.delta, positions, accumulator(dtype)))),
+      out(accumulator(dtype), dout.shape()),
+      lse(accumulator(dtype), delta.shape()),
+      dq(accumulator(dtype), q.shape()),
+      dk(accumulator(dtype), k.shape()),
+      dv(accumulator(dtype), v.shape()) {
   for (const Tensor* t : {&out, &lse, &dq, &dk, &dv}) poison(*t);
+}
 
-  CoreAttention attention(group, layout,
-                          {.heads = c.heads,
-                           .mask = c.mask,
-                           .dtype = c.dtype,
-                           .scale = 1.0 / std::sqrt(static_cast<double>(c.heads.head_dim)),
-                           .strategy = c.strategy,
-                           .in_place = c.in_place,
-                           .ranks_per_node = c.ranks_per_node});
-  attention.prepare(c.documents);
+AttentionResult RankTensors::result() const {
+  return {
+      .out = values(out), .lse = values(lse), .dq = values(dq), .dk = values(dk), .dv = values(dv)};
+}
+
+parallel::CoreAttentionOptions options_of(const AttentionCase& c) {
+  return {.heads = c.heads,
+          .mask = c.mask,
+          .dtype = c.dtype,
+          .scale = 1.0 / std::sqrt(static_cast<double>(c.heads.head_dim)),
+          .strategy = c.strategy,
+          .in_place = c.in_place,
+          .ranks_per_node = c.ranks_per_node};
+}
+
+void run_passes(CoreAttention& attention, const RankTensors& t, Arena& scratch,
+                Arena& communication) {
   ThreadPool pool(1);
-  const auto pass = [&](Arena& scratch, Arena& communication) {
-    const Context ctx{.pool = &pool, .scratch = &scratch};
-    auto pending =
-        attention.begin(ctx, communication, {.q = q, .k = k, .v = v, .out_acc = out, .lse = lse});
-    attention.finish(ctx, std::move(pending));
-    attention.backward(ctx, communication,
-                       {.q = q,
-                        .k = k,
-                        .v = v,
-                        .dout = dout,
-                        .lse = lse,
-                        .delta = delta,
-                        .dq_acc = dq,
-                        .dk_acc = dk,
-                        .dv_acc = dv});
-  };
+  const Context ctx{.pool = &pool, .scratch = &scratch};
+  auto pending = attention.begin(ctx, communication,
+                                 {.q = t.q, .k = t.k, .v = t.v, .out_acc = t.out, .lse = t.lse});
+  attention.finish(ctx, std::move(pending));
+  attention.backward(ctx, communication,
+                     {.q = t.q,
+                      .k = t.k,
+                      .v = t.v,
+                      .dout = t.dout,
+                      .lse = t.lse,
+                      .delta = t.delta,
+                      .dq_acc = t.dq,
+                      .dk_acc = t.dk,
+                      .dv_acc = t.dv});
+}
+
+AttentionResult run_core_attention(dist::Group& group, const AttentionCase& c,
+                                   const AttentionTruth& truth,
+                                   std::span<const parallel::Strategy> table) {
+  const parallel::TokenLayout layout = layout_of(c.layout, c.tokens, group.size());
+  const RankTensors tensors(truth, layout.positions(group.rank()), c.dtype);
+  CoreAttention attention(group, layout, options_of(c), table);
   Arena scratch_plan = Arena::measure("scratch"), communication_plan = Arena::measure("buffers");
-  pass(scratch_plan, communication_plan);
+  // As in training: measured while the sample is one document. Workspace may depend on the
+  // segments.
+  run_passes(attention, tensors, scratch_plan, communication_plan);
+  attention.prepare(c.documents);
+  {
+    Arena any = Arena::measure("buffers");
+    run_passes(attention, tensors, scratch_plan, any);
+  }
   // What was measured must do, and what is in it must not matter.
   Arena scratch("scratch", scratch_plan.peak()), buffers("buffers", communication_plan.peak());
   scratch.poison();
   buffers.poison();
-  const dist::Traffic::Counter before = group.traffic().total();
-  pass(scratch, buffers);
-  const dist::Traffic::Counter after = group.traffic().total();
-  LONGHAUL_CHECK(buffers.peak() == communication_plan.peak());
-  return {.out = values(out),
-          .lse = values(lse),
-          .dq = values(dq),
-          .dk = values(dk),
-          .dv = values(dv),
-          .sent_bytes = after.sent_bytes - before.sent_bytes,
-          .in_place_bytes = after.in_place_bytes - before.in_place_bytes};
+  const Bytes before = attention_bytes(group);
+  run_passes(attention, tensors, scratch, buffers);
+  const Bytes after = attention_bytes(group);
+  AttentionResult result = tensors.result();
+  result.sent_bytes = after.sent - before.sent;
+  result.in_place_bytes = after.in_place - before.in_place;
+  return result;
 }
 
 std::vector<double> errors(dist::Group& group, const AttentionCase& c, const AttentionTruth& truth,

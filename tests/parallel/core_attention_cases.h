@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -33,9 +34,24 @@ struct AttentionResult {
   bool operator==(const AttentionResult&) const = default;
 };
 
-// Collective: forward and backward of the truth's inputs on poisoned memory, measured first.
-AttentionResult run_core_attention(dist::Group& group, const AttentionCase& c,
-                                   const AttentionTruth& truth);
+// The truth's inputs at the positions of a rank, and poisoned results.
+struct RankTensors {
+  RankTensors(const AttentionTruth& truth, const std::vector<int64_t>& positions, DType dtype);
+  AttentionResult result() const;
+
+  Tensor q, k, v, dout, delta;
+  Tensor out, lse, dq, dk, dv;
+};
+parallel::CoreAttentionOptions options_of(const AttentionCase& c);
+// Forward and backward.
+void run_passes(parallel::CoreAttention& attention, const RankTensors& tensors, Arena& scratch,
+                Arena& communication);
+
+// Collective: forward and backward of the truth's inputs on poisoned memory that was measured for
+// one document.
+AttentionResult run_core_attention(
+    dist::Group& group, const AttentionCase& c, const AttentionTruth& truth,
+    std::span<const parallel::Strategy> table = parallel::strategies());
 
 // Collective. Error norms over all ranks, relative to the truth's norms: out, lse, dq, dk, dv.
 std::vector<double> errors(dist::Group& group, const AttentionCase& c, const AttentionTruth& truth,

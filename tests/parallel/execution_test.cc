@@ -1,0 +1,222 @@
+// What the executor does beyond the strategies of the table: keys of which only some rows are
+// wanted, read in place or moved; nodes between which nothing is shared; memory for samples that
+// were not measured.
+#include "parallel/attention/execution.h"
+
+#include <gtest/gtest.h>
+
+#include <mutex>
+#include <set>
+
+#include "absl/strings/str_cat.h"
+#include "dist/local/local.h"
+#include "parallel/plan/parts.h"
+#include "tests/parallel/core_attention_cases.h"
+
+namespace longhaul::test {
+namespace {
+
+using parallel::CoreAttention;
+using parallel::Direction;
+using parallel::Documents;
+using parallel::Execution;
+using parallel::Field;
+using parallel::FieldViews;
+using parallel::Plan;
+using parallel::Problem;
+using parallel::Span;
+using parallel::Strategy;
+
+constexpr std::chrono::seconds kDeadline(60);
+constexpr int kRanks = 4;
+
+std::optional<std::string> refuses_nothing(const Problem&) { return std::nullopt; }
+
+// Rows of `owner` that some query of `rank` sees, as few ranges as possible.
+std::vector<Span> needed_rows(const Problem& problem, int rank, int owner) {
+  std::set<int64_t> rows;
+  for (const Segment& s :
+       parallel::cut_segments(problem.layout.runs(rank), problem.layout.runs(owner),
+                              problem.documents, problem.mask)) {
+    for (int64_t row = 0; row < s.k_len; ++row) rows.insert(s.k_row + row);
+  }
+  std::vector<Span> spans;
+  for (int64_t row : rows) {
+    if (!spans.empty() && spans.back().end() == row) {
+      ++spans.back().length;
+    } else {
+      spans.push_back({row, 1});
+    }
+  }
+  return spans;
+}
+
+// Every rank fetches the rows that it needs of every other one, at home's row numbers, all at once,
+// and returns their gradients. `hungry`: rank 1 has many slots more if a sample is packed.
+Plan fetch(const Problem& problem, Direction direction, int rank, bool hungry) {
+  const bool backward = direction == Direction::kBackward;
+  const int ranks = problem.layout.ranks();
+  const Span heads{0, problem.heads.kv_heads};
+  Plan plan;
+  plan.slots.push_back(parallel::home_slot(problem, direction, rank));
+  plan.steps.resize(backward ? 3 : 2);
+  plan.steps[0].clears.push_back({0, parallel::home_outputs(direction)});
+  for (int hop = 1; hop < ranks; ++hop) {
+    const int from = (rank + ranks - hop) % ranks, to = (rank + hop) % ranks;
+    const int slot = static_cast<int>(plan.slots.size());
+    plan.slots.push_back(parallel::key_buffer(problem, direction));
+    const std::vector<Span> take = needed_rows(problem, rank, from);
+    const std::vector<Span> give = needed_rows(problem, to, rank);
+    if (!give.empty()) plan.home_readers.push_back(to);
+    for (Span rows : give) {
+      parallel::add_send(plan.steps[0], {to, 0, parallel::kKeys, rows, heads, 1, rank});
+      if (!backward) continue;
+      parallel::add_receive(plan.steps[2], {to, 0, parallel::kKeyGradients, rows, heads, 3},
+                            parallel::Reduce::kAdd);
+    }
+    for (Span rows : take) {
+      parallel::add_receive(plan.steps[0], {from, slot, parallel::kKeys, rows, heads, 1, from},
+                            parallel::Reduce::kStore);
+      if (!backward) continue;
+      parallel::add_send(plan.steps[2], {from, slot, parallel::kKeyGradients, rows, heads, 3});
+    }
+    if (backward) plan.steps[1].clears.push_back({slot, parallel::kKeyGradients});
+    parallel::add_ring_task(plan.steps[1], problem, rank, from, slot);
+  }
+  parallel::add_ring_task(plan.steps[0], problem, rank, rank, 0);
+  if (hungry && problem.documents.count() > 1 && rank == 1) {
+    plan.slots.resize(plan.slots.size() + 32, plan.slots.back());
+  }
+  return plan;
+}
+Plan plan_fetch(const Problem& problem, Direction direction, int rank) {
+  return fetch(problem, direction, rank, false);
+}
+Plan plan_hungry(const Problem& problem, Direction direction, int rank) {
+  return fetch(problem, direction, rank, true);
+}
+constexpr Strategy kTable[] = {{"fetch", plan_fetch, refuses_nothing},
+                               {"hungry", plan_hungry, refuses_nothing}};
+
+AttentionCase fetch_case(const Documents& documents, const std::string& layout, bool in_place) {
+  return {.strategy = "fetch",
+          .layout = layout,
+          .tokens = documents.tokens(),
+          .heads = {4, 2, 6, 4},
+          .mask = {true, 0},
+          .documents = documents,
+          .dtype = DType::kF64,
+          .in_place = in_place,
+          .ranks_per_node = 1};
+}
+
+// Documents that leave holes in what a rank needs of another, also in the middle of its rows.
+std::vector<Documents> packings(int64_t tokens) {
+  return {Documents::whole(tokens), Documents(tokens, {0, 3, 40, 41, 77}),
+          random_documents(tokens, 5, 1), random_documents(tokens, 30, 2)};
+}
+
+TEST(Execution, SomeRowsAreReadInPlaceOrMoved) {
+  for (const bool in_place : {true, false}) {
+    for (const char* layout : {"contiguous", "zigzag", "striped"}) {
+      for (const Documents& documents : packings(97)) {
+        const AttentionCase c = fetch_case(documents, layout, in_place);
+        SCOPED_TRACE(c.name());
+        const AttentionTruth truth = attention_truth(c.documents, c.mask, c.heads, 3);
+        std::vector<double> worst;
+        int64_t moved = 0, in_place_bytes = 0, planned = 0;
+        std::mutex mutex;
+        dist::run_local(kRanks, kDeadline, [&](dist::Group& group) {
+          const AttentionResult result = run_core_attention(group, c, truth, kTable);
+          const std::vector<double> e = errors(group, c, truth, result);
+          const parallel::TokenLayout rows = layout_of(c.layout, c.tokens, kRanks);
+          const Problem problem{rows, c.documents, c.mask, c.heads};
+          const Plan plan = plan_fetch(problem, Direction::kForward, group.rank());
+          const std::scoped_lock lock(mutex);
+          worst = e;
+          moved += result.sent_bytes;
+          in_place_bytes += result.in_place_bytes;
+          planned += parallel::received_bytes(plan, group.rank(), c.heads, c.dtype);
+        });
+        for (double e : worst) EXPECT_LE(e, 1e-12);
+        // Keys forward; keys and gradients of the same rows, which are as wide, backward.
+        EXPECT_EQ(moved, in_place ? planned : 3 * planned);
+        EXPECT_EQ(in_place_bytes, in_place ? 2 * planned : 0);
+      }
+    }
+  }
+}
+
+// One rank's plan needs more than was reserved for one document: every rank says so.
+TEST(Execution, TooLittleMemoryIsOneErrorOnEveryRank) {
+  AttentionCase c = fetch_case(random_documents(97, 9, 4), "zigzag", false);
+  c.strategy = "hungry";
+  const AttentionTruth truth = attention_truth(c.documents, c.mask, c.heads, 3);
+  std::mutex mutex;
+  std::vector<std::string> messages;
+  dist::run_local(kRanks, kDeadline, [&](dist::Group& group) {
+    const auto error = attempt([&] { run_core_attention(group, c, truth, kTable); });
+    const std::scoped_lock lock(mutex);
+    ASSERT_TRUE(error.has_value());
+    EXPECT_EQ(error->code(), ErrorCode::kEnvironment);
+    messages.emplace_back(error->what());
+  });
+  ASSERT_EQ(messages.size(), 4u);
+  EXPECT_EQ(std::set<std::string>(messages.begin(), messages.end()).size(), 1u);
+  EXPECT_NE(messages[0].find("rank 1: strategy hungry needs "), std::string::npos) << messages[0];
+}
+
+// Two nodes: what lies on the other one travels, into slots whose keys were read in place before.
+TEST(Execution, NodesAreMixed) {
+  for (const char* strategy : {"ring", "double_ring", "fetch"}) {
+    AttentionCase c = fetch_case(random_documents(97, 30, 2), "zigzag", true);
+    c.strategy = strategy;
+    c.ranks_per_node = 2;
+    SCOPED_TRACE(c.name());
+    const AttentionTruth truth = attention_truth(c.documents, c.mask, c.heads, 3);
+    const std::vector<int> node_of{0, 0, 2, 2};
+    dist::run_local(kRanks, kDeadline, [&](dist::Group& group) {
+      const parallel::TokenLayout layout = layout_of(c.layout, c.tokens, kRanks);
+      const Problem problem{layout, c.documents, c.mask, c.heads, c.ranks_per_node};
+      const RankTensors t(truth, layout.positions(group.rank()), c.dtype);
+      const auto window = group.make_window(2, layout.most_rows() * c.heads.kv_heads * (6 + 4) * 8);
+      FieldViews home;
+      const std::pair<Field, const Tensor*> fields[] = {
+          {Field::kQ, &t.q},     {Field::kK, &t.k},         {Field::kV, &t.v},
+          {Field::kOut, &t.out}, {Field::kLse, &t.lse},     {Field::kDOut, &t.dout},
+          {Field::kDQ, &t.dq},   {Field::kDelta, &t.delta}, {Field::kDK, &t.dk},
+          {Field::kDV, &t.dv}};
+      for (const auto& [field, tensor] : fields) at(home, field) = *tensor;
+      ThreadPool pool(1);
+      Arena scratch("scratch", 1 << 22), buffers("buffers", 1 << 22);
+      const Context ctx{.pool = &pool, .scratch = &scratch};
+      for (uint64_t epoch = 1; epoch <= 4; ++epoch) {  // forward, backward, and again
+        const Direction direction = epoch % 2 == 1 ? Direction::kForward : Direction::kBackward;
+        const Plan plan = (c.strategy == "fetch" ? kTable[0] : parallel::strategy(c.strategy))
+                              .plan(problem, direction, group.rank());
+        scratch.poison();
+        buffers.poison();
+        Execution execution(ctx,
+                            {.group = &group,
+                             .plan = &plan,
+                             .layout = &layout,
+                             .direction = direction,
+                             .heads = c.heads,
+                             .dtype = c.dtype,
+                             .kernel_options = {.scale = options_of(c).scale},
+                             .in_place = {window.get(), &node_of, epoch},
+                             .communication = &buffers},
+                            home);
+        execution.start(ctx);
+        execution.finish(ctx);
+      }
+      for (double e : errors(group, c, truth, t.result())) EXPECT_LE(e, 1e-12);
+      const auto& traffic = group.traffic()["attention forward"];
+      EXPECT_GT(group.sum(static_cast<double>(traffic.in_place_bytes), "test"), 0);
+      EXPECT_GT(group.sum(static_cast<double>(traffic.sent_bytes), "test"), 0);
+    });
+  }
+}
+
+}  // namespace
+}  // namespace longhaul::test
