@@ -102,6 +102,14 @@ void append_band(const PlacedRun& q, const PlacedRun& k, const Mask& mask,
 
 }  // namespace
 
+IndexRange keys_in_reach(int64_t first, int64_t last, const Documents& documents,
+                         const Mask& mask) {
+  IndexRange reach{documents.begin(documents.at(first)), documents.end(documents.at(last))};
+  if (mask.causal) reach.end = std::min(reach.end, last + 1);
+  if (mask.window > 0) reach.begin = std::max(reach.begin, first - mask.window + 1);
+  return reach;
+}
+
 std::vector<Segment> cut_segments(const RunList& q, const RunList& k, const Documents& documents,
                                   const Mask& mask, int64_t q_row, int64_t k_row) {
   const int64_t stride = common_stride(q, k);
@@ -109,9 +117,9 @@ std::vector<Segment> cut_segments(const RunList& q, const RunList& k, const Docu
   std::vector<Segment> segments;
   for (const PlacedRun& q_run : place(q, stride, q_row)) {
     const auto first_of_run = static_cast<std::ptrdiff_t>(segments.size());
+    const IndexRange reach = keys_in_reach(q_run.first(), q_run.last(), documents, mask);
     for (const PlacedRun& k_run : k_runs) {
-      if (mask.causal && k_run.first() > q_run.last()) continue;
-      if (mask.window > 0 && k_run.last() <= q_run.first() - mask.window) continue;
+      if (k_run.first() >= reach.end || k_run.last() < reach.begin) continue;
       // Documents that reach into both runs.
       const int64_t begin = documents.at(std::max(q_run.first(), k_run.first()));
       const int64_t end = documents.at(std::min(q_run.last(), k_run.last()));

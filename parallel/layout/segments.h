@@ -18,12 +18,16 @@ struct Mask {
   bool operator==(const Mask&) const = default;
 };
 
+// Global positions [begin, end) outside of which no query at a position of [first, last] sees a
+// key: what cuts far apart are skipped by.
+IndexRange keys_in_reach(int64_t first, int64_t last, const Documents& documents, const Mask& mask);
+
 // Every pair (query row, key row) that the mask and the documents allow is in exactly one segment,
 // and no other pair is in any. Segments without a pair are left out. q and k are lists of runs
 // whose rows follow each other from q_row and k_row on; all runs of both lists have the same stride
 // or length <= 1 (true within one layout). Segments are trimmed to the rows that see or are seen,
 // and are in ascending order of their first query row. Time: pieces (q run x k run x document) that
-// overlap, plus two binary searches for each pair of runs.
+// overlap, plus a comparison for each pair of runs.
 std::vector<Segment> cut_segments(const RunList& q, const RunList& k, const Documents& documents,
                                   const Mask& mask, int64_t q_row = 0, int64_t k_row = 0);
 

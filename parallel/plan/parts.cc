@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "kernels/core/error.h"
+
 namespace longhaul::parallel {
 
 namespace {
@@ -37,6 +39,14 @@ Slot key_buffer(const Problem& problem, Direction direction) {
           .fields = key_fields(direction)};
 }
 
+Slot query_buffer(const Problem& problem, Direction direction) {
+  return {.q_rows = problem.layout.most_rows(),
+          .k_rows = 0,
+          .q_heads = {0, problem.heads.q_heads},
+          .kv_heads = {},
+          .fields = query_inputs(direction) | query_outputs(direction)};
+}
+
 void add_send(Step& step, const End& end) {
   step.transfers.push_back(transfer(end, true, Reduce::kStore));
 }
@@ -53,6 +63,32 @@ void add_ring_task(Step& step, const Problem& problem, int rank, int key_owner, 
                         .k_slot = key_slot,
                         .q_heads = {0, problem.heads.q_heads},
                         .segments = std::move(segments)});
+}
+
+std::vector<Span> joined(std::vector<Span> spans, size_t most) {
+  LONGHAUL_CHECK(most > 0);
+  std::sort(spans.begin(), spans.end(), [](Span a, Span b) { return a.begin < b.begin; });
+  std::vector<int64_t> gaps;  // between those that do not touch
+  int64_t end = std::numeric_limits<int64_t>::min();
+  for (Span span : spans) {
+    if (end >= 0 && span.begin > end) gaps.push_back(span.begin - end);
+    end = std::max(end, span.end());
+  }
+  int64_t widest = 0;  // of the gaps that are closed
+  if (gaps.size() + 1 > most) {
+    const auto last = gaps.begin() + static_cast<std::ptrdiff_t>(gaps.size() - most);
+    std::nth_element(gaps.begin(), last, gaps.end());
+    widest = *last;
+  }
+  std::vector<Span> result;
+  for (Span span : spans) {
+    if (!result.empty() && span.begin - result.back().end() <= widest) {
+      result.back().length = std::max(result.back().end(), span.end()) - result.back().begin;
+    } else {
+      result.push_back(span);
+    }
+  }
+  return result;
 }
 
 Span even_part(int64_t total, int parts, int index) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -35,6 +36,8 @@ inline Fields home_outputs(Direction direction) {
 Slot home_slot(const Problem& problem, Direction direction, int rank);
 // A buffer for keys (and their gradients) of any rank.
 Slot key_buffer(const Problem& problem, Direction direction);
+// A buffer for queries of any rank, and for what comes of them.
+Slot query_buffer(const Problem& problem, Direction direction);
 
 // One end of a transfer. `step` lists it; done_by is a step index or the number of steps.
 struct End {
@@ -52,6 +55,10 @@ void add_receive(Step& step, const End& end, Reduce reduce);
 // Attention of home's queries against rows of `key_owner` that fill key_slot from row 0 on, over
 // all heads; nothing if the mask leaves no pair.
 void add_ring_task(Step& step, const Problem& problem, int rank, int key_owner, int key_slot);
+
+// Spans in ascending order, those that touch joined; then the closest ones, gaps included, until
+// there are at most `most`.
+std::vector<Span> joined(std::vector<Span> spans, size_t most = std::numeric_limits<size_t>::max());
 
 // Part `index` of [0, total), as evenly as possible: the first total % parts have one more.
 Span even_part(int64_t total, int parts, int index);

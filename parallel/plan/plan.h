@@ -88,9 +88,10 @@ struct Transfer {
   Span heads;                      // global heads of that side
   Reduce reduce = Reduce::kStore;  // of a receive
   int done_by = 0;                 // step at whose start it is complete; > its own step
-  // For k and v: the rank whose unchanged home rows these are, if they are all rows and heads of
-  // that home and all that the slot then holds (from its row 0 on): a rank of the same node may
-  // read them in place. -1: no.
+  // For k and v: the rank whose unchanged home rows these are, lying in the slot at the same row
+  // numbers as at home, all kv heads; and everything the slot then holds is of that origin. A rank
+  // of the same node may read the home in place of the slot, all its rows. -1: no; a slot that is
+  // received into both with and without an origin is not allowed.
   int origin = -1;
   bool operator==(const Transfer&) const = default;
 };
@@ -119,7 +120,8 @@ struct Step {
 struct Plan {
   std::vector<Slot> slots;  // slots[0] is home
   std::vector<Step> steps;
-  // Ranks that receive this rank's home k and v with `origin` set: the possible in-place readers.
+  // Ranks that receive rows of this rank's home k and v with `origin` set, each once: the possible
+  // in-place readers.
   std::vector<int> home_readers;
   bool operator==(const Plan&) const = default;
 };

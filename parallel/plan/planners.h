@@ -23,6 +23,17 @@ std::optional<std::string> double_ring_refusal(const Problem& problem);
 // whose query heads need them.
 Plan plan_ulysses(const Problem& problem, Direction direction, int rank);
 
+// Pairwise, straight from the owner: in round after round a rank gets the key rows of one other
+// that its queries see, and only those; gradients go straight back. Rounds follow who needs whom.
+// On a zigzag layout with a causal mask: the needed halves only. Group-cast and group-reduce
+// (MagiAttention, Zewei and Yunpeng 2025) in rounds.
+Plan plan_group_cast(const Problem& problem, Direction direction, int rank);
+
+// Ranks that causality leaves idle compute for those with more to do: DistFlashAttn (LightSeq, Li
+// et al. 2023, section 3.2), for any number of ranks.
+Plan plan_lightseq(const Problem& problem, Direction direction, int rank);
+std::optional<std::string> lightseq_refusal(const Problem& problem);
+
 // One attention task of core attention disaggregation (DistCA): queries of one rank against some
 // keys of another, computed by any rank; partial results are merged at the queries' home. Rows are
 // home rows of the owners. Tasks together must cover the mask (cut by the caller).
@@ -34,6 +45,9 @@ struct PlacedTask {
   Span q_heads;
   int server = 0;
 };
+// The bands of a task, its rows being q_row and k_row onward.
+std::vector<Segment> cut_task(const Problem& problem, const PlacedTask& task, int64_t q_row,
+                              int64_t k_row);
 Plan plan_tasks(const Problem& problem, Direction direction, const std::vector<PlacedTask>& tasks,
                 int rank);
 

@@ -17,6 +17,8 @@ constexpr std::array kStrategies{
     Strategy{"ring", plan_ring, does_everything},
     Strategy{"double_ring", plan_double_ring, double_ring_refusal},
     Strategy{"ulysses", plan_ulysses, does_everything},
+    Strategy{"group_cast", plan_group_cast, does_everything},
+    Strategy{"lightseq", plan_lightseq, lightseq_refusal},
 };
 
 }  // namespace

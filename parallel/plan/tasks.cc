@@ -38,19 +38,6 @@ struct Need {
   Span heads;
 };
 
-std::vector<Span> joined(std::vector<Span> spans) {
-  std::sort(spans.begin(), spans.end(), [](Span a, Span b) { return a.begin < b.begin; });
-  std::vector<Span> result;
-  for (Span span : spans) {
-    if (!result.empty() && span.begin <= result.back().end()) {
-      result.back().length = std::max(result.back().end(), span.end()) - result.back().begin;
-    } else {
-      result.push_back(span);
-    }
-  }
-  return result;
-}
-
 // Cuts the needed rows x heads into parcels, such that nothing is in two of them.
 std::vector<Parcel> parcels_of(const std::vector<Need>& needs) {
   std::vector<int64_t> cuts;
@@ -85,7 +72,7 @@ class Tasks {
     for (const PlacedTask& task : tasks) {
       check(task);
       if (task.q_owner != rank_ && task.k_owner != rank_ && task.server != rank_) continue;
-      if (!segments(task, 0, 0).empty()) tasks_.push_back(task);
+      if (!cut_task(problem_, task, 0, 0).empty()) tasks_.push_back(task);
     }
   }
 
@@ -120,14 +107,6 @@ class Tasks {
                        within(task.k_rows, problem_.layout.rows(task.k_owner)) &&
                        within(task.q_heads, problem_.heads.q_heads),
                    "a task leaves its owner's rows or the model's heads");
-  }
-
-  std::vector<Segment> segments(const PlacedTask& task, int64_t q_row, int64_t k_row) const {
-    if (task.q_heads.length == 0) return {};
-    const TokenLayout& layout = problem_.layout;
-    return cut_segments(slice(layout.runs(task.q_owner), task.q_rows.begin, task.q_rows.length),
-                        slice(layout.runs(task.k_owner), task.k_rows.begin, task.k_rows.length),
-                        problem_.documents, problem_.mask, q_row, k_row);
   }
 
   // The same on both ends, as both know all tasks between them.
@@ -229,7 +208,8 @@ class Tasks {
         const int64_t k_row =
             k.slot == 0 ? task.k_rows.begin : k.parcel.slot_row(task.k_rows.begin);
         std::vector<Segment>& list = merged[{q.slot != 0 || k.slot != 0, q.slot, k.slot, q_heads}];
-        for (const Segment& segment : segments(task, q_row, k_row)) list.push_back(segment);
+        for (const Segment& segment : cut_task(problem_, task, q_row, k_row))
+          list.push_back(segment);
       }
     }
     // What needs nothing of others is computed while the parcels travel.
@@ -286,6 +266,15 @@ class Tasks {
 };
 
 }  // namespace
+
+std::vector<Segment> cut_task(const Problem& problem, const PlacedTask& task, int64_t q_row,
+                              int64_t k_row) {
+  if (task.q_heads.length == 0) return {};
+  const TokenLayout& layout = problem.layout;
+  return cut_segments(slice(layout.runs(task.q_owner), task.q_rows.begin, task.q_rows.length),
+                      slice(layout.runs(task.k_owner), task.k_rows.begin, task.k_rows.length),
+                      problem.documents, problem.mask, q_row, k_row);
+}
 
 Plan plan_tasks(const Problem& problem, Direction direction, const std::vector<PlacedTask>& tasks,
                 int rank) {

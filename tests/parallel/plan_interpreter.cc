@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <set>
 
 #include "absl/strings/str_cat.h"
 
@@ -168,25 +169,45 @@ void PlanInterpreter::check_plan(int rank) const {
   for (size_t s = 0; s < plan.steps.size(); ++s) {
     for (const Transfer& t : plan.steps[s].transfers) check_transfer(rank, static_cast<int>(s), t);
   }
-  // Home readers are exactly the ranks that receive this home by its origin.
-  std::vector<int> readers;
-  for (int r = 0; r < static_cast<int>(plans_.size()); ++r) {
-    for (const Step& step : plans_[static_cast<size_t>(r)].steps) {
+  check_home_readers(rank);
+  // A reader in place replaces the slot's memory: nothing else may be stored there.
+  for (size_t s = 1; s < plan.slots.size(); ++s) {
+    std::set<bool> has_origin;
+    for (const Step& step : plan.steps) {
       for (const Transfer& t : step.transfers) {
-        if (!t.send && t.origin == rank) readers.push_back(r);
+        if (!t.send && t.slot == static_cast<int>(s) && t.fields.has(Field::kK)) {
+          has_origin.insert(t.origin >= 0);
+        }
       }
     }
+    require(has_origin.size() <= 1, absl::StrCat("rank ", rank, " receives keys into slot ", s,
+                                                 " with an origin and without"));
   }
-  std::vector<int> declared = plan.home_readers;
+}
+
+// They are exactly the ranks that receive rows of this home by its origin, each once.
+void PlanInterpreter::check_home_readers(int rank) const {
+  std::vector<int> readers;
+  for (int r = 0; r < static_cast<int>(plans_.size()); ++r) {
+    const auto& steps = plans_[static_cast<size_t>(r)].steps;
+    if (std::any_of(steps.begin(), steps.end(), [&](const Step& step) {
+          return std::any_of(step.transfers.begin(), step.transfers.end(),
+                             [&](const Transfer& t) { return !t.send && t.origin == rank; });
+        })) {
+      readers.push_back(r);
+    }
+  }
+  std::vector<int> declared = plans_[static_cast<size_t>(rank)].home_readers;
   std::sort(declared.begin(), declared.end());
   require(readers == declared, absl::StrCat("rank ", rank, ": home_readers are not who reads"));
 }
 
-// The slot must now hold exactly that home, for readers that skip the transfer.
+// The rows must be that home's, at the same row numbers, for readers that skip the transfer.
 void PlanInterpreter::check_origin(int rank, const Transfer& t) {
   const Slot& home = plans_[static_cast<size_t>(t.origin)].slots[0];
   const std::string what = describe(rank, t) + ": origin " + std::to_string(t.origin);
-  require(t.rows == Span{0, home.k_rows} && t.heads == home.kv_heads, what + " is not whole");
+  require(within(t.rows, {0, home.k_rows}), what + " has no such rows");
+  require(t.heads == home.kv_heads, what + " has other heads");
   for_each_element(t, [&](Field field, int64_t row, int64_t head) {
     const auto here = at(rank, t.slot, field, row, head);
     const auto there = at(t.origin, 0, field, row, head);
@@ -214,11 +235,14 @@ void PlanInterpreter::start(int rank, const Transfer& t) {
       const auto values = write(rank, t.slot, field, row, head);
       std::fill(values.begin(), values.end(), kPoison);
     });
-    if (t.origin >= 0) {  // may be replaced by a view of the origin's rows: nothing else is there
+    // May be replaced by a view of the origin's rows: nothing of another origin is there then.
+    int& origin = slots_[static_cast<size_t>(rank)][static_cast<size_t>(t.slot)].origin;
+    if (t.origin >= 0 && t.origin != origin) {
       for (Field field : t.fields.list()) {
         std::vector<double>& values = memory(rank, t.slot, field).values;
         std::fill(values.begin(), values.end(), kPoison);
       }
+      origin = t.origin;
     }
     for_each_element(t, [&](Field field, int64_t row, int64_t head) {
       ++memory(rank, t.slot, field)
@@ -239,7 +263,10 @@ void PlanInterpreter::match(int from, int to) {
     require(s.fields == r.fields && s.rows.length == r.rows.length && s.heads == r.heads &&
                 s.origin == r.origin,
             absl::StrCat("ends do not match: ", describe(from, s), "; ", describe(to, r)));
-    if (s.origin >= 0) check_origin(from, s);
+    if (s.origin >= 0) {
+      check_origin(from, s);
+      require(s.rows == r.rows, describe(to, r) + ": not the rows of its origin");
+    }
     for_each_element(s, [&](Field field, int64_t row, int64_t head) {
       const auto values = at(from, s.slot, field, row, head);
       receive.payload.insert(receive.payload.end(), values.begin(), values.end());

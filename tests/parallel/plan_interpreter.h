@@ -5,7 +5,8 @@
 // - an order that deadlocks when a rank enters a step only once its transfers due there are
 //   complete, and a transfer completes only once both ends have been started (rendezvous);
 // - a write to rows that are being sent; a read or write of rows that are being stored into;
-// - slots, rows, heads or fields out of bounds; an origin that is not what it says.
+// - slots, rows, heads or fields out of bounds; an origin that is not what it says, or a slot that
+//   receives keys both with and without one.
 //
 // Memory starts as NaN, and so does the destination of a storing receive until it is done.
 // It shares no code with the executor and none with the kernels.
@@ -66,12 +67,14 @@ class PlanInterpreter {
   };
   struct SlotMemory {
     std::array<FieldMemory, parallel::kFieldCount> fields;
+    int origin = -1;  // whose home rows its keys and values are
   };
   struct Message;  // one end of a transfer in flight
   struct Rank;
 
   void check_plan(int rank) const;
   void check_transfer(int rank, int step, const parallel::Transfer& transfer) const;
+  void check_home_readers(int rank) const;
   void check_origin(int rank, const parallel::Transfer& transfer);
   void enter(int rank);
   void start(int rank, const parallel::Transfer& transfer);
