@@ -1,6 +1,7 @@
 #include "parallel/plan/parts.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "kernels/core/error.h"
 
@@ -68,25 +69,31 @@ void add_ring_task(Step& step, const Problem& problem, int rank, int key_owner, 
 std::vector<Span> joined(std::vector<Span> spans, size_t most) {
   LONGHAUL_CHECK(most > 0);
   std::sort(spans.begin(), spans.end(), [](Span a, Span b) { return a.begin < b.begin; });
-  std::vector<int64_t> gaps;  // between those that do not touch
-  int64_t end = std::numeric_limits<int64_t>::min();
+  size_t count = 0;  // the first `count` are joined where they touch
   for (Span span : spans) {
-    if (end >= 0 && span.begin > end) gaps.push_back(span.begin - end);
-    end = std::max(end, span.end());
-  }
-  int64_t widest = 0;  // of the gaps that are closed
-  if (gaps.size() + 1 > most) {
-    const auto last = gaps.begin() + static_cast<std::ptrdiff_t>(gaps.size() - most);
-    std::nth_element(gaps.begin(), last, gaps.end());
-    widest = *last;
-  }
-  std::vector<Span> result;
-  for (Span span : spans) {
-    if (!result.empty() && span.begin - result.back().end() <= widest) {
-      result.back().length = std::max(result.back().end(), span.end()) - result.back().begin;
+    if (count > 0 && span.begin <= spans[count - 1].end()) {
+      Span& last = spans[count - 1];
+      last.length = std::max(last.end(), span.end()) - last.begin;
     } else {
-      result.push_back(span);
+      spans[count++] = span;
     }
+  }
+  spans.resize(count);
+  if (count <= most) return spans;
+
+  // Gaps by width; the widest ones stay.
+  std::vector<std::pair<int64_t, size_t>> gaps;  // minus the width, index of the span after it
+  for (size_t i = 1; i < count; ++i) gaps.emplace_back(spans[i - 1].end() - spans[i].begin, i);
+  std::nth_element(gaps.begin(), gaps.begin() + static_cast<std::ptrdiff_t>(most - 1), gaps.end());
+  gaps.resize(most - 1);
+  std::sort(gaps.begin(), gaps.end(), [](auto a, auto b) { return a.second < b.second; });
+  gaps.emplace_back(0, count);
+  std::vector<Span> result;
+  size_t first = 0;
+  for (const auto& [width, next] : gaps) {
+    const int64_t begin = spans[first].begin;
+    result.push_back({begin, spans[next - 1].end() - begin});
+    first = next;
   }
   return result;
 }
