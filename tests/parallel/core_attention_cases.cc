@@ -23,6 +23,15 @@ parallel::TokenLayout layout_of(const std::string& name, int64_t tokens, int ran
   fail(ErrorCode::kInternal, name);
 }
 
+std::optional<std::string> refusal(const AttentionCase& c, int ranks) {
+  const parallel::TokenLayout layout = layout_of(c.layout, c.tokens, ranks);
+  return parallel::strategy(c.strategy).refusal({.layout = layout,
+                                                 .documents = c.documents,
+                                                 .mask = c.mask,
+                                                 .heads = c.heads,
+                                                 .ranks_per_node = c.ranks_per_node});
+}
+
 namespace {
 
 // Rows of this rank, in its row order, in the given dtype.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -24,6 +25,9 @@ struct AttentionCase {
   int ranks_per_node = 1;
   std::string name() const;
 };
+
+// Why the strategy cannot do the case, if so.
+std::optional<std::string> refusal(const AttentionCase& c, int ranks);
 
 parallel::TokenLayout layout_of(const std::string& name, int64_t tokens, int ranks);
 

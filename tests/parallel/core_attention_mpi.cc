@@ -25,6 +25,7 @@ void run(dist::Group& world) {
               .dtype = DType::kF64,
               .in_place = in_place,
               .ranks_per_node = world.size() % 2 == 0 ? 2 : 1};
+          if (refusal(c, world.size())) continue;
           const AttentionTruth truth = attention_truth(c.documents, c.mask, c.heads, 5);
           for (double e : errors(world, c, truth, run_core_attention(world, c, truth))) {
             if (!(e <= 1e-12)) {

@@ -136,6 +136,116 @@ TEST(PlanBytes, UlyssesExchangesHeads) {
   });
 }
 
+std::vector<int64_t> received_by_rank(const Problem& problem, DType dtype, const char* name,
+                                      Direction direction) {
+  std::vector<int64_t> received;
+  int64_t all_sent = 0, all_received = 0;
+  for (int r = 0; r < problem.layout.ranks(); ++r) {
+    const Plan plan = strategy(name).plan(problem, direction, r);
+    received.push_back(received_bytes(plan, r, problem.heads, dtype));
+    all_received += received.back();
+    all_sent += sent_bytes(plan, r, problem.heads, dtype);
+  }
+  EXPECT_EQ(all_sent, all_received);
+  return received;
+}
+
+// Needed halves only: of a rank after it in the zigzag, a rank needs both chunks, of one before it
+// the first only. In backward it gets gradients for each half that others have used.
+TEST(PlanBytes, GroupCastOnZigzagMovesTheNeededHalves) {
+  for (const int P : {1, 2, 3, 4, 7, 8, 9}) {
+    for (const DType dtype : {DType::kBF16, DType::kF32}) {
+      const Setting setting{layout_kinds()[1],
+                            P,
+                            dtype,
+                            {.q_heads = 8, .kv_heads = 2, .head_dim = 16, .value_dim = 24}};
+      SCOPED_TRACE(setting.text());
+      const TokenLayout layout = setting.layout();
+      const Documents documents = Documents::whole(layout.tokens());
+      const auto [n, H, K, d, e, b, g] = setting.sizes();
+      const Problem problem{layout, documents, {true, 0}, setting.heads};
+      const auto forward = received_by_rank(problem, dtype, "group_cast", Direction::kForward);
+      const auto backward = received_by_rank(problem, dtype, "group_cast", Direction::kBackward);
+      int64_t sum = 0, sum_backward = 0, most = 0, most_backward = 0;
+      for (int r = 0; r < P; ++r) {
+        const int64_t keys = (2 * (P - 1) - r) * n / 2 * K * (d + e);
+        const int64_t gradients = (P - 1 + r) * n / 2 * K * (d + e);
+        EXPECT_EQ(forward[static_cast<size_t>(r)], keys * b) << "rank " << r;
+        EXPECT_EQ(backward[static_cast<size_t>(r)], keys * b + gradients * g) << "rank " << r;
+        sum += forward[static_cast<size_t>(r)];
+        sum_backward += backward[static_cast<size_t>(r)];
+        most = std::max(most, forward[static_cast<size_t>(r)]);
+        most_backward = std::max(most_backward, backward[static_cast<size_t>(r)]);
+      }
+      const int64_t ring = (P - 1) * n * K * (d + e);  // elements of a ring
+      EXPECT_EQ(4 * sum, 3 * P * ring * b);
+      EXPECT_EQ(4 * sum_backward, 3 * P * ring * (b + g));
+      EXPECT_EQ(most, ring * b);  // rank 0 saves nothing
+      EXPECT_EQ(2 * most_backward, ring * std::max(2 * b + g, b + 2 * g));
+    }
+  }
+}
+
+// Documents of half a chunk that end where chunks end cross nothing.
+TEST(PlanBytes, GroupCastMovesNothingForDocumentsThatStayAtHome) {
+  const TokenLayout layout = TokenLayout::zigzag(96, 4);
+  const Documents documents = [] {
+    std::vector<int64_t> begins;
+    for (int64_t at = 0; at < 96; at += 6) begins.push_back(at);
+    return Documents(96, std::move(begins));
+  }();
+  const Problem problem{layout, documents, {true, 0}, {.q_heads = 4, .kv_heads = 2}};
+  for (Direction direction : {Direction::kForward, Direction::kBackward}) {
+    for (int64_t bytes : received_by_rank(problem, DType::kBF16, "group_cast", direction)) {
+      EXPECT_EQ(bytes, 0);
+    }
+  }
+}
+
+// In round t, ranks t and later get keys and the first t get queries and give back results.
+TEST(PlanBytes, LightSeqMovesKeysToThoseWhoWorkAndQueriesToThoseWhoHelp) {
+  for (const int P : {1, 2, 3, 4, 5, 6, 7, 8, 9}) {
+    for (const int64_t kv_heads : {8, 2}) {
+      const DType dtype = DType::kBF16;
+      const Setting setting{layout_kinds()[0],
+                            P,
+                            dtype,
+                            {.q_heads = 8, .kv_heads = kv_heads, .head_dim = 16, .value_dim = 24}};
+      SCOPED_TRACE(setting.text());
+      const TokenLayout layout = setting.layout();
+      const Documents documents = Documents::whole(layout.tokens());
+      const auto [n, H, K, d, e, b, g] = setting.sizes();
+      const Problem problem{layout, documents, {true, 0}, setting.heads};
+      struct Row {
+        int64_t keys, key_gradients, queries, results;
+      };
+      const Row rows[2] = {
+          {K * (d + e) * b, 0, H * d * b, H * (e * g + g)},
+          {K * (d + e) * b, K * (d + e) * g, H * ((d + e) * b + 2 * g), H * d * g}};
+      for (Direction direction : {Direction::kForward, Direction::kBackward}) {
+        const Row& row = rows[direction == Direction::kForward ? 0 : 1];
+        const auto received = received_by_rank(problem, dtype, "lightseq", direction);
+        int64_t sum = 0;
+        for (int r = 0; r < P; ++r) {
+          int64_t expected = 0;
+          for (int t = 1; t <= P / 2; ++t) {
+            const int64_t q_rows = 2 * t == P ? n / 2 : n;  // of a block that is computed by half
+            expected += r >= t ? n * row.keys : q_rows * row.queries;
+            expected += r + t < P ? n * row.key_gradients : q_rows * row.results;
+          }
+          EXPECT_EQ(received[static_cast<size_t>(r)], expected) << "rank " << r;
+          sum += received[static_cast<size_t>(r)];
+        }
+        const int64_t keys = row.keys + row.key_gradients, queries = row.queries + row.results;
+        const int64_t T = (P - 1) / 2;  // rounds of whole blocks
+        int64_t closed = T * (2 * P - T - 1) / 2 * n * keys + T * (T + 1) / 2 * n * queries;
+        if (P % 2 == 0) closed += P / 2 * (n * keys + n / 2 * queries);
+        EXPECT_EQ(sum, closed);
+      }
+    }
+  }
+}
+
 // With fewer heads than ranks the idle ranks still give and take their rows, and receive nothing.
 TEST(PlanBytes, RanksWithoutHeadsReceiveOnlyResults) {
   const TokenLayout layout = TokenLayout::contiguous(60, 5);

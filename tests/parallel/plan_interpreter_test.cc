@@ -24,10 +24,13 @@ using parallel::Transfer;
 
 class Refusal : public testing::Test {
  protected:
-  // Breaks a sound set of ring plans and returns why it is refused ("" if it is not).
-  std::string refusal(Direction direction, const std::function<void(std::vector<Plan>&)>& damage) {
+  // Breaks a sound set of plans and returns why it is refused ("" if it is not).
+  std::string refusal(Direction direction, const std::function<void(std::vector<Plan>&)>& damage,
+                      const char* strategy = "ring") {
     std::vector<Plan> plans;
-    for (int r = 0; r < 4; ++r) plans.push_back(plan_ring(problem_, direction, r));
+    for (int r = 0; r < 4; ++r) {
+      plans.push_back(parallel::strategy(strategy).plan(problem_, direction, r));
+    }
     damage(plans);
     try {
       verify_attention(problem_, direction, std::move(plans), truth_, 1);
@@ -217,6 +220,59 @@ TEST_F(Refusal, FalseOrigin) {
                     [](std::vector<Plan>& plans) {  // passes on home instead of what it received
                       first(plans[1], 1, true).slot = 0;
                     }),
+            "");
+}
+
+// Chunks of 3 rows: rank 0 has 0-2 and 21-23, rank 3 has 9-14. Rank 0 needs all keys of rank 3, and
+// rank 3 needs rows 0-2 of rank 0, at step 3.
+TEST_F(Refusal, FalseOriginOfPartOfAHome) {
+  EXPECT_EQ(refusal(
+                Direction::kBackward, [](std::vector<Plan>&) {}, "group_cast"),
+            "");
+  const auto receive = [](Plan& plan) -> Transfer& { return first(plan, 2, false); };
+  const auto send = [](Plan& plan) -> Transfer& { return first(plan, 2, true); };
+  EXPECT_THAT(refusal(
+                  Direction::kForward,
+                  [&](std::vector<Plan>& plans) {  // whoever reads in place sees other rows
+                    ASSERT_EQ(receive(plans[3]).rows, (parallel::Span{0, 3}));
+                    receive(plans[3]).rows.begin = 1;
+                  },
+                  "group_cast"),
+              HasSubstr("not the rows of its origin"));
+  EXPECT_THAT(refusal(
+                  Direction::kForward,
+                  [&](std::vector<Plan>& plans) {
+                    receive(plans[3]).heads = send(plans[0]).heads = {0, 1};
+                  },
+                  "group_cast"),
+              HasSubstr("has other heads"));
+  EXPECT_THAT(refusal(
+                  Direction::kForward,
+                  [&](std::vector<Plan>& plans) {
+                    receive(plans[3]).origin = send(plans[0]).origin = 1;
+                    plans[0].home_readers = {1, 2};
+                    plans[1].home_readers = {0, 2, 3};
+                  },
+                  "group_cast"),
+              HasSubstr("has other data"));
+  EXPECT_THAT(refusal(
+                  Direction::kForward,
+                  [&](std::vector<Plan>& plans) {
+                    receive(plans[3]).origin = send(plans[0]).origin = -1;
+                    plans[0].home_readers = {1, 2};
+                  },
+                  "group_cast"),
+              HasSubstr("with an origin and without"));
+  // Rows of an earlier origin are gone, whether or not the later one's transfer covers them.
+  EXPECT_NE(refusal(
+                Direction::kForward,
+                [&](std::vector<Plan>& plans) {
+                  auto& late = plans[3].steps.at(3).tasks;
+                  auto& early = plans[3].steps.at(1).tasks;
+                  late.insert(late.end(), early.begin(), early.end());
+                  early.clear();
+                },
+                "group_cast"),
             "");
 }
 
