@@ -5,12 +5,16 @@
 #include "launch/cli/command.h"
 #include "launch/cli/data_command.h"
 #include "launch/doctor/doctor_command.h"
+#include "launch/plan/plan_command.h"
 #include "launch/train/train_command.h"
 
 int main(int argc, char** argv) {
   using namespace longhaul::launch;
-  const std::array<Command, 4> commands = {
+  const std::array<Command, 5> commands = {
       Command{.name = "train", .help = "Train a model", .add = add_train_command},
+      Command{.name = "plan",
+              .help = "What each strategy would cost on N ranks, without starting any",
+              .add = add_plan_command},
       Command{.name = "data",
               .help = "Prepare, inspect or synthesize token files",
               .subcommands = data_commands()},

@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "absl/strings/str_cat.h"
+#include "launch/bench/comm_bench.h"
 #include "launch/bench/kernel_benches.h"
 #include "launch/bench/train_bench.h"
 #include "launch/cli/ranks.h"
@@ -51,7 +52,7 @@ Action add_train_bench(CLI::App& app) {
 }  // namespace
 
 std::span<const Command> bench_commands() {
-  static constexpr std::array<Command, 6> kCommands = {
+  static constexpr std::array<Command, 7> kCommands = {
       Command{.name = "train",
               .help = "Throughput, MFU and memory of training steps",
               .add = add_train_bench},
@@ -67,6 +68,9 @@ std::span<const Command> bench_commands() {
       Command{.name = "pointwise",
               .help = "All other operations of a step, against the copy bandwidth",
               .add = add_pointwise_bench},
+      Command{.name = "comm",
+              .help = "Latency and bandwidth between ranks, against memcpy",
+              .add = add_comm_bench},
       Command{.name = "sequence",
               .help = "Attention over all ranks, against the kernel alone on every core",
               .add = add_sequence_bench}};

@@ -14,6 +14,9 @@
 
 namespace longhaul::launch {
 
+// The value of parallel.strategy that lets costs choose.
+inline constexpr std::string_view kAutoStrategy = "auto";
+
 // Reads a file in Protobuf text format and applies overrides, in order, on top.
 Config load_config(const std::string& path, const std::vector<std::string>& overrides);
 

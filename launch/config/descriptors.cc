@@ -34,9 +34,10 @@ std::vector<std::string> value_names(const pb::EnumDescriptor& type) {
   return names;
 }
 
-std::string block_name(const pb::Descriptor& message) {
-  const std::string name = holder(*Config::descriptor(), message);
-  return name.empty() ? "the configuration" : absl::StrCat("block `", name, "`");
+std::string block_name(const pb::Descriptor& message, const pb::Descriptor& root) {
+  const std::string name = holder(root, message);
+  if (!name.empty()) return absl::StrCat("block `", name, "`");
+  return &root == Config::descriptor() ? "the configuration" : "the file";
 }
 
 const pb::EnumDescriptor* enum_of_field(const pb::Descriptor& message, const std::string& field) {

@@ -11,8 +11,10 @@ namespace longhaul::launch {
 std::vector<std::string> field_names(const google::protobuf::Descriptor& message);
 std::vector<std::string> value_names(const google::protobuf::EnumDescriptor& type);
 
-// "block `model`", or "the configuration" for the outermost message.
-std::string block_name(const google::protobuf::Descriptor& message);
+// "block `model`", or "the configuration" for the outermost message `root` if that is Config, and
+// "the file" if it is another one.
+std::string block_name(const google::protobuf::Descriptor& message,
+                       const google::protobuf::Descriptor& root);
 
 // The type of the first enumeration field of that name, in the message or the blocks in it; or
 // null.

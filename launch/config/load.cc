@@ -14,6 +14,7 @@
 #include "launch/config/config.h"
 #include "launch/config/descriptors.h"
 #include "launch/config/suggest.h"
+#include "launch/config/text.h"
 
 namespace longhaul::launch {
 namespace {
@@ -46,7 +47,7 @@ size_t before(const std::string& line, const std::string& word, size_t character
 // Keeps the first error, in our words.
 class FirstError : public pb::io::ErrorCollector {
  public:
-  explicit FirstError(const std::string& text) {
+  FirstError(const std::string& text, const pb::Descriptor& root) : root_(root) {
     std::istringstream stream(text);
     for (std::string line; std::getline(stream, line);) lines_.push_back(line);
   }
@@ -67,10 +68,9 @@ class FirstError : public pb::io::ErrorCollector {
       const std::string field = quoted(message, after_type).value_or("");
       character = before(content, field, character);
       sentence_ = absl::StrCat("unknown field `", field, "`");
-      const pb::Descriptor* descriptor =
-          Config::descriptor()->file()->pool()->FindMessageTypeByName(type);
+      const pb::Descriptor* descriptor = root_.file()->pool()->FindMessageTypeByName(type);
       if (descriptor != nullptr) {
-        sentence_ = absl::StrCat(sentence_, " in ", block_name(*descriptor),
+        sentence_ = absl::StrCat(sentence_, " in ", block_name(*descriptor, root_),
                                  suggestion(field, field_names(*descriptor)));
       }
     } else if (message.find("Unknown enumeration value") != std::string::npos) {
@@ -89,12 +89,13 @@ class FirstError : public pb::io::ErrorCollector {
   void describe_enum(const std::string& message) {
     const std::string value = quoted(message, 0).value_or("");
     const std::string field = quoted(message, message.find(" for field ")).value_or("");
-    if (const pb::EnumDescriptor* type = enum_of_field(*Config::descriptor(), field)) {
+    if (const pb::EnumDescriptor* type = enum_of_field(root_, field)) {
       sentence_ = absl::StrCat("unknown value ", value, " for `", field, "`",
                                suggestion(value, value_names(*type)));
     }
   }
 
+  const pb::Descriptor& root_;
   std::vector<std::string> lines_;
   bool seen_ = false;
   std::string sentence_;
@@ -103,18 +104,22 @@ class FirstError : public pb::io::ErrorCollector {
 
 }  // namespace
 
-Config parse_config(const std::string& text, const std::string& name) {
-  FirstError errors(text);
+void parse_text(const std::string& text, const std::string& name, pb::Message& message) {
+  FirstError errors(text, *message.GetDescriptor());
   pb::TextFormat::Parser parser;
   parser.RecordErrorsTo(&errors);
-  Config config;
-  if (!parser.ParseFromString(text, &config)) {
+  if (!parser.ParseFromString(text, &message)) {
     fail(ErrorCode::kConfig, absl::StrCat(name, ":", errors.position(), ": ", errors.sentence()));
   }
+}
+
+Config parse_config(const std::string& text, const std::string& name) {
+  Config config;
+  parse_text(text, name, config);
   return config;
 }
 
-Config load_config(const std::string& path, const std::vector<std::string>& overrides) {
+std::string read_text(const std::string& path, const std::string& what, const std::string& fix) {
   std::string text;
   std::error_code problem;
   const bool folder = std::filesystem::is_directory(path, problem);
@@ -122,10 +127,16 @@ Config load_config(const std::string& path, const std::vector<std::string>& over
   if (file && !folder) text.assign(std::istreambuf_iterator<char>(file), {});
   if (!file || folder) {
     fail(ErrorCode::kConfig,
-         absl::StrCat("cannot read the configuration ", path, ": ",
-                      folder ? "it is a folder" : std::strerror(errno),
-                      "; give --config an existing file, e.g. launch/configs/quickstart.txtpb"));
+         absl::StrCat("cannot read the ", what, " ", path, ": ",
+                      folder ? "it is a folder" : std::strerror(errno), "; ", fix));
   }
+  return text;
+}
+
+Config load_config(const std::string& path, const std::vector<std::string>& overrides) {
+  const std::string text =
+      read_text(path, "configuration",
+                "give --config an existing file, e.g. launch/configs/quickstart.txtpb");
   Config config = parse_config(text, path);
   for (const std::string& assignment : overrides) apply_override(config, assignment);
   return config;

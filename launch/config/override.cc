@@ -106,8 +106,9 @@ void apply_override(Config& config, std::string_view assignment) {
     const pb::Descriptor& type = *message->GetDescriptor();
     const Field* field = type.FindFieldByName(name);
     if (field == nullptr) {
-      refuse(assignment, absl::StrCat("unknown field `", name, "` in ", block_name(type),
-                                      suggestion(name, field_names(type))));
+      refuse(assignment,
+             absl::StrCat("unknown field `", name, "` in ", block_name(type, *Config::descriptor()),
+                          suggestion(name, field_names(type))));
     }
     if (dot == std::string_view::npos) return set_field(assignment, *message, *field, value);
     if (field->cpp_type() != Field::CPPTYPE_MESSAGE) {

@@ -63,6 +63,13 @@ void known(std::string_view field, const std::string& value, const Table& table)
   }
 }
 
+void known_strategy(std::string_view field, const std::string& value) {
+  std::vector<parallel::Strategy> table(parallel::strategies().begin(),
+                                        parallel::strategies().end());
+  table.push_back({.name = kAutoStrategy, .plan = nullptr, .refusal = nullptr});
+  known(field, value, table);
+}
+
 // Writes the defaults of config.proto into the fields that are not set, so that the run's own copy
 // of its configuration says everything, even if a later version changes a default.
 void write_defaults(pb::Message& message) {
@@ -191,7 +198,10 @@ void resolve_parallel(Parallel& parallel, int ranks, int threads) {
                      ranks, "; start ", wanted, " or leave parallel.sequence unset"));
   }
   known("parallel.layout", parallel.layout(), parallel::layout_kinds());
-  known("parallel.strategy", parallel.strategy(), parallel::strategies());
+  if (!parallel.has_backward_strategy()) parallel.set_backward_strategy(parallel.strategy());
+  known_strategy("parallel.strategy", parallel.strategy());
+  known_strategy("parallel.backward_strategy", parallel.backward_strategy());
+  at_least("parallel.ranks_per_node", parallel.ranks_per_node(), 0);
   if (!parallel.has_threads()) parallel.set_threads(threads);
   at_least("parallel.threads", parallel.threads(), 1);
   positive("parallel.timeout_seconds", parallel.timeout_seconds());

@@ -13,8 +13,6 @@
 
 namespace longhaul::launch {
 
-namespace {
-
 parallel::TokenLayout make_layout(const Config& config, int ranks) {
   for (const parallel::LayoutKind& kind : parallel::layout_kinds()) {
     if (kind.name == config.parallel().layout()) {
@@ -32,10 +30,13 @@ parallel::CoreAttentionOptions attention_options(const Config& config) {
           .dtype = dtype(config),
           .scale = 1.0 / std::sqrt(static_cast<double>(model.head_dim)),
           .strategy = config.parallel().strategy(),
+          .backward_strategy = config.parallel().backward_strategy(),
           // Windows are memory of the host.
           .in_place = config.parallel().in_place() && config.device() == Config::CPU,
-          .ranks_per_node = 1};
+          .ranks_per_node = config.parallel().ranks_per_node()};
 }
+
+namespace {
 
 parallel::AdamWOptions optimizer_options(const Config& config) {
   const Train& train = config.train();
@@ -54,23 +55,20 @@ model::ModelOptions model_options(const Config& config) {
           .loss_tile_rows = config.memory().loss_tile_rows()};
 }
 
-// What only this configuration and model together rule out; every rank finds the same.
-const Config& refuse_impossible(dist::Group& world, const Config& config) {
-  world.agree(attempt([&] {
-                const parallel::TokenLayout layout =
-                    make_layout(config, config.parallel().sequence());
-                const parallel::Documents whole = parallel::Documents::whole(layout.tokens());
-                const parallel::CoreAttentionOptions options = attention_options(config);
-                const auto why = parallel::strategy(options.strategy)
-                                     .refusal({.layout = layout,
-                                               .documents = whole,
-                                               .mask = options.mask,
-                                               .heads = options.heads,
-                                               .ranks_per_node = options.ranks_per_node});
-                if (why) fail(ErrorCode::kConfig, *why);
-              }),
-              "checking the strategy");
-  return config;
+// A layout may refuse; every rank finds the same.
+parallel::TokenLayout checked_layout(dist::Group& world, const Config& config) {
+  std::optional<parallel::TokenLayout> layout;
+  world.agree(attempt([&] { layout.emplace(make_layout(config, config.parallel().sequence())); }),
+              "making the layout");
+  return std::move(*layout);
+}
+
+parallel::CoreAttentionOptions with(parallel::CoreAttentionOptions options,
+                                    const SettledStrategies& settled) {
+  options.strategy = settled.forward;
+  options.backward_strategy = settled.backward;
+  options.ranks_per_node = settled.ranks_per_node;
+  return options;
 }
 
 // A GPU may be missing on one node only. Groups split off the world later use its transport, too.
@@ -111,17 +109,31 @@ Engine::Replica::Replica(Engine& engine, const Config& config, RankMemory& memor
   if (!ctx.measuring()) optimizer->adopt_values(ctx);
 }
 
-Engine::Engine(dist::Group& world, const Config& config)
+Engine::Engine(dist::Group& world, const Config& config, const EngineOptions& options)
     : world_(world),
       stream_(open_device(world, config)),
       mesh_(world, {.data = config.parallel().data(), .sequence = config.parallel().sequence()}),
-      layout_(make_layout(refuse_impossible(world, config), config.parallel().sequence())),
+      layout_(checked_layout(world, config)),
       model_config_(model_config(config)),
       dtype_(dtype(config)),
       pool_(config.parallel().threads()),
-      attention_(mesh_.sequence(), layout_, attention_options(config)),
+      strategies_(settle(config, options)),
+      attention_(mesh_.sequence(), layout_, with(attention_options(config), strategies_)),
       memory_(reserve(world, measure(*this, config))),
       replica_(*this, config, memory_) {}
+
+SettledStrategies Engine::settle(const Config& config, const EngineOptions& options) {
+  Arena none("nothing", 0, stream_.get().device);
+  const Context ctx{.stream = stream_.get(), .pool = &pool_, .scratch = &none};
+  const parallel::CoreAttentionOptions attention = attention_options(config);
+  const parallel::Documents documents =
+      options.documents.value_or(parallel::Documents::whole(layout_.tokens()));
+  return settle_strategies(world_, mesh_.sequence(), ctx, config,
+                           {.layout = layout_,
+                            .documents = documents,
+                            .options = attention,
+                            .record_path = options.strategy_record});
+}
 
 // One step with everything that may happen in it, on shapes alone.
 RankMemory Engine::measure(Engine& engine, const Config& config) {

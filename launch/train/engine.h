@@ -13,6 +13,7 @@
 #include "launch/config/config.h"
 #include "launch/data/batch.h"
 #include "launch/train/rank_memory.h"
+#include "launch/train/strategy_choice.h"
 #include "model/model.h"
 #include "parallel/attention/core_attention.h"
 #include "parallel/layout/token_layout.h"
@@ -20,16 +21,28 @@
 
 namespace longhaul::launch {
 
+// The layout of parallel.layout for the ranks that share a sample; throws Error(kConfig).
+parallel::TokenLayout make_layout(const Config& config, int ranks);
+// Attention as configured; its strategies may still be "auto", and ranks_per_node 0 (as found).
+parallel::CoreAttentionOptions attention_options(const Config& config);
+
+// What strategy "auto" goes by.
+struct EngineOptions {
+  std::optional<parallel::Documents> documents = {};  // of a typical sample; default: one
+  std::string strategy_record = {};  // where an earlier run has left its choice; "": nowhere
+};
+
 class Engine {
  public:
   // Collective over `world`, which must outlive the engine. Measures and reserves memory and
   // initialises the parameters; `config` is resolved. Throws Error on bad sizes or lack of memory.
-  Engine(dist::Group& world, const Config& config);
+  Engine(dist::Group& world, const Config& config, const EngineOptions& options = {});
 
   dist::Mesh& mesh() { return mesh_; }
   const parallel::TokenLayout& layout() const { return layout_; }
   const RankMemory& memory() const { return memory_; }
   parallel::CoreAttention& attention() { return attention_; }
+  const SettledStrategies& strategies() const { return strategies_; }
   const parallel::ParameterStore& parameters() const { return replica_.store; }
 
   // Forward and backward over one sample of this replica: adds the gradients of
@@ -75,6 +88,7 @@ class Engine {
     std::unique_ptr<model::Model> model;
     std::unique_ptr<parallel::ShardedOptimizer> optimizer;
   };
+  SettledStrategies settle(const Config& config, const EngineOptions& options);
   static RankMemory measure(Engine& engine, const Config& config);
   model::StepContext step_context(model::NumericsProbe* probe = nullptr);
   parallel::Shard shard_of(const Sample& sample);
@@ -86,6 +100,7 @@ class Engine {
   model::ModelConfig model_config_;
   DType dtype_;
   ThreadPool pool_;
+  SettledStrategies strategies_;
   parallel::CoreAttention attention_;
   RankMemory memory_;
   Replica replica_;

@@ -59,17 +59,39 @@ Corpus open_corpus(const Config& config) {
   return corpus;
 }
 
-void make_run_folder(const Config& config) {
+std::string strategy_record(const Config& config) {
+  return config.train().run_directory() + "/strategy.txtpb";
+}
+
+// With the configuration, and what strategy "auto" has chosen.
+void make_run_folder(const Config& config, const std::string& strategies) {
   const std::string& folder = config.train().run_directory();
   std::error_code error;
   std::filesystem::create_directories(folder, error);
-  std::ofstream out(folder + "/config.txtpb", std::ios::trunc);
-  out << to_text(config);
-  if (!out.flush()) {
-    fail(ErrorCode::kEnvironment,
-         absl::StrCat("cannot write the run folder ", folder, " (train.run_directory)",
-                      error ? ": " + error.message() : ""));
-  }
+  const auto write = [&](const std::string& path, const std::string& text) {
+    std::ofstream out(path, std::ios::trunc);
+    out << text;
+    if (!out.flush()) {
+      fail(ErrorCode::kEnvironment,
+           absl::StrCat("cannot write the run folder ", folder, " (train.run_directory)",
+                        error ? ": " + error.message() : ""));
+    }
+  };
+  write(folder + "/config.txtpb", to_text(config));
+  if (!strategies.empty()) write(strategy_record(config), strategies);
+}
+
+// What strategy "auto" goes by: the first sample, and what it chose in an earlier run.
+EngineOptions engine_options(const Config& config, const Corpus& corpus) {
+  return {.documents = corpus.training->load(0).documents,
+          .strategy_record = config.checkpoint().resume() ? strategy_record(config) : ""};
+}
+
+// A corpus may be missing on one node only.
+Corpus open_corpus(dist::Group& world, const Config& config) {
+  std::optional<Corpus> corpus;
+  world.agree(attempt([&] { corpus.emplace(open_corpus(config)); }), "opening the corpus");
+  return std::move(*corpus);
 }
 
 constexpr const char* kAfterNan =
@@ -97,8 +119,10 @@ class Run {
  public:
   // Collective; errors in what the configuration asks for are the same on every rank.
   Run(dist::Group& world, const Config& config)
-      : world_(world), config_(config), engine_(world, config) {
-    world.agree(attempt([&] { corpus_.emplace(open_corpus(config)); }), "opening the corpus");
+      : world_(world),
+        config_(config),
+        corpus_(open_corpus(world, config)),
+        engine_(world, config, engine_options(config, corpus_)) {
     const Train& train = config.train();
     samples_ = {.per_step = train.batch_tokens() / config.data().sequence_length(),
                 .replicas = config.parallel().data(),
@@ -111,7 +135,7 @@ class Run {
     info_.config = to_text(config);
     resume();
     world.agree(attempt([&] {
-                  if (world.rank() == 0) make_run_folder(config);
+                  if (world.rank() == 0) make_run_folder(config, engine_.strategies().record);
                   metrics_.emplace(train.run_directory(), info_.step, world.rank() == 0);
                 }),
                 "making the run folder");
@@ -162,7 +186,7 @@ class Run {
     model::NumericsProbe* look = config_.train().check_numerics() ? &probe : nullptr;
     for (int64_t i = samples_.first(info_.samples); i < samples_.end(info_.samples);
          i += samples_.replicas) {
-      sample = corpus_->training->load(i);
+      sample = corpus_.training->load(i);
       mine.loss_sum += engine_.accumulate(sample, 1.0 / static_cast<double>(targets), look);
       mine.flops += engine_.sample_flops();
     }
@@ -218,22 +242,22 @@ class Run {
   int64_t targets_of_step() const {
     int64_t targets = 0;
     for (int64_t i = info_.samples; i < samples_.end(info_.samples); ++i) {
-      targets += corpus_->training->targets(i);
+      targets += corpus_.training->targets(i);
     }
     // A step without a single target (documents of one token) has zero loss and zero gradients.
     return std::max<int64_t>(targets, 1);
   }
 
   void validate() {
-    if (!corpus_->validation) return;
+    if (!corpus_.validation) return;
     constexpr size_t kBuckets = 8;
     const auto begin = Clock::now();
     world_.job().place = "validation";
     Engine::PositionLoss loss{std::vector<double>(kBuckets), std::vector<double>(kBuckets)};
     const int64_t count =
-        std::min(config_.train().validation_samples(), corpus_->validation->samples_per_epoch());
+        std::min(config_.train().validation_samples(), corpus_.validation->samples_per_epoch());
     for (int64_t i = samples_.replica; i < count; i += samples_.replicas) {
-      engine_.evaluate(corpus_->validation->load(i), loss);
+      engine_.evaluate(corpus_.validation->load(i), loss);
     }
     ValidationMetrics metrics{
         .step = info_.step, .loss = 0, .tokens = 0, .loss_by_position = {}, .seconds = 0};
@@ -293,8 +317,9 @@ class Run {
         config_.parallel().sequence(), config_.parallel().threads()));
     metrics_->say(absl::StrFormat(
         "corpus %s: %s tokens in %d documents; %d samples an epoch", config_.data().path(),
-        human_count(static_cast<double>(corpus_->file->tokens())), corpus_->file->documents(),
-        corpus_->training->samples_per_epoch()));
+        human_count(static_cast<double>(corpus_.file->tokens())), corpus_.file->documents(),
+        corpus_.training->samples_per_epoch()));
+    for (const std::string& line : engine_.strategies().lines) metrics_->say(line);
     std::string classes;
     for (const auto& [name, bytes] : engine_.memory().capacities()) {
       absl::StrAppend(&classes, classes.empty() ? "" : ", ", std::string(name), " ",
@@ -314,8 +339,8 @@ class Run {
 
   dist::Group& world_;
   Config config_;
+  Corpus corpus_;
   Engine engine_;
-  std::optional<Corpus> corpus_;
   StepSamples samples_;
   Schedule schedule_;
   checkpoint::Info info_;

@@ -52,15 +52,20 @@ CoreAttention::CoreAttention(dist::Group& group, const TokenLayout& layout,
     : group_(group),
       layout_(layout),
       options_(options),
-      strategy_(strategy(options.strategy, table)) {
+      strategy_(strategy(options.strategy, table)),
+      backward_strategy_(options.backward_strategy.empty()
+                             ? strategy_
+                             : strategy(options.backward_strategy, table)) {
   LONGHAUL_CHECK(layout.ranks() == group.size());
   const Documents whole = Documents::whole(layout_.tokens());
-  if (auto why = strategy_.refusal(Problem{.layout = layout_,
-                                           .documents = whole,
-                                           .mask = options_.mask,
-                                           .heads = options_.heads,
-                                           .ranks_per_node = options_.ranks_per_node})) {
-    fail(ErrorCode::kConfig, *why);
+  for (const Strategy* candidate : {&strategy_, &backward_strategy_}) {
+    if (auto why = candidate->refusal(Problem{.layout = layout_,
+                                              .documents = whole,
+                                              .mask = options_.mask,
+                                              .heads = options_.heads,
+                                              .ranks_per_node = options_.ranks_per_node})) {
+      fail(ErrorCode::kConfig, *why);
+    }
   }
   if (options_.in_place && group_.size() > 1) {
     const HeadShape& h = options_.heads;
@@ -90,7 +95,7 @@ void CoreAttention::prepare(const Documents& documents) {
                         .heads = options_.heads,
                         .ranks_per_node = options_.ranks_per_node};
   forward_plan_ = strategy_.plan(problem, Direction::kForward, group_.rank());
-  backward_plan_ = strategy_.plan(problem, Direction::kBackward, group_.rank());
+  backward_plan_ = backward_strategy_.plan(problem, Direction::kBackward, group_.rank());
 }
 
 const Plan& CoreAttention::plan(Direction direction) const {

@@ -29,8 +29,9 @@ struct CoreAttentionOptions {
   DType dtype = DType::kF32;
   double scale = 1.0;  // of q.k
   std::string strategy = "ring";
-  bool in_place = true;    // read neighbours' keys and values where they lie
-  int ranks_per_node = 1;  // for strategies with two levels
+  std::string backward_strategy = {};  // empty: as strategy
+  bool in_place = true;                // read neighbours' keys and values where they lie
+  int ranks_per_node = 1;              // for strategies with two levels
 };
 
 // Local rows x all heads: q [n, Hq, D], k [n, Hkv, D], v [n, Hkv, Dv]; accumulators dense, in the
@@ -95,6 +96,7 @@ class CoreAttention {
   TokenLayout layout_;
   CoreAttentionOptions options_;
   const Strategy& strategy_;
+  const Strategy& backward_strategy_;
   std::vector<int> node_of_;              // a node number per rank; equal: shared memory
   std::unique_ptr<dist::Window> window_;  // k and v of the running operation
   uint64_t epoch_ = 0;                    // attention operations begun; equal on all ranks

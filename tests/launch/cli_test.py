@@ -69,7 +69,7 @@ class Shell(CommandLine):
         self.assertIn("--config", self.run_program("train", "--help").stdout)
 
     def test_unknown_names(self):
-        self.error(2, "one of: train, data, bench, doctor", command=[])
+        self.error(2, "one of: train, plan, data, bench, doctor", command=[])
         self.error(2, "unknown subcommand `tran`", "did you mean `train`?", command=["tran"])
         self.error(2, "longhaul data: unknown subcommand `prpare`", "did you mean `prepare`?",
                    command=["data", "prpare"])

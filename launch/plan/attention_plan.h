@@ -1,0 +1,30 @@
+// Attention of one layer over one sample on a cluster: what every strategy would cost.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "launch/config/config.h"
+#include "parallel/cost/choose.h"
+
+namespace longhaul::launch {
+
+struct AttentionPlan {
+  int ranks = 1;  // that share a sample
+  int ranks_per_node = 1;
+  int64_t documents = 1;  // of the sample that was planned for
+  double balance = 1;     // pairs of the fullest rank / mean, by who owns the queries
+  parallel::Cluster cluster;
+  std::vector<std::string> sources;  // where the figures and the documents come from, for people
+  parallel::Choice forward, backward;
+};
+
+// `config` is resolved. Reads parallel.cluster; without one, and for kernels that it leaves out,
+// measures kernels and memory here and assumes links. The documents are those of the corpus's
+// first sample, or one if there is no corpus.
+AttentionPlan plan_attention(const Config& config);
+
+void print_table(const Config& config, const AttentionPlan& plan);
+void print_json(const Config& config, const AttentionPlan& plan);
+
+}  // namespace longhaul::launch

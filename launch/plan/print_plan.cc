@@ -1,0 +1,116 @@
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "launch/plan/attention_plan.h"
+#include "launch/train/engine.h"
+#include "launch/train/metrics.h"
+#include "launch/train/strategy_choice.h"
+
+namespace longhaul::launch {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+// "ring", or for "auto" the winner.
+std::string used(const std::string& configured, const parallel::Choice& choice) {
+  return configured == kAutoStrategy ? choice.winner().strategy : configured;
+}
+
+void print_direction(const char* name, const std::string& configured,
+                     const parallel::Choice& choice) {
+  std::printf("\n%-14s %10s %11s %14s %14s %12s %6s %9s\n", name, "ms", "exposed ms",
+              "received mean", "received max", "of it read", "steps", "max/mean");
+  for (const parallel::Candidate& c : choice.candidates) {
+    if (c.refused()) {
+      std::printf("  %-12s refuses: %s\n", c.strategy.c_str(), c.refusal.c_str());
+      continue;
+    }
+    std::printf("%s %-12s %10.3f %11.3f %14s %14s %12s %6d %9.2f\n",
+                c.strategy == used(configured, choice) ? "*" : " ", c.strategy.c_str(),
+                1e3 * c.seconds, 1e3 * c.exposed, human_bytes(c.received_mean).c_str(),
+                human_bytes(static_cast<double>(c.received_max)).c_str(),
+                human_bytes(c.in_place_mean).c_str(), c.steps, c.balance);
+  }
+  std::printf("%s\n", choice.why.c_str());
+  if (configured != kAutoStrategy && configured != choice.winner().strategy) {
+    std::printf("the configuration asks for %s; \"auto\" would take %s\n", configured.c_str(),
+                choice.winner().strategy.c_str());
+  }
+}
+
+Json json_of(const std::string& configured, const parallel::Choice& choice) {
+  Json candidates = Json::array();
+  for (const parallel::Candidate& c : choice.candidates) {
+    if (c.refused()) {
+      candidates.push_back({{"strategy", c.strategy}, {"refusal", c.refusal}});
+      continue;
+    }
+    candidates.push_back({{"strategy", c.strategy},
+                          {"seconds", c.seconds},
+                          {"exposed_seconds", c.exposed},
+                          {"received_bytes_mean", c.received_mean},
+                          {"received_bytes_max", c.received_max},
+                          {"in_place_bytes_mean", c.in_place_mean},
+                          {"steps", c.steps},
+                          {"area_max_over_mean", c.balance}});
+  }
+  return {{"configured", configured},
+          {"used", used(configured, choice)},
+          {"winner", choice.winner().strategy},
+          {"why", choice.why},
+          {"candidates", candidates}};
+}
+
+Json json_of(const std::optional<parallel::Link>& link) {
+  if (!link) return nullptr;
+  return {{"seconds_per_message", link->seconds_per_message},
+          {"bytes_per_second", link->bytes_per_second},
+          {"processor_share", link->processor_share}};
+}
+
+}  // namespace
+
+void print_table(const Config& config, const AttentionPlan& plan) {
+  const parallel::CoreAttentionOptions options = attention_options(config);
+  const std::string documents =
+      plan.documents == 1 ? "1 document" : absl::StrCat(plan.documents, " documents");
+  std::printf("%s\n",
+              absl::StrFormat("attention of one layer and one sample: %d tokens, %s, %s, %s on %d "
+                              "ranks (%d to a node), heads %d/%d of %d, %s",
+                              config.data().sequence_length(), documents, describe(options.mask),
+                              config.parallel().layout(), plan.ranks, plan.ranks_per_node,
+                              options.heads.q_heads, options.heads.kv_heads, options.heads.head_dim,
+                              std::string(name(options.dtype)))
+                  .c_str());
+  for (const std::string& source : plan.sources) std::printf("%s\n", source.c_str());
+  std::printf("pairs of queries and keys by who owns the queries: largest rank / mean %.3f\n",
+              plan.balance);
+  print_direction("forward", config.parallel().strategy(), plan.forward);
+  print_direction("backward", config.parallel().backward_strategy(), plan.backward);
+}
+
+void print_json(const Config& config, const AttentionPlan& plan) {
+  const parallel::CoreAttentionOptions options = attention_options(config);
+  const Json json = {{"ranks", plan.ranks},
+                     {"ranks_per_node", plan.ranks_per_node},
+                     {"sequence_length", config.data().sequence_length()},
+                     {"documents", plan.documents},
+                     {"layout", config.parallel().layout()},
+                     {"mask", describe(options.mask)},
+                     {"dtype", std::string(name(options.dtype))},
+                     {"heads", options.heads.q_heads},
+                     {"kv_heads", options.heads.kv_heads},
+                     {"head_dim", options.heads.head_dim},
+                     {"area_max_over_mean", plan.balance},
+                     {"sources", plan.sources},
+                     {"within_node", json_of(plan.cluster.within_node)},
+                     {"between_nodes", json_of(plan.cluster.between_nodes)},
+                     {"forward", json_of(config.parallel().strategy(), plan.forward)},
+                     {"backward", json_of(config.parallel().backward_strategy(), plan.backward)}};
+  std::printf("%s\n", json.dump().c_str());
+}
+
+}  // namespace longhaul::launch

@@ -1,0 +1,126 @@
+#include "parallel/cost/choose.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "kernels/core/error.h"
+
+namespace longhaul::parallel {
+
+namespace {
+
+std::string milliseconds(double seconds) { return absl::StrFormat("%.3g ms", 1e3 * seconds); }
+
+// "3/4 of its bytes", "1.8 times its bytes"
+std::string share_of_bytes(double mine, double other) {
+  if (other == 0) return mine == 0 ? "as few bytes" : "more bytes";
+  const double share = mine / other;
+  for (int denominator = 1; denominator <= 8; ++denominator) {
+    const double numerator = share * denominator;
+    const double whole = std::round(numerator);
+    if (whole < 1 || std::abs(numerator - whole) > 0.01 * denominator) continue;
+    if (denominator == 1) {
+      return whole == 1 ? "as many bytes" : absl::StrFormat("%.0f times its bytes", whole);
+    }
+    if (share < 1) return absl::StrFormat("%.0f/%d of its bytes", whole, denominator);
+  }
+  return share < 1 ? absl::StrFormat("%.0f%% of its bytes", 100 * share)
+                   : absl::StrFormat("%.2f times its bytes", share);
+}
+
+std::string reason(const std::vector<Candidate>& candidates) {
+  const Candidate& first = candidates[0];
+  if (candidates.size() < 2 || candidates[1].refused()) {
+    return absl::StrCat(first.strategy, " is the only strategy that does not refuse");
+  }
+  const Candidate& second = candidates[1];
+  const double gain = second.seconds - first.seconds;
+  if (gain <= 1e-9 * second.seconds) {
+    return absl::StrCat(first.strategy, " takes as long as ", second.strategy,
+                        " and stands before it in the table");
+  }
+  std::vector<std::string> parts;
+  const double exposes_less = second.exposed - first.exposed;
+  if (std::abs(exposes_less) > 0.05 * gain) {
+    parts.push_back(absl::StrCat("exposes ", milliseconds(std::abs(exposes_less)),
+                                 exposes_less > 0 ? " less" : " more"));
+  }
+  if (std::abs(second.balance - first.balance) > 0.005) {
+    parts.push_back(absl::StrFormat("its fullest rank computes %.2f instead of %.2f of the mean",
+                                    first.balance, second.balance));
+  }
+  parts.push_back(
+      absl::StrCat("receives ", share_of_bytes(first.received_mean, second.received_mean)));
+  return absl::StrCat(first.strategy, " is ", milliseconds(gain), " faster than ", second.strategy,
+                      ": ", absl::StrJoin(parts, ", "));
+}
+
+}  // namespace
+
+std::vector<int> nodes_in_order(int ranks, int per_node) {
+  LONGHAUL_CHECK(per_node >= 1);
+  std::vector<int> node_of(static_cast<size_t>(ranks));
+  for (int rank = 0; rank < ranks; ++rank) node_of[static_cast<size_t>(rank)] = rank / per_node;
+  return node_of;
+}
+
+Candidate predict(const Strategy& strategy, const Problem& problem, Direction direction,
+                  DType dtype, const Cluster& cluster, const std::vector<int>& node_of,
+                  bool in_place) {
+  Candidate candidate;
+  candidate.strategy = strategy.name;
+  if (const auto why = strategy.refusal(problem)) {
+    candidate.refusal = *why;
+    return candidate;
+  }
+  std::vector<Plan> plans;
+  for (int rank = 0; rank < problem.layout.ranks(); ++rank) {
+    plans.push_back(strategy.plan(problem, direction, rank));
+    candidate.steps = std::max(candidate.steps, static_cast<int>(plans.back().steps.size()));
+  }
+  const std::vector<RankTime> times = simulate(plans, cluster,
+                                               {.direction = direction,
+                                                .heads = problem.heads,
+                                                .dtype = dtype,
+                                                .node_of = node_of,
+                                                .in_place = in_place});
+  const auto count = static_cast<double>(times.size());
+  double pairs = 0, most_pairs = 0;
+  for (const RankTime& time : times) {
+    candidate.seconds = std::max(candidate.seconds, time.seconds);
+    candidate.exposed += time.exposed() / count;
+    candidate.received_mean += static_cast<double>(time.received_bytes) / count;
+    candidate.received_max = std::max(candidate.received_max, time.received_bytes);
+    candidate.in_place_mean += static_cast<double>(time.in_place_bytes) / count;
+    pairs += time.pairs / count;
+    most_pairs = std::max(most_pairs, time.pairs);
+  }
+  if (pairs > 0) candidate.balance = most_pairs / pairs;
+  return candidate;
+}
+
+Choice choose(const Problem& problem, Direction direction, DType dtype, const Cluster& cluster,
+              const std::vector<int>& node_of, bool in_place) {
+  Choice choice{.direction = direction, .candidates = {}, .why = {}};
+  std::vector<std::string> refusals;
+  for (const Strategy& strategy : strategies()) {
+    choice.candidates.push_back(
+        predict(strategy, problem, direction, dtype, cluster, node_of, in_place));
+    const Candidate& candidate = choice.candidates.back();
+    if (candidate.refused()) refusals.push_back(candidate.refusal);
+  }
+  std::ranges::stable_sort(choice.candidates, {}, [](const Candidate& candidate) {
+    return std::pair(candidate.refused(), candidate.seconds);
+  });
+  if (choice.winner().refused()) {
+    fail(ErrorCode::kConfig, absl::StrCat("strategy \"auto\": every strategy refuses: ",
+                                          absl::StrJoin(refusals, "; ")));
+  }
+  choice.why = reason(choice.candidates);
+  return choice;
+}
+
+}  // namespace longhaul::parallel
