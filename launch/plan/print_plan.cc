@@ -51,8 +51,7 @@ Json json_of(const std::string& configured, const parallel::Choice& choice) {
     candidates.push_back({{"strategy", c.strategy},
                           {"seconds", c.seconds},
                           {"exposed_seconds", c.exposed},
-                          {"received_bytes_mean", c.received_mean},
-                          {"received_bytes_max", c.received_max},
+                          {"received_bytes", {{"mean", c.received_mean}, {"max", c.received_max}}},
                           {"in_place_bytes_mean", c.in_place_mean},
                           {"steps", c.steps},
                           {"area_max_over_mean", c.balance}});

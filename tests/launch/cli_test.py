@@ -22,6 +22,15 @@ train { steps: 2 run_directory: "%s/run" }
 """
 
 
+CLUSTER = """
+within_node { seconds_per_message: 1e-6 bytes_per_second: 5e9 }
+between_nodes { seconds_per_message: 2e-5 bytes_per_second: 1e9 }
+ranks_per_node: 4
+memory_bytes_per_second: 2e10
+kernels { dtype: "f32" head_dim: 16 lengths: [16] forward: [2e-9] backward: [5e-9] }
+"""
+
+
 class CommandLine(unittest.TestCase):
     def setUp(self):
         self.folder = tempfile.TemporaryDirectory()
@@ -88,7 +97,10 @@ class Shell(CommandLine):
                                ("model.layers=x", "not a whole number"),
                                ("train.steps=0", "train.steps: 0 is too small"),
                                ("train.batch_tokens=65", "set it to 128"),
-                               ("parallel.strategy=rnig", "did you mean `ring`?")]:
+                               ("parallel.strategy=rnig", "did you mean `ring`?"),
+                               ("parallel.strategy=outo", "did you mean `auto`?"),
+                               ("parallel.backward_strategy=rnig", "did you mean `ring`?"),
+                               ("parallel.ranks_per_node=-1", "-1 is too small")]:
             self.error(2, part, command=["train", "--config", self.config, "--set", override])
 
     def test_ranks(self):
@@ -99,6 +111,83 @@ class Shell(CommandLine):
         self.error(2, "2 replicas cannot share 3 ranks",
                    command=["train", "--config", self.config, "--ranks", "3",
                             "--set", "parallel.data=2"])
+
+    def plan(self, *arguments):
+        result = self.run_program("plan", "--config", self.config, *arguments)
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+        return result.stdout
+
+    def test_plan(self):
+        cluster = self.write("cluster.txtpb", CLUSTER)
+        given = ["--set", f"parallel.cluster={cluster}", "--ranks", "8", "--set",
+                 "data.sequence_length=1000"]
+        plan = json.loads(self.plan("--json", *given))
+        self.assertEqual((plan["ranks"], plan["ranks_per_node"]), (8, 4))
+        self.assertEqual(plan["between_nodes"]["bytes_per_second"], 1e9)
+        self.assertAlmostEqual(plan["area_max_over_mean"], 1, delta=0.02)
+        self.assertNotIn("ASSUMED", " ".join(plan["sources"]))
+        for direction, accumulators in [("forward", 0), ("backward", 4)]:
+            choice = plan[direction]
+            self.assertEqual(choice["configured"], "ring")
+            self.assertIn(choice["winner"], choice["why"])
+            by_name = {c["strategy"]: c for c in choice["candidates"]}
+            times = [c["seconds"] for c in choice["candidates"] if "refusal" not in c]
+            self.assertEqual(times, sorted(times))
+            ring = by_name["ring"]
+            # (P-1) n K 2d (b + g): 125 rows, 2 kv heads of 16.
+            self.assertEqual(ring["received_bytes"], {"mean": 7 * 125 * 2 * 32 * (4 + accumulators),
+                                                      "max": 7 * 125 * 2 * 32 * (4 + accumulators)})
+            self.assertEqual(ring["steps"], 8 + (accumulators > 0))
+        table = self.plan(*given)
+        for part in ["forward", "backward", "* ring", "received mean", "links and memory: " + cluster,
+                     "largest rank / mean"]:
+            self.assertIn(part, table)
+        # Without a description what nobody measured is said to be assumed.
+        self.assertEqual(self.plan("--ranks", "2").count("ASSUMED"), 3)
+        refused = self.plan("--ranks", "8", "--set", "parallel.ranks_per_node=3")
+        self.assertIn("double_ring  refuses: ", refused)
+        # A larger bandwidth is never slower.
+        faster = self.write("faster.txtpb", CLUSTER.replace("1e9", "2e9"))
+        fast = json.loads(self.plan("--json", *given, "--set", f"parallel.cluster={faster}"))
+        self.assertLessEqual(fast["forward"]["candidates"][0]["seconds"],
+                             plan["forward"]["candidates"][0]["seconds"])
+
+    def test_plan_errors(self):
+        bad = self.write("bad_cluster.txtpb", "within_node {\n  bytes_per_secnd: 1\n}")
+        for part, arguments in [
+                ("--ranks 0: 1 to ", ["--ranks", "0"]),
+                (f"{bad}:2:3: unknown field `bytes_per_secnd`", ["--set", f"parallel.cluster={bad}"]),
+                ("cannot read the cluster description nowhere", ["--set",
+                                                                 "parallel.cluster=nowhere"]),
+                ("2 replicas cannot share 3 ranks", ["--ranks", "3", "--set", "parallel.data=2"])]:
+            self.error(2, part, command=["plan", "--config", self.config, *arguments])
+        # A given figure is wrong, whether or not it is needed.
+        zero = self.write("zero.txtpb", CLUSTER.replace("2e10", "0"))
+        self.error(2, "memory_bytes_per_second is 0", command=[
+            "plan", "--config", self.config, "--set", f"parallel.cluster={zero}"])
+
+    def test_bench_comm(self):
+        file = str(pathlib.Path(self.folder.name) / "written.txtpb")
+        result = self.run_program("bench", "comm", "--ranks", "2", "--bytes", "8,4096", "--json",
+                                  "--write", file, "--dtype", "f32", "--head-dim", "16")
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+        figures = [json.loads(line) for line in result.stdout.splitlines()]
+        found = [(f["case"]["op"], f["case"].get("bytes")) for f in figures]
+        self.assertEqual(found, [(op, size) for op in ["ping_pong", "shift", "all_gather", "read"]
+                                 for size in [8, 4096]] + [("link", None)])
+        for figure in figures:
+            self.assertEqual((figure["bench"], figure["unit"]), ("comm", "GB/s"))
+            self.assertEqual((figure["case"]["ranks"], figure["case"]["ranks_per_node"]), (2, 2))
+            self.assertGreater(figure["value"], 0)
+            self.assertAlmostEqual(figure["ratio"], figure["value"] / figure["limit"])
+        # What it wrote is what `plan` reads.
+        plan = json.loads(self.plan("--json", "--ranks", "4", "--set", f"parallel.cluster={file}"))
+        self.assertEqual(plan["ranks_per_node"], 2)
+        self.assertIn(f"kernels: {file}", plan["sources"])
+        self.assertGreater(plan["within_node"]["bytes_per_second"], 0)
+        self.error(2, "--bytes 0", command=["bench", "comm", "--bytes", "8,0"])
+        self.error(5, "cannot write", command=["bench", "comm", "--bytes", "8", "--write",
+                                               "nowhere/x", "--dtype", "f32", "--head-dim", "16"])
 
     def test_missing_corpus(self):
         for ranks in ["1", "3"]:

@@ -227,6 +227,8 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"parallel.sequence=3", "needs 3 ranks, but the job has 4"},
         Refusal{"parallel.layout=zigzig", "did you mean `zigzag`?"},
         Refusal{"parallel.strategy=rnig", "did you mean `ring`?"},
+        Refusal{"parallel.backward_strategy=outo", "did you mean `auto`?"},
+        Refusal{"parallel.ranks_per_node=-1", "parallel.ranks_per_node: -1 is too small"},
         Refusal{"parallel.threads=0", "1 or more"},
         Refusal{"parallel.timeout_seconds=0", "not above 0"},
         Refusal{"parallel.timeout_seconds=1e9", "1e6"},

@@ -1,0 +1,231 @@
+// Cluster descriptions, and strategy "auto" in training runs: chosen once, saved, used again.
+#include "launch/train/strategy_choice.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "dist/local/local.h"
+#include "launch/config/text.h"
+#include "launch/data/synthetic.h"
+#include "launch/train/train.h"
+#include "tests/temp_folder.h"
+
+namespace longhaul::launch {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::Not;
+constexpr std::chrono::seconds kDeadline(120);
+
+constexpr const char* kCluster = R"(
+  within_node { seconds_per_message: 1e-6 bytes_per_second: 5e9 processor_share: 0.5 }
+  between_nodes { seconds_per_message: 2e-5 bytes_per_second: 1e9 }
+  ranks_per_node: 4
+  adapters_per_node: 1
+  seconds_to_publish: 3e-7
+  seconds_per_task: 2e-6
+  memory_bytes_per_second: 2e10
+  kernels { dtype: "f32" head_dim: 8 lengths: [16, 64]
+            forward: [4e-9, 3e-9, 3e-9, 2e-9] backward: [9e-9, 8e-9, 8e-9, 7e-9] }
+  kernels { dtype: "bf16" head_dim: 128 lengths: 1 forward: 1e-9 backward: 2e-9 }
+)";
+
+TEST(ClusterDescription, ReadsBackWhatItWrites) {
+  const parallel::Cluster cluster = parse_cluster(kCluster, "c.txtpb");
+  EXPECT_EQ(cluster.within_node->processor_share, 0.5);
+  EXPECT_EQ(cluster.between_nodes->bytes_per_second, 1e9);
+  EXPECT_EQ(cluster.ranks_per_node, 4);
+  ASSERT_EQ(cluster.profiles.size(), 2u);
+  EXPECT_EQ(cluster.profile(DType::kF32, 8)->backward[3], 7e-9);
+  EXPECT_EQ(cluster.profile(DType::kF32, 128), nullptr);
+  EXPECT_EQ(parse_cluster(list_text(to_message(cluster)), "again"), cluster);
+}
+
+std::string error_of(const std::function<void()>& work) {
+  const auto error = attempt(work);
+  if (!error) return "(no error)";
+  EXPECT_EQ(error->code(), ErrorCode::kConfig) << error->what();
+  return error->what();
+}
+
+TEST(ClusterDescription, WhatIsWrongIsOneSentence) {
+  const auto broken = [](const char* from, const char* to) {
+    const std::string text = absl::StrReplaceAll(kCluster, {{from, to}});
+    EXPECT_NE(text, kCluster) << from;
+    return error_of([&] { parse_cluster(text, "c.txtpb"); });
+  };
+  EXPECT_EQ(broken("adapters_per_node", "adaptors_per_node"),
+            "c.txtpb:5:3: unknown field `adaptors_per_node` in the file; did you mean "
+            "`adapters_per_node`?");
+  EXPECT_THAT(broken("seconds_per_message: 2e-5", "latency: 1"),
+              HasSubstr("unknown field `latency` in block `within_node`"));
+  EXPECT_EQ(broken("5e9", "0"),
+            "c.txtpb: within_node.bytes_per_second is 0; a finite number above 0 is wanted");
+  EXPECT_THAT(broken("2e10", "-1"), HasSubstr("memory_bytes_per_second is -1"));
+  EXPECT_THAT(broken("2e10", "nan"), HasSubstr("memory_bytes_per_second is nan"));
+  EXPECT_THAT(broken("2e-5", "-2e-5"), HasSubstr("between_nodes.seconds_per_message is -2e-05"));
+  EXPECT_THAT(broken("0.5", "1.5"), HasSubstr("processor_share is 1.5; at most 1"));
+  EXPECT_THAT(broken("ranks_per_node: 4", "ranks_per_node: -4"), HasSubstr("ranks_per_node is -4"));
+  EXPECT_THAT(broken("\"f32\"", "\"fp32\""), HasSubstr("one of f32, bf16, f64"));
+  EXPECT_THAT(broken("[16, 64]", "[64, 16]"), HasSubstr("has 16 as number 2"));
+  EXPECT_THAT(broken("[16, 64]", "[16, 64, 65]"), HasSubstr("4 figures; 3 lengths want 9"));
+  EXPECT_THAT(broken("3e-9, 2e-9", "3e-9, 0"), HasSubstr("kernels.forward is 0"));
+  EXPECT_THAT(error_of([] { load_cluster("nowhere"); }),
+              testing::AllOf(HasSubstr("cannot read the cluster description nowhere"),
+                             HasSubstr("bench comm --write FILE")));
+}
+
+class AutoTest : public testing::Test {
+ protected:
+  AutoTest() {
+    write_copy_task(
+        {.output = folder_ / "copy", .documents = 64, .tokens = 61, .vocabulary = 16, .seed = 1});
+    write(cluster_, kCluster);
+  }
+
+  static void write(const std::string& path, const std::string& text) {
+    std::ofstream(path, std::ios::trunc) << text;
+  }
+
+  // Runs to `steps`; what rank 0 printed.
+  std::string run(int ranks, int steps, const std::vector<std::string>& set) {
+    Config config = parse_config(
+        absl::StrCat(R"(model { vocabulary: 16 layers: 1 width: 32 heads: 4 kv_heads: 2 head_dim: 8
+                                mlp_width: 48 norm_eps: 1e-5 rope_theta: 10000 }
+                        data { path: ")",
+                     folder_ / "copy", R"(" sequence_length: 97 validation_fraction: 0 }
+                        train { warmup_steps: 1 run_directory: ")",
+                     folder_ / "run", "\" steps: ", steps, " } parallel { strategy: \"auto\" }"),
+        "test");
+    for (const std::string& assignment : set) apply_override(config, assignment);
+    testing::internal::CaptureStdout();
+    const auto error = attempt([&] {
+      dist::run_local(ranks, kDeadline, [&](dist::Group& world) {
+        Config mine = config;
+        resolve(mine, world.size(), 1);
+        train(world, mine);
+      });
+    });
+    std::string output = testing::internal::GetCapturedStdout();
+    if (error) throw *error;
+    return output;
+  }
+
+  SavedChoice saved() {
+    SavedChoice choice;
+    parse_text(read_all(record_), record_, choice);
+    return choice;
+  }
+
+  TempFolder folder_;
+  std::string cluster_ = folder_ / "cluster.txtpb";
+  std::string record_ = folder_ / "run/strategy.txtpb";
+};
+
+TEST_F(AutoTest, IsMeasuredSavedAndUsedAgain) {
+  const std::string first = run(3, 2, {});
+  EXPECT_THAT(first, HasSubstr("strategy auto, forward: "));
+  EXPECT_THAT(first, HasSubstr("strategy auto, backward: "));
+  const SavedChoice choice = saved();
+  EXPECT_EQ(choice.problem().ranks(), 3);
+  EXPECT_EQ(choice.problem().ranks_per_node(), 3);  // threads of one process
+  EXPECT_EQ(choice.forward().strategy(), choice.forward().candidates(0).strategy());
+  EXPECT_EQ(static_cast<size_t>(choice.backward().candidates_size()),
+            parallel::strategies().size());
+  // The figures it rests on are those of a cluster description.
+  const parallel::Cluster cluster = from_message(choice.cluster(), "saved");
+  ASSERT_NE(cluster.profile(DType::kF32, 8), nullptr);
+  EXPECT_GT(cluster.within_node->bytes_per_second, 0);
+  EXPECT_FALSE(cluster.between_nodes.has_value());
+
+  const std::string before = read_all(record_);
+  const std::string second = run(3, 3, {});
+  EXPECT_THAT(second, HasSubstr("as chosen before"));
+  EXPECT_EQ(read_all(record_), before);
+}
+
+TEST_F(AutoTest, IsChosenAnewForOtherRanksAndSaysSo) {
+  run(3, 2, {});
+  const std::string output = run(2, 3, {});
+  EXPECT_THAT(output, HasSubstr("chosen anew, since ranks is 2 and was 3"));
+  EXPECT_EQ(saved().problem().ranks(), 2);
+  EXPECT_THAT(run(1, 4, {}), HasSubstr("chosen anew, since ranks is 1 and was 2"));
+  EXPECT_THAT(run(1, 5, {}), HasSubstr("as chosen before"));
+  EXPECT_THAT(run(1, 6, {"checkpoint.resume=false"}), Not(HasSubstr("as chosen before")));
+}
+
+// What rank 0 found in the record counts, whatever it says: the saved choice is what runs.
+TEST_F(AutoTest, TheSavedStrategyRuns) {
+  run(2, 1, {});
+  SavedChoice choice = saved();
+  for (const std::string name : {"ulysses", "ring"}) {
+    choice.mutable_forward()->set_strategy(name);
+    write(record_, list_text(choice));
+    EXPECT_THAT(run(2, name == "ring" ? 3 : 2, {}),
+                HasSubstr(absl::StrCat("forward: ", name, " (as chosen before")));
+  }
+  choice.mutable_forward()->set_strategy("no such");
+  write(record_, list_text(choice));
+  EXPECT_THAT(run(2, 4, {}), HasSubstr("it names a strategy that there is no longer"));
+  write(record_, "problem { ranks: x }");
+  EXPECT_THAT(error_of([&] { run(2, 5, {}); }),
+              testing::AllOf(HasSubstr("strategy.txtpb"), HasSubstr("remove it to choose anew")));
+}
+
+TEST_F(AutoTest, ADescriptionIsUsedInsteadOfMeasuring) {
+  const std::string set = absl::StrCat("parallel.cluster=", cluster_);
+  EXPECT_THAT(run(2, 1, {set}), HasSubstr("strategy auto, forward: "));
+  EXPECT_EQ(from_message(saved().cluster(), "saved"), parse_cluster(kCluster, "c.txtpb"));
+  // Another type's kernel is measured, beside the given links.
+  run(2, 1, {set, "train.dtype=BF16", absl::StrCat("train.run_directory=", folder_ / "bf16")});
+  SavedChoice bf16;
+  parse_text(read_all(folder_ / "bf16/strategy.txtpb"), "bf16", bf16);
+  EXPECT_EQ(bf16.cluster().kernels_size(), 3);
+  EXPECT_EQ(bf16.cluster().within_node().bytes_per_second(), 5e9);
+
+  write(cluster_, "within_node { bytes_per_second: 0 }");
+  EXPECT_THAT(error_of([&] {
+                run(2, 2, {set, "parallel.strategy=auto"});
+              }),
+              Not(HasSubstr("rank")));
+  EXPECT_THAT(error_of([&] {
+                run(2, 2, {set, absl::StrCat("train.run_directory=", folder_ / "other")});
+              }),
+              HasSubstr("within_node.bytes_per_second is 0"));
+}
+
+TEST_F(AutoTest, DirectionsAreChosenSeparately) {
+  const std::string output =
+      run(3, 1, {"parallel.strategy=ulysses", "parallel.backward_strategy=auto"});
+  EXPECT_THAT(output, Not(HasSubstr("auto, forward")));
+  EXPECT_THAT(output, HasSubstr("auto, backward"));
+  EXPECT_EQ(saved().forward().strategy(), "ulysses");
+  // Given strategies leave no record.
+  const std::string other = folder_ / "given";
+  EXPECT_THAT(run(3, 1,
+                  {"parallel.strategy=ulysses", "parallel.backward_strategy=ring",
+                   absl::StrCat("train.run_directory=", other)}),
+              Not(HasSubstr("strategy auto")));
+  EXPECT_FALSE(std::filesystem::exists(other + "/strategy.txtpb"));
+}
+
+TEST_F(AutoTest, RefusalsAreOneErrorOnAllRanks) {
+  EXPECT_THAT(error_of([&] {
+                run(3, 1,
+                    {"parallel.strategy=ring", "parallel.backward_strategy=double_ring",
+                     "parallel.ranks_per_node=2"});
+              }),
+              HasSubstr("double_ring"));
+  // Refused strategies never win.
+  EXPECT_THAT(run(3, 1, {"parallel.ranks_per_node=2"}), Not(HasSubstr(": double_ring (")));
+  EXPECT_FALSE(
+      saved().forward().candidates(saved().forward().candidates_size() - 1).refusal().empty());
+}
+
+}  // namespace
+}  // namespace longhaul::launch
