@@ -175,9 +175,10 @@ class SequenceBench {
       for (const std::string& strategy : strategies) {
         const auto kinds = parallel::layout_kinds();
         const auto kind = std::ranges::find(kinds, layout_name, &parallel::LayoutKind::name);
-        const SequenceCase one{.layout = kind->make(tokens, world_.size()),
+        const parallel::CoreAttentionOptions attention = attention_options(dtype, mask, strategy);
+        const SequenceCase one{.layout = kind->of_sample(documents, attention.mask, world_.size()),
                                .documents = documents,
-                               .attention = attention_options(dtype, mask, strategy)};
+                               .attention = attention};
         const auto why =
             parallel::strategy(strategy).refusal({.layout = one.layout,
                                                   .documents = one.documents,

@@ -11,6 +11,7 @@
 #include "launch/config/suggest.h"
 #include "model/model.h"
 #include "model/presets.h"
+#include "parallel/layout/balanced.h"
 #include "parallel/layout/token_layout.h"
 #include "parallel/plan/strategy.h"
 
@@ -198,6 +199,7 @@ void resolve_parallel(Parallel& parallel, int ranks, int threads) {
                      ranks, "; start ", wanted, " or leave parallel.sequence unset"));
   }
   known("parallel.layout", parallel.layout(), parallel::layout_kinds());
+  not_negative("parallel.row_price", parallel.row_price());
   if (!parallel.has_backward_strategy()) parallel.set_backward_strategy(parallel.strategy());
   known_strategy("parallel.strategy", parallel.strategy());
   known_strategy("parallel.backward_strategy", parallel.backward_strategy());
@@ -287,6 +289,13 @@ void resolve(Config& config, int ranks, int threads) {
   resolve_model(*config.mutable_model());
   resolve_data(*config.mutable_data());
   resolve_parallel(*config.mutable_parallel(), ranks, threads);
+  if (config.parallel().layout() == "balanced" &&
+      config.data().sequence_length() > parallel::kMostBalancedTokens) {
+    refuse("data.sequence_length",
+           absl::StrCat(config.data().sequence_length(),
+                        " is more than 2^31, up to which parallel.layout balanced can count "
+                        "attention's work; choose zigzag"));
+  }
   at_least("memory.loss_tile_rows", config.memory().loss_tile_rows(), 0);
   resolve_train(*config.mutable_train(), config.data(), config.parallel());
   resolve_checkpoint(*config.mutable_checkpoint(), config.train());

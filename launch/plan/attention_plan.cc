@@ -129,9 +129,9 @@ double area_balance(const parallel::Problem& problem) {
 AttentionPlan plan_attention(const Config& config) {
   AttentionPlan plan;
   plan.ranks = config.parallel().sequence();
-  const parallel::TokenLayout layout = make_layout(config, plan.ranks);
   const parallel::CoreAttentionOptions options = attention_options(config);
   const parallel::Documents documents = typical_documents(config, plan.sources);
+  const parallel::TokenLayout layout = make_layout(config, plan.ranks, documents);
   plan.documents = documents.count();
   plan.cluster = figures(config, options, layout.most_rows(), plan.sources);
   plan.ranks_per_node = per_node(config, plan.cluster, plan.ranks, plan.sources);

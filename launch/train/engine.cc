@@ -14,13 +14,24 @@
 namespace longhaul::launch {
 
 parallel::TokenLayout make_layout(const Config& config, int ranks) {
-  for (const parallel::LayoutKind& kind : parallel::layout_kinds()) {
-    if (kind.name == config.parallel().layout()) {
-      return kind.make(config.data().sequence_length(), ranks);
-    }
-  }
-  fail(ErrorCode::kConfig,
-       absl::StrCat("parallel.layout is \"", config.parallel().layout(), "\", which is no layout"));
+  return parallel::layout_kind(config.parallel().layout())
+      .make(config.data().sequence_length(), ranks);
+}
+
+static std::function<parallel::TokenLayout(const parallel::Documents&, const parallel::Mask&, int)>
+sample_layout(const Config& config) {
+  const parallel::LayoutKind& kind = parallel::layout_kind(config.parallel().layout());
+  if (kind.make_for == nullptr) return {};
+  const parallel::BalancedOptions options{.row_price = config.parallel().row_price()};
+  return [&kind, options](const parallel::Documents& documents, const parallel::Mask& mask,
+                          int ranks) { return kind.make_for(documents, mask, ranks, options); };
+}
+
+parallel::TokenLayout make_layout(const Config& config, int ranks,
+                                  const parallel::Documents& documents) {
+  const parallel::CoreAttentionOptions options = attention_options(config);
+  return options.sample_layout ? options.sample_layout(documents, options.mask, ranks)
+                               : make_layout(config, ranks);
 }
 
 parallel::CoreAttentionOptions attention_options(const Config& config) {
@@ -33,7 +44,8 @@ parallel::CoreAttentionOptions attention_options(const Config& config) {
           .backward_strategy = config.parallel().backward_strategy(),
           // Windows are memory of the host.
           .in_place = config.parallel().in_place() && config.device() == Config::CPU,
-          .ranks_per_node = config.parallel().ranks_per_node()};
+          .ranks_per_node = config.parallel().ranks_per_node(),
+          .sample_layout = sample_layout(config)};
 }
 
 namespace {
@@ -56,9 +68,12 @@ model::ModelOptions model_options(const Config& config) {
 }
 
 // A layout may refuse; every rank finds the same.
-parallel::TokenLayout checked_layout(dist::Group& world, const Config& config) {
+parallel::TokenLayout checked_layout(dist::Group& world, const Config& config,
+                                     const parallel::Documents& documents) {
   std::optional<parallel::TokenLayout> layout;
-  world.agree(attempt([&] { layout.emplace(make_layout(config, config.parallel().sequence())); }),
+  world.agree(attempt([&] {
+                layout.emplace(make_layout(config, config.parallel().sequence(), documents));
+              }),
               "making the layout");
   return std::move(*layout);
 }
@@ -113,12 +128,12 @@ Engine::Engine(dist::Group& world, const Config& config, const EngineOptions& op
     : world_(world),
       stream_(open_device(world, config)),
       mesh_(world, {.data = config.parallel().data(), .sequence = config.parallel().sequence()}),
-      layout_(checked_layout(world, config)),
       model_config_(model_config(config)),
       dtype_(dtype(config)),
       pool_(config.parallel().threads()),
       strategies_(settle(config, options)),
-      attention_(mesh_.sequence(), layout_, with(attention_options(config), strategies_)),
+      attention_(mesh_.sequence(), make_layout(config, config.parallel().sequence()),
+                 with(attention_options(config), strategies_)),
       memory_(reserve(world, measure(*this, config))),
       replica_(*this, config, memory_) {}
 
@@ -127,9 +142,9 @@ SettledStrategies Engine::settle(const Config& config, const EngineOptions& opti
   const Context ctx{.stream = stream_.get(), .pool = &pool_, .scratch = &none};
   const parallel::CoreAttentionOptions attention = attention_options(config);
   const parallel::Documents documents =
-      options.documents.value_or(parallel::Documents::whole(layout_.tokens()));
+      options.documents.value_or(parallel::Documents::whole(config.data().sequence_length()));
   return settle_strategies(world_, mesh_.sequence(), ctx, config,
-                           {.layout = layout_,
+                           {.layout = checked_layout(world_, config, documents),
                             .documents = documents,
                             .options = attention,
                             .record_path = options.strategy_record});
@@ -142,7 +157,7 @@ RankMemory Engine::measure(Engine& engine, const Config& config) {
   model::NumericsProbe probe;
   model::StepContext step{replica.ctx, memory.activations, memory.communication, engine.attention_,
                           &probe};
-  const auto rows = static_cast<size_t>(engine.layout_.rows(engine.mesh_.sequence_rank()));
+  const auto rows = static_cast<size_t>(engine.layout().rows(engine.mesh_.sequence_rank()));
   const parallel::Shard shard{.tokens = std::vector<int32_t>(rows),
                               .labels = std::vector<int32_t>(rows),
                               .positions = std::vector<int64_t>(rows)};
@@ -165,7 +180,7 @@ model::StepContext Engine::step_context(model::NumericsProbe* probe) {
 
 parallel::Shard Engine::shard_of(const Sample& sample) {
   attention_.prepare(sample.documents);
-  return parallel::take(layout_, sample.documents, sample.tokens, sample.labels,
+  return parallel::take(layout(), sample.documents, sample.tokens, sample.labels,
                         mesh_.sequence_rank());
 }
 
@@ -195,8 +210,8 @@ void Engine::evaluate(const Sample& sample, PositionLoss& buckets) {
     const T* loss = row_loss.view().data<T>();
     for (int64_t row = 0; row < shard.rows(); ++row) {
       if (shard.labels[static_cast<size_t>(row)] < 0) continue;
-      const int64_t position = layout_.position(mesh_.sequence_rank(), row);
-      const auto bucket = static_cast<size_t>(position * count / layout_.tokens());
+      const int64_t position = layout().position(mesh_.sequence_rank(), row);
+      const auto bucket = static_cast<size_t>(position * count / layout().tokens());
       buckets.sum[bucket] += static_cast<double>(loss[row]);
       buckets.count[bucket] += 1;
     }
@@ -224,7 +239,7 @@ std::optional<std::string> Engine::find_non_finite(const Sample& sample) {
 }
 
 double Engine::sample_flops() const {
-  return training_flops(model_config_, layout_.rows(mesh_.sequence_rank()),
+  return training_flops(model_config_, layout().rows(mesh_.sequence_rank()),
                         attention_.forward_area());
 }
 

@@ -21,8 +21,11 @@
 
 namespace longhaul::launch {
 
-// The layout of parallel.layout for the ranks that share a sample; throws Error(kConfig).
+// The layout of parallel.layout for the ranks that share a sample of one document, or a sample with
+// other documents, which has as many rows on every rank; throws Error(kConfig).
 parallel::TokenLayout make_layout(const Config& config, int ranks);
+parallel::TokenLayout make_layout(const Config& config, int ranks,
+                                  const parallel::Documents& documents);
 // Attention as configured; its strategies may still be "auto", and ranks_per_node 0 (as found).
 parallel::CoreAttentionOptions attention_options(const Config& config);
 
@@ -39,7 +42,8 @@ class Engine {
   Engine(dist::Group& world, const Config& config, const EngineOptions& options = {});
 
   dist::Mesh& mesh() { return mesh_; }
-  const parallel::TokenLayout& layout() const { return layout_; }
+  // Of the sample that was used last.
+  const parallel::TokenLayout& layout() const { return attention_.layout(); }
   const RankMemory& memory() const { return memory_; }
   parallel::CoreAttention& attention() { return attention_; }
   const SettledStrategies& strategies() const { return strategies_; }
@@ -96,7 +100,6 @@ class Engine {
   dist::Group& world_;
   OwnedStream stream_;
   dist::Mesh mesh_;
-  parallel::TokenLayout layout_;
   model::ModelConfig model_config_;
   DType dtype_;
   ThreadPool pool_;

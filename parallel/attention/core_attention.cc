@@ -89,6 +89,16 @@ void CoreAttention::prepare(const Documents& documents) {
   if (documents_ == documents) return;
   documents_ = documents;
   fits_ = {};
+  if (options_.sample_layout) {
+    TokenLayout layout = options_.sample_layout(*documents_, options_.mask, group_.size());
+    // What was measured and reserved for one sample serves all.
+    for (int r = 0; r < group_.size(); ++r) {
+      LONGHAUL_CHECK(layout.rows(r) == layout_.rows(r),
+                     absl::StrCat("rank ", r, " has ", layout.rows(r), " rows of this sample and ",
+                                  layout_.rows(r), " of others"));
+    }
+    layout_ = std::move(layout);
+  }
   const Problem problem{.layout = layout_,
                         .documents = *documents_,
                         .mask = options_.mask,

@@ -7,6 +7,7 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -32,6 +33,9 @@ struct CoreAttentionOptions {
   std::string backward_strategy = {};  // empty: as strategy
   bool in_place = true;                // read neighbours' keys and values where they lie
   int ranks_per_node = 1;              // for strategies with two levels
+  // The layout of a sample, with as many rows on every rank as the layout given to CoreAttention
+  // (LayoutKind::of_sample). Empty: every sample has that one.
+  std::function<TokenLayout(const Documents&, const Mask&, int ranks)> sample_layout = {};
 };
 
 // Local rows x all heads: q [n, Hq, D], k [n, Hkv, D], v [n, Hkv, Dv]; accumulators dense, in the
@@ -59,9 +63,9 @@ class CoreAttention {
   // Says where this rank is, for messages about hangs.
   void announce(int64_t layer, Direction direction);
 
-  // Plans for a sample; layers share the plans. The same arguments on every rank. What a measuring
-  // run took while the sample was one document (as it is at first) is enough for others, too; if
-  // a plan needs more after all, begin and backward throw Error(kEnvironment) on every rank.
+  // Layout and plans for a sample; layers share them. The same arguments on every rank. What a
+  // measuring run took while the sample was one document (as it is at first) is enough for others,
+  // too; if a plan needs more after all, begin and backward throw Error(kEnvironment) on every rank.
   void prepare(const Documents& documents);
 
   // A forward pass under way: its first transfers move while the caller does other work.
@@ -85,7 +89,7 @@ class CoreAttention {
   // Exact (query, key) pairs of this rank's forward tasks, times query heads: the causal work.
   int64_t forward_area() const;
 
-  const TokenLayout& layout() const { return layout_; }
+  const TokenLayout& layout() const { return layout_; }  // of the prepared sample
   const Plan& plan(Direction direction) const;
 
  private:

@@ -5,7 +5,9 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "kernels/core/error.h"
+#include "parallel/layout/balanced.h"
 
 namespace longhaul::parallel {
 
@@ -150,10 +152,27 @@ std::vector<int64_t> TokenLayout::positions(int rank) const {
 }
 
 std::span<const LayoutKind> layout_kinds() {
-  static constexpr std::array<LayoutKind, 3> kKinds{{{"contiguous", TokenLayout::contiguous},
+  static constexpr std::array<LayoutKind, 4> kKinds{{{"contiguous", TokenLayout::contiguous},
                                                      {"zigzag", TokenLayout::zigzag},
-                                                     {"striped", TokenLayout::striped}}};
+                                                     {"striped", TokenLayout::striped},
+                                                     {"balanced", TokenLayout::zigzag, balanced}}};
   return kKinds;
+}
+
+const LayoutKind& layout_kind(std::string_view name) {
+  std::vector<std::string> known;
+  for (const LayoutKind& kind : layout_kinds()) {
+    if (kind.name == name) return kind;
+    known.emplace_back(kind.name);
+  }
+  fail(ErrorCode::kConfig, absl::StrCat("unknown layout \"", std::string(name),
+                                        "\"; choose one of ", absl::StrJoin(known, ", ")));
+}
+
+TokenLayout LayoutKind::of_sample(const Documents& documents, const Mask& mask, int ranks,
+                                  const BalancedOptions& options) const {
+  return make_for != nullptr ? make_for(documents, mask, ranks, options)
+                             : make(documents.tokens(), ranks);
 }
 
 }  // namespace longhaul::parallel

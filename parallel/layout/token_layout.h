@@ -4,8 +4,9 @@
 //   contiguous  one run per rank
 //   zigzag      2P chunks; rank r owns chunks r and 2P-1-r: causal work is balanced
 //   striped     one run of stride P per rank (Brandon et al. 2023, Striped Attention)
+//   balanced    some runs per rank, for the documents of each sample (balanced.h)
 // Nothing divides anything: chunk sizes differ by at most one. Empty runs are kept, so that every
-// rank has equally many (one, zigzag two).
+// rank has equally many (one, zigzag two, balanced some).
 // Positions for RoPE, labels, masks, loss and data loading read the layout and nothing else.
 #pragma once
 
@@ -15,6 +16,9 @@
 #include <vector>
 
 namespace longhaul::parallel {
+
+class Documents;
+struct Mask;
 
 struct Run {
   int64_t global_begin = 0;
@@ -69,11 +73,38 @@ class TokenLayout {
   std::vector<Piece> pieces_;  // sorted by residue, then position
 };
 
+// What the balanced layout goes by: balanced.h.
+struct BalancedOptions {
+  // Hard limit: the area of a rank is at most this times its share (as of its tokens) of all area,
+  // plus the most keys that a single query sees, since the work of a token cannot be cut. Reached
+  // for any documents and mask. At least 1.
+  double bound = 2.0;
+  // What receiving a row of keys and values costs, in pairs (query, key) of attention. Within the
+  // bound the layout is taken whose costliest rank, area + row_price x remote rows, is cheapest.
+  // A row takes K (d+e) b bytes and a pair 2 H (d+e) FLOPs, so for R FLOP/s and B bytes/s of a rank
+  // the price is (K b / 2 H) (R / B). Default: bf16, 4 query heads a kv head, 400 TFLOP/s, 50 GB/s.
+  // Below 0: no choice; the layout at the bound.
+  double row_price = 2000;
+  // Places for each rank where its tokens may begin or end: borders of equal chunks, moved to a
+  // document's border where one is at most half a chunk away.
+  int64_t chunks_per_rank = 32;
+};
+
 // The layouts by name, for configurations and tests.
 struct LayoutKind {
   std::string_view name;  // "contiguous"
+  // For samples of one document.
   TokenLayout (*make)(int64_t tokens, int ranks);
+  // For a sample with these documents; every rank has as many rows as by `make`, so that memory
+  // does not depend on the sample. Null: as `make`, whatever the documents are.
+  TokenLayout (*make_for)(const Documents& documents, const Mask& mask, int ranks,
+                          const BalancedOptions& options) = nullptr;
+
+  TokenLayout of_sample(const Documents& documents, const Mask& mask, int ranks,
+                        const BalancedOptions& options = {}) const;
 };
 std::span<const LayoutKind> layout_kinds();
+// Throws Error(kConfig) with the known names if there is none of this name.
+const LayoutKind& layout_kind(std::string_view name);
 
 }  // namespace longhaul::parallel

@@ -39,14 +39,12 @@ std::vector<int32_t> labels_of(const std::vector<int32_t>& tokens,
   return labels;
 }
 
+// Small samples are worth no transfer: without this, the balanced layout would be contiguous.
+constexpr parallel::BalancedOptions kTight{.row_price = 0};
+
 ModelRun run_model(dist::Group& group, const ModelCase& c) {
   const int64_t tokens = c.documents.tokens();
-  const parallel::TokenLayout layout = [&] {
-    for (const auto& kind : parallel::layout_kinds()) {
-      if (kind.name == c.layout) return kind.make(tokens, group.size());
-    }
-    fail(ErrorCode::kInternal, c.layout);
-  }();
+  const parallel::LayoutKind& kind = parallel::layout_kind(c.layout);
   const std::vector<int32_t> sample =
       c.tokens.empty() ? random_tokens(tokens, c.config.vocabulary, 7) : c.tokens;
   const std::vector<int32_t> labels = labels_of(sample, c.documents);
@@ -54,16 +52,18 @@ ModelRun run_model(dist::Group& group, const ModelCase& c) {
       1, std::count_if(labels.begin(), labels.end(), [](int32_t l) { return l >= 0; }));
 
   parallel::CoreAttention attention(
-      group, layout,
+      group, kind.make(tokens, group.size()),
       {.heads = c.config.head_shape(),
        .mask = {.causal = true, .window = 0},
        .dtype = c.options.dtype,
        .scale = 1.0 / std::sqrt(static_cast<double>(c.config.head_dim)),
        .strategy = c.strategy,
        .in_place = c.in_place,
-       .ranks_per_node = 1});
+       .ranks_per_node = 1,
+       .sample_layout = [&](const auto&... of) { return kind.of_sample(of..., kTight); }});
   attention.prepare(c.documents);
-  const parallel::Shard shard = parallel::take(layout, c.documents, sample, labels, group.rank());
+  const parallel::Shard shard =
+      parallel::take(attention.layout(), c.documents, sample, labels, group.rank());
 
   ThreadPool pool(1);
   ModelRun result;

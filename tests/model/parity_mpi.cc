@@ -11,7 +11,7 @@ namespace {
 
 void run(dist::Group& world) {
   int cases = 0;
-  for (const char* layout : {"contiguous", "zigzag", "striped"}) {
+  for (const char* layout : {"contiguous", "zigzag", "striped", "balanced"}) {
     for (const auto policy :
          {model::ActivationPolicy::kKeep, model::ActivationPolicy::kRecompute}) {
       for (bool in_place : {false, true}) {

@@ -30,7 +30,7 @@ TEST(Parity, LossAndEveryGradientEqualOneRanks) {
                   .options = {.dtype = DType::kF64, .activations = policy},
                   .documents = documents};
       const ModelRun one = run_on_one_rank(c);
-      for (const char* layout : {"contiguous", "zigzag", "striped"}) {
+      for (const char* layout : {"contiguous", "zigzag", "striped", "balanced"}) {
         for (int ranks : kRanks) {
           SCOPED_TRACE(absl::StrCat(layout, " P=", ranks, " documents ", documents.count()));
           c.layout = layout;
@@ -55,7 +55,7 @@ TEST(Parity, EmptyShards) {
     c.tokens = {3, 1, 4, 15, 9};
     c.tokens.resize(static_cast<size_t>(tokens));
     const ModelRun one = run_on_one_rank(c);
-    for (const char* layout : {"contiguous", "zigzag", "striped"}) {
+    for (const char* layout : {"contiguous", "zigzag", "striped", "balanced"}) {
       c.layout = layout;
       EXPECT_LE(largest_deviation(one, run_on(8, c)), 1e-10) << layout << " " << tokens;
     }
@@ -72,7 +72,7 @@ TEST(Parity, SinglePrecision) {
   c.options.dtype = DType::kF32;
   const double one = largest_deviation(truth, run_on_one_rank(c));
   EXPECT_LE(one, 61 * 1.2e-7);
-  for (const char* layout : {"contiguous", "zigzag", "striped"}) {
+  for (const char* layout : {"contiguous", "zigzag", "striped", "balanced"}) {
     for (int ranks : {2, 5}) {
       c.layout = layout;
       // Twice one rank's error, and a floor for lucky single runs: three times sqrt(61) units.

@@ -16,20 +16,21 @@ std::string AttentionCase::name() const {
                       in_place ? " in place" : " moved");
 }
 
-parallel::TokenLayout layout_of(const std::string& name, int64_t tokens, int ranks) {
-  for (const parallel::LayoutKind& kind : parallel::layout_kinds()) {
-    if (kind.name == name) return kind.make(tokens, ranks);
-  }
-  fail(ErrorCode::kInternal, name);
+// Small samples are worth no transfer: without this, the balanced layout would be contiguous.
+constexpr parallel::BalancedOptions kTight{.row_price = 0};
+
+parallel::TokenLayout layout_of(const AttentionCase& c, int ranks) {
+  return parallel::layout_kind(c.layout).of_sample(c.documents, c.mask, ranks, kTight);
 }
 
 std::optional<std::string> refusal(const AttentionCase& c, int ranks) {
-  const parallel::TokenLayout layout = layout_of(c.layout, c.tokens, ranks);
-  return parallel::strategy(c.strategy).refusal({.layout = layout,
-                                                 .documents = c.documents,
-                                                 .mask = c.mask,
-                                                 .heads = c.heads,
-                                                 .ranks_per_node = c.ranks_per_node});
+  const parallel::TokenLayout layout = layout_of(c, ranks);
+  return parallel::strategy(c.strategy)
+      .refusal({.layout = layout,
+                .documents = c.documents,
+                .mask = c.mask,
+                .heads = c.heads,
+                .ranks_per_node = c.ranks_per_node});
 }
 
 namespace {
@@ -117,7 +118,10 @@ parallel::CoreAttentionOptions options_of(const AttentionCase& c) {
           .scale = 1.0 / std::sqrt(static_cast<double>(c.heads.head_dim)),
           .strategy = c.strategy,
           .in_place = c.in_place,
-          .ranks_per_node = c.ranks_per_node};
+          .ranks_per_node = c.ranks_per_node,
+          .sample_layout = [&kind = parallel::layout_kind(c.layout)](const auto&... sample) {
+            return kind.of_sample(sample..., kTight);
+          }};
 }
 
 void run_passes(CoreAttention& attention, const RankTensors& t, Arena& scratch,
@@ -142,7 +146,7 @@ void run_passes(CoreAttention& attention, const RankTensors& t, Arena& scratch,
 AttentionResult run_core_attention(dist::Group& group, const AttentionCase& c,
                                    const AttentionTruth& truth,
                                    std::span<const parallel::Strategy> table) {
-  const parallel::TokenLayout layout = layout_of(c.layout, c.tokens, group.size());
+  const parallel::TokenLayout layout = layout_of(c, group.size());
   const RankTensors tensors(truth, layout.positions(group.rank()), c.dtype);
   CoreAttention attention(group, layout, options_of(c), table);
   Arena scratch_plan = Arena::measure("scratch"), communication_plan = Arena::measure("buffers");
@@ -169,7 +173,7 @@ AttentionResult run_core_attention(dist::Group& group, const AttentionCase& c,
 
 std::vector<double> errors(dist::Group& group, const AttentionCase& c, const AttentionTruth& truth,
                            const AttentionResult& result) {
-  const parallel::TokenLayout layout = layout_of(c.layout, c.tokens, group.size());
+  const parallel::TokenLayout layout = layout_of(c, group.size());
   const std::vector<int64_t> positions = layout.positions(group.rank());
   const auto relative = [&](const Field3& expected, const std::vector<double>& actual,
                             bool heads_first) {

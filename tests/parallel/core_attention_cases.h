@@ -29,7 +29,8 @@ struct AttentionCase {
 // Why the strategy cannot do the case, if so.
 std::optional<std::string> refusal(const AttentionCase& c, int ranks);
 
-parallel::TokenLayout layout_of(const std::string& name, int64_t tokens, int ranks);
+// Of the case's documents.
+parallel::TokenLayout layout_of(const AttentionCase& c, int ranks);
 
 // This rank's results, dense: out, dq, dk, dv [rows, heads, dim]; lse [heads, rows].
 struct AttentionResult {

@@ -68,7 +68,7 @@ TEST(CoreAttention, EveryStrategyEqualsNaiveAttention) {
 // f32 accumulates in f32 end to end: sharding may cost no more than twice one rank's rounding.
 TEST(CoreAttention, SinglePrecisionLosesNothingOverRanks) {
   for (const DType dtype : {DType::kF32, DType::kBF16}) {
-    for (const char* layout : {"contiguous", "zigzag", "striped"}) {
+    for (const char* layout : {"contiguous", "zigzag", "striped", "balanced"}) {
       const AttentionCase c{.strategy = "ring",
                             .layout = layout,
                             .tokens = 257,
@@ -169,7 +169,7 @@ TEST(CoreAttention, DocumentsAreIsolated) {
   }
   const auto after = run();
   int changed = 0;
-  const parallel::TokenLayout layout = layout_of(c.layout, c.tokens, kRanks);
+  const parallel::TokenLayout layout = layout_of(c, kRanks);
   for (int r = 0; r < kRanks; ++r) {
     for (int64_t row = 0; row < layout.rows(r); ++row) {
       const int64_t position = layout.position(r, row);

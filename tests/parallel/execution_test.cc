@@ -129,7 +129,7 @@ TEST(Execution, SomeRowsAreReadInPlaceOrMoved) {
         dist::run_local(kRanks, kDeadline, [&](dist::Group& group) {
           const AttentionResult result = run_core_attention(group, c, truth, kTable);
           const std::vector<double> e = errors(group, c, truth, result);
-          const parallel::TokenLayout rows = layout_of(c.layout, c.tokens, kRanks);
+          const parallel::TokenLayout rows = layout_of(c, kRanks);
           const Problem problem{rows, c.documents, c.mask, c.heads};
           const Plan plan = plan_fetch(problem, Direction::kForward, group.rank());
           const std::scoped_lock lock(mutex);
@@ -176,7 +176,7 @@ TEST(Execution, NodesAreMixed) {
     const AttentionTruth truth = attention_truth(c.documents, c.mask, c.heads, 3);
     const std::vector<int> node_of{0, 0, 2, 2};
     dist::run_local(kRanks, kDeadline, [&](dist::Group& group) {
-      const parallel::TokenLayout layout = layout_of(c.layout, c.tokens, kRanks);
+      const parallel::TokenLayout layout = layout_of(c, kRanks);
       const Problem problem{layout, c.documents, c.mask, c.heads, c.ranks_per_node};
       const RankTensors t(truth, layout.positions(group.rank()), c.dtype);
       const auto window = group.make_window(2, layout.most_rows() * c.heads.kv_heads * (6 + 4) * 8);

@@ -80,9 +80,9 @@ TEST(PlanAttention, EveryStrategyEqualsNaiveAttention) {
     const MaskCase& mask = kMasks[c[5]];
     // The others do not look at nodes.
     if (full_coverage() && strategy.name != "double_ring" && c[6] > 0) continue;
-    const TokenLayout layout = kind.make(tokens, ranks);
     const Documents documents =
         mask.packed ? random_documents(tokens, 11, ++seed) : Documents::whole(tokens);
+    const TokenLayout layout = kind.of_sample(documents, mask.mask, ranks, {.row_price = 0});
     const Problem problem{
         layout, documents, mask.mask,
         HeadShape{.q_heads = h.q, .kv_heads = h.kv, .head_dim = 3, .value_dim = 2},
@@ -110,8 +110,8 @@ TEST(PlanAttention, DoubleRingHasTwoLevels) {
     for (const LayoutKind& kind : parallel::layout_kinds()) {
       SCOPED_TRACE(
           absl::StrCat(ranks, " ranks, ", per_node, " per node, ", std::string(kind.name)));
-      const TokenLayout layout = kind.make(61, ranks);
       const Documents documents = random_documents(61, 17, 3);
+      const TokenLayout layout = kind.of_sample(documents, {true, 0}, ranks, {.row_price = 0});
       const Problem problem{layout, documents, {true, 0}, heads, per_node};
       const AttentionTruth truth = attention_truth(documents, problem.mask, heads, 5);
       for (uint64_t seed = 0; seed < 5; ++seed) {

@@ -86,10 +86,10 @@ TEST(Segments, CoverTheMaskForEveryLayout) {
   for (const LayoutKind& kind : layout_kinds()) {
     for (int ranks : {1, 2, 3, 5, 8}) {
       for (int64_t tokens : {0, 1, 4, 23, 37}) {
-        const TokenLayout layout = kind.make(tokens, ranks);
         for (int64_t longest : {int64_t{1000}, int64_t{12}, int64_t{3}, int64_t{1}}) {
           const Documents documents = random_documents(tokens, longest, random);
           for (const Mask& mask : kMasks) {
+            const TokenLayout layout = kind.of_sample(documents, mask, ranks, {.row_price = 0});
             for (int a = 0; a < ranks; ++a) {
               for (int b = 0; b < ranks; ++b) {
                 SCOPED_TRACE(absl::StrCat(std::string(kind.name), " ranks ", ranks, " tokens ",
@@ -113,10 +113,11 @@ TEST(Segments, CoverTheMaskForListsOfRuns) {
     return static_cast<int64_t>(random() % static_cast<uint64_t>(limit));
   };
   for (int round = 0; round < 300; ++round) {
-    const LayoutKind& kind = layout_kinds()[static_cast<size_t>(draw(3))];
+    const LayoutKind& kind = layout_kinds()[static_cast<size_t>(draw(4))];
     const int ranks = static_cast<int>(1 + draw(6));
     const int64_t tokens = 1 + draw(40);
-    const TokenLayout layout = kind.make(tokens, ranks);
+    const Documents documents = random_documents(tokens, 1 + draw(20), random);
+    const TokenLayout layout = kind.of_sample(documents, {true, 0}, ranks, {.row_price = 0});
     RunList all;
     for (int r = 0; r < ranks; ++r) {
       for (const auto& run : layout.runs(r)) all.push_back(run);
@@ -125,7 +126,6 @@ TEST(Segments, CoverTheMaskForListsOfRuns) {
       const int64_t begin = draw(tokens);
       return slice(all, begin, draw(tokens - begin + 1));
     };
-    const Documents documents = random_documents(tokens, 1 + draw(20), random);
     SCOPED_TRACE(absl::StrCat("round ", round));
     ASSERT_NO_FATAL_FAILURE(
         expect_exact(part(), part(), documents, kMasks[draw(std::size(kMasks))], 0, 0));
