@@ -226,6 +226,8 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"parallel.data=3", "3 replicas cannot share 4 ranks"},
         Refusal{"parallel.sequence=3", "needs 3 ranks, but the job has 4"},
         Refusal{"parallel.layout=zigzig", "did you mean `zigzag`?"},
+        Refusal{"parallel.layout=balance", "did you mean `balanced`?"},
+        Refusal{"parallel.row_price=-1", "below 0"},
         Refusal{"parallel.strategy=rnig", "did you mean `ring`?"},
         Refusal{"parallel.backward_strategy=outo", "did you mean `auto`?"},
         Refusal{"parallel.ranks_per_node=-1", "parallel.ranks_per_node: -1 is too small"},
@@ -260,6 +262,8 @@ TEST(Resolve, MissingFieldsAreNamed) {
 }
 
 TEST(Resolve, FieldsThatContradictEachOther) {
+  EXPECT_THAT(resolve_error({"parallel.layout=balanced", "data.sequence_length=2147483649"}),
+              HasSubstr("more than 2^31"));
   EXPECT_THAT(resolve_error({"train.validate_every=5", "data.validation_fraction=0"}),
               HasSubstr("data.validation_fraction"));
 }

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "absl/strings/str_cat.h"
 #include "checkpoint/checkpoint.h"
@@ -139,6 +140,8 @@ TEST_F(TrainTest, DataAxisAccumulationAndLayoutsDoNotChangeTheLoss) {
       {5, {"parallel.layout=contiguous", "memory.activations=RECOMPUTE"}},
       {3, {"parallel.strategy=ulysses"}},
       {4, {"parallel.data=4", "parallel.in_place=false"}},
+      {3, {"parallel.layout=balanced", "parallel.row_price=0"}},
+      {4, {"parallel.data=2", "parallel.layout=balanced", "parallel.in_place=false"}},
   };
   for (size_t i = 0; i < cases.size(); ++i) {
     const std::string name = absl::StrCat("case", i);
@@ -254,6 +257,73 @@ TEST(Engine, UsesTheMemoryThatWasMeasured) {
         EXPECT_FALSE(engine.find_non_finite(copy_sample(64, 1, {0, 30})).has_value());
         EXPECT_EQ(engine.memory().peaks(), engine.memory().capacities());
       });
+    }
+  }
+}
+
+// What one engine makes of samples with other documents each: losses, work, losses by position.
+struct SampleResults {
+  std::vector<double> losses, flops, by_position;
+  std::set<std::vector<std::vector<int64_t>>> layouts;  // first tokens of all ranks' runs
+};
+SampleResults run_samples(int ranks, const std::string& parallel) {
+  constexpr int64_t kTokens = 131;
+  const Config config = parse_config(
+      absl::StrCat(kModel,
+                   "data { path: 'none' sequence_length: 131 } train { steps: 1 dtype: F64 "
+                   "} parallel { threads: 1 ",
+                   parallel, " }"),
+      "test");
+  SampleResults results;
+  dist::run_local(ranks, kDeadline, [&](dist::Group& world) {
+    Config mine = config;
+    resolve(mine, world.size(), 1);
+    Engine engine(world, mine);
+    Engine::PositionLoss position{std::vector<double>(4), std::vector<double>(4)};
+    SampleResults all;
+    for (uint64_t seed = 1; seed <= 12; ++seed) {
+      std::vector<int64_t> begins;
+      for (int64_t at = 0; at < kTokens;) {
+        begins.push_back(at);
+        const uint64_t bits = random_u64({.seed = seed, .stream = 3}, static_cast<uint64_t>(at));
+        at += 1 + static_cast<int64_t>(bits % (seed % 3 == 0 ? 120 : 25));
+      }
+      const Sample sample = copy_sample(kTokens, seed, begins);
+      const double loss = engine.accumulate(sample, 1.0 / kTokens);
+      all.losses.push_back(world.sum(loss, "test"));
+      all.flops.push_back(world.sum(engine.sample_flops(), "test"));
+      engine.evaluate(sample, position);
+      std::vector<std::vector<int64_t>> layout;
+      for (int r = 0; r < engine.layout().ranks(); ++r) {
+        layout.emplace_back();
+        for (const auto& run : engine.layout().runs(r)) layout.back().push_back(run.global_begin);
+      }
+      all.layouts.insert(layout);
+    }
+    all.losses.push_back(engine.reduce_gradients());
+    for (const double sum : position.sum) all.by_position.push_back(world.sum(sum, "test"));
+    // The memory of a first sample served all.
+    EXPECT_EQ(engine.memory().peaks(), engine.memory().capacities());
+    if (world.rank() == 0) results = all;
+  });
+  return results;
+}
+
+TEST(Engine, MakesTheLayoutOfEachSampleWithinTheSameMemory) {
+  const SampleResults one = run_samples(1, "");
+  for (const char* more : {"", "in_place: false", "strategy: 'ulysses'"}) {
+    SCOPED_TRACE(more);
+    const SampleResults many =
+        run_samples(5, absl::StrCat("layout: 'balanced' row_price: 0 ", more));
+    EXPECT_GE(many.layouts.size(), 10u);
+    for (size_t i = 0; i < one.losses.size(); ++i) {
+      EXPECT_NEAR(many.losses[i], one.losses[i], 1e-11 * one.losses[i]) << i;
+    }
+    for (size_t i = 0; i < one.flops.size(); ++i) {
+      EXPECT_NEAR(many.flops[i], one.flops[i], 1e-9 * one.flops[i]) << i;
+    }
+    for (size_t i = 0; i < one.by_position.size(); ++i) {
+      EXPECT_NEAR(many.by_position[i], one.by_position[i], 1e-9 * one.by_position[i]) << i;
     }
   }
 }
