@@ -11,6 +11,7 @@
 
 #include "kernels/adamw.h"
 #include "kernels/attention.h"
+#include "kernels/attention_sink.h"
 #include "kernels/embedding.h"
 #include "kernels/gemm.h"
 #include "kernels/linear_attention.h"
@@ -26,6 +27,7 @@ struct Backend {
   DeviceKind device;
   std::string_view description;  // for `longhaul doctor`
   std::span<const AttentionKernel> attention;
+  std::span<const AttentionSinkKernel> attention_sink;
   std::span<const LinearAttentionKernel> linear_attention;
   std::span<const GemmKernel> gemm;
   std::span<const RmsNormKernel> rms_norm;

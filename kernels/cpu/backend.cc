@@ -23,6 +23,7 @@ const Backend& cpu_backend() {
   static const Backend backend{.device = DeviceKind::kCpu,
                                .description = description,
                                .attention = cpu::attention_table(),
+                               .attention_sink = cpu::attention_sink_table(),
                                .linear_attention = cpu::linear_attention_table(),
                                .gemm = cpu::gemm_table(),
                                .rms_norm = cpu::rms_norm_table(),

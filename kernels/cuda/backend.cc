@@ -18,6 +18,7 @@ const Backend& cuda_backend() {
   static const Backend backend{.device = DeviceKind::kCuda,
                                .description = "CUDA, compute capability 8.0 and higher",
                                .attention = cuda::attention_table(),
+                               .attention_sink = cuda::attention_sink_table(),
                                .linear_attention = {},
                                .gemm = cuda::gemm_table(),
                                .rms_norm = cuda::rms_norm_table(),

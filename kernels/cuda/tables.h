@@ -9,6 +9,7 @@ namespace longhaul::kernels::cuda {
 bool available();
 
 std::span<const AttentionKernel> attention_table();
+std::span<const AttentionSinkKernel> attention_sink_table();
 std::span<const GemmKernel> gemm_table();
 std::span<const RmsNormKernel> rms_norm_table();
 std::span<const RopeKernel> rope_table();

@@ -7,6 +7,7 @@ const Backend& cuda_backend() {
   static const Backend backend{.device = DeviceKind::kCuda,
                                .description = "not built",
                                .attention = {},
+                               .attention_sink = {},
                                .linear_attention = {},
                                .gemm = {},
                                .rms_norm = {},

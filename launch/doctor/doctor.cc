@@ -54,6 +54,7 @@ BackendState state_of(const kernels::Backend& backend) {
   BackendState state{.device = backend.device == DeviceKind::kCpu ? "cpu" : "cuda",
                      .description = std::string(backend.description)};
   count(backend.attention, state);
+  count(backend.attention_sink, state);
   count(backend.gemm, state);
   count(backend.rms_norm, state);
   count(backend.rope, state);

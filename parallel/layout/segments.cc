@@ -81,7 +81,7 @@ bool trim(Segment& s) {
   return true;
 }
 
-// The band of two runs within one document.
+// The band of two runs within one document; a prefix is the caller's.
 void append_band(const PlacedRun& q, const PlacedRun& k, const Mask& mask,
                  std::vector<Segment>& segments) {
   if (q.run.length == 0 || k.run.length == 0) return;
@@ -100,13 +100,37 @@ void append_band(const PlacedRun& q, const PlacedRun& k, const Mask& mask,
   if (trim(s)) segments.push_back(s);
 }
 
+// What of two runs lies in the document [begin, end). A prefix is cut out such that a query has as
+// few segments as can be: queries in it see a rectangle, and for the others it is a part of the
+// causal band unless a window hides it.
+void append_document(const PlacedRun& q, const PlacedRun& k, int64_t begin, int64_t end,
+                     const Mask& mask, std::vector<Segment>& segments) {
+  if (mask.prefix == 0) {  // plans of many documents are made while a step waits
+    append_band(clip(q, begin, end), clip(k, begin, end), mask, segments);
+    return;
+  }
+  const int64_t border = mask.prefix < end - begin ? begin + mask.prefix : end;
+  constexpr Mask kAll{.causal = false, .window = 0, .prefix = 0};
+  append_band(clip(q, begin, border), clip(k, begin, mask.causal ? border : end), kAll, segments);
+  const PlacedRun after = clip(q, border, end);
+  if (mask.window > 0) append_band(after, clip(k, begin, border), kAll, segments);
+  append_band(after, clip(k, mask.window > 0 ? border : begin, end), mask, segments);
+}
+
 }  // namespace
 
 IndexRange keys_in_reach(int64_t first, int64_t last, const Documents& documents,
                          const Mask& mask) {
-  IndexRange reach{documents.begin(documents.at(first)), documents.end(documents.at(last))};
-  if (mask.causal) reach.end = std::min(reach.end, last + 1);
-  if (mask.window > 0) reach.begin = std::max(reach.begin, first - mask.window + 1);
+  const int64_t last_document = documents.at(last);
+  IndexRange reach{documents.begin(documents.at(first)), documents.end(last_document)};
+  if (mask.causal) {
+    const int64_t prefix_end = std::min(reach.end, documents.begin(last_document) + mask.prefix);
+    reach.end = std::max(prefix_end, std::min(reach.end, last + 1));
+  }
+  // A window hides no prefix.
+  if (mask.window > 0 && mask.prefix == 0) {
+    reach.begin = std::max(reach.begin, first - mask.window + 1);
+  }
   return reach;
 }
 
@@ -124,8 +148,7 @@ std::vector<Segment> cut_segments(const RunList& q, const RunList& k, const Docu
       const int64_t begin = documents.at(std::max(q_run.first(), k_run.first()));
       const int64_t end = documents.at(std::min(q_run.last(), k_run.last()));
       for (int64_t d = begin; d <= end; ++d) {
-        append_band(clip(q_run, documents.begin(d), documents.end(d)),
-                    clip(k_run, documents.begin(d), documents.end(d)), mask, segments);
+        append_document(q_run, k_run, documents.begin(d), documents.end(d), mask, segments);
       }
     }
     std::stable_sort(segments.begin() + first_of_run, segments.end(),

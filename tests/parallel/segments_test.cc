@@ -22,10 +22,16 @@ std::vector<int64_t> positions(const RunList& runs) {
 
 // By counting borders between two tokens, unlike the code under test.
 bool allowed(int64_t query, int64_t key, const Mask& mask, const std::vector<int64_t>& begins) {
+  if (std::any_of(begins.begin(), begins.end(),
+                  [&](int64_t border) { return (query < border) != (key < border); })) {
+    return false;
+  }
+  // Of the prefix: fewer than `prefix` tokens lie between its document's first and it.
+  int64_t before = 0;
+  while (std::find(begins.begin(), begins.end(), key - before) == begins.end()) ++before;
+  if (before < mask.prefix) return true;
   if (mask.causal && key > query) return false;
-  if (mask.window > 0 && key <= query - mask.window) return false;
-  return std::none_of(begins.begin(), begins.end(),
-                      [&](int64_t border) { return (query < border) != (key < border); });
+  return mask.window == 0 || key > query - mask.window;
 }
 
 // Every allowed pair in exactly one segment, positions right, segments trimmed and in order.
@@ -78,8 +84,10 @@ Documents random_documents(int64_t tokens, int64_t longest, std::mt19937_64& ran
   return Documents(tokens, begins);
 }
 
-constexpr Mask kMasks[] = {{true, 0}, {false, 0},  {true, 1},  {true, 2},
-                           {true, 9}, {true, 100}, {false, 4}, {false, 1}};
+constexpr Mask kMasks[] = {{true, 0},     {false, 0},    {true, 1},    {true, 2},    {true, 9},
+                           {true, 100},   {false, 4},    {false, 1},   {true, 0, 1}, {true, 0, 5},
+                           {true, 0, 99}, {true, 1, 3},  {true, 4, 6}, {true, 9, 2}, {false, 0, 4},
+                           {false, 3, 5}, {false, 1, 1}, {true, 3, 99}};
 
 TEST(Segments, CoverTheMaskForEveryLayout) {
   std::mt19937_64 random(7);
@@ -94,7 +102,7 @@ TEST(Segments, CoverTheMaskForEveryLayout) {
               for (int b = 0; b < ranks; ++b) {
                 SCOPED_TRACE(absl::StrCat(std::string(kind.name), " ranks ", ranks, " tokens ",
                                           tokens, " causal ", mask.causal, " window ", mask.window,
-                                          " q of ", a, " k of ", b));
+                                          " prefix ", mask.prefix, " q of ", a, " k of ", b));
                 ASSERT_NO_FATAL_FAILURE(
                     expect_exact(layout.runs(a), layout.runs(b), documents, mask, 3, 11));
               }
@@ -138,6 +146,21 @@ TEST(Segments, AdjacentRunsAreJoined) {
   // Rank 1's chunks are neighbours: one triangle, not two and a square.
   EXPECT_EQ(cut_segments(layout.runs(1), layout.runs(1), whole, {true, 0}).size(), 1u);
   EXPECT_EQ(cut_segments(layout.runs(0), layout.runs(0), whole, {true, 0}).size(), 3u);
+}
+
+// A square for the queries of the prefix and a trapezoid for the others; with a window, in which
+// the prefix may be out of sight, a rectangle more.
+TEST(Segments, PrefixIsCutIntoFewSegments) {
+  const RunList all{{0, 16, 1}};
+  const Documents whole = Documents::whole(16);
+  const auto square_and_band = cut_segments(all, all, whole, {true, 0, 4});
+  ASSERT_EQ(square_and_band.size(), 2u);
+  EXPECT_EQ(area(square_and_band[0]), 4 * 4);
+  EXPECT_EQ(area(square_and_band[1]), (16 * 17 - 4 * 5) / 2);
+  EXPECT_EQ(cut_segments(all, all, whole, {true, 3, 4}).size(), 3u);
+  EXPECT_EQ(cut_segments(all, all, whole, {true, 3, 16}).size(), 1u);
+  EXPECT_EQ(cut_segments(all, all, whole, {true, 0, int64_t{1} << 60}).size(), 1u);
+  EXPECT_EQ(cut_segments(all, all, Documents(16, {0, 8}), {true, 0, 3}).size(), 4u);
 }
 
 TEST(Segments, StripesAreTriangles) {
