@@ -1,6 +1,8 @@
 #include "parallel/attention/core_attention.h"
 
 #include "absl/strings/str_cat.h"
+#include "kernels/attention_sink.h"
+#include "kernels/core/transfer.h"
 #include "parallel/attention/execution.h"
 
 namespace longhaul::parallel {
@@ -42,8 +44,9 @@ int64_t free_bytes(const Arena& arena) { return arena.capacity() - arena.used();
 
 }  // namespace
 
-CoreAttention::Pending::Pending(std::unique_ptr<Execution> execution)
-    : execution_(std::move(execution)) {}
+CoreAttention::Pending::Pending(std::unique_ptr<Execution> execution,
+                                const CoreAttentionForward& args)
+    : execution_(std::move(execution)), args_(args) {}
 CoreAttention::Pending::Pending(Pending&&) noexcept = default;
 CoreAttention::Pending::~Pending() = default;
 
@@ -57,6 +60,10 @@ CoreAttention::CoreAttention(dist::Group& group, const TokenLayout& layout,
                              ? strategy_
                              : strategy(options.backward_strategy, table)) {
   LONGHAUL_CHECK(layout.ranks() == group.size());
+  LONGHAUL_CHECK(options_.bias_slopes.empty() ||
+                     static_cast<int64_t>(options_.bias_slopes.size()) == options_.heads.q_heads,
+                 absl::StrCat(options_.bias_slopes.size(), " slopes for ", options_.heads.q_heads,
+                              " query heads"));
   const Documents whole = Documents::whole(layout_.tokens());
   for (const Strategy* candidate : {&strategy_, &backward_strategy_}) {
     if (auto why = candidate->refusal(Problem{.layout = layout_,
@@ -124,14 +131,27 @@ int64_t CoreAttention::forward_area() const {
   return total;
 }
 
-ExecutionSetup CoreAttention::setup(Direction direction, Arena& communication) const {
+ExecutionSetup CoreAttention::setup(const Context& ctx, Direction direction, Arena& communication,
+                                    const std::optional<RandomKey>& dropout_key) {
+  kernels::AttentionOptions kernel_options{.scale = options_.scale, .soft_cap = options_.soft_cap};
+  if (!options_.bias_slopes.empty()) {
+    if (bias_slopes_.view().rank() == 0) {
+      const Shape shape{options_.heads.q_heads};
+      bias_slopes_ = Tensor(DType::kF32, shape, ctx.device());
+      upload(ctx.stream, std::as_bytes(std::span(options_.bias_slopes)), bias_slopes_.view().raw());
+    }
+    kernel_options.bias_slopes = bias_slopes_;
+  }
+  if (dropout_key) {
+    kernel_options.dropout = {.probability = options_.dropout, .key = *dropout_key};
+  }
   return {.group = &group_,
           .plan = &plan(direction),
           .layout = &layout_,
           .direction = direction,
           .heads = options_.heads,
           .dtype = options_.dtype,
-          .kernel_options = {.scale = options_.scale},
+          .kernel_options = kernel_options,
           .in_place = {window_.get(), &node_of_, epoch_},
           .communication = &communication};
 }
@@ -160,20 +180,27 @@ CoreAttention::Pending CoreAttention::begin(const Context& ctx, Arena& communica
   at(home, Field::kLse) = args.lse;
   if (!ctx.measuring()) {
     if (!fits_[0]) {
-      agree_on_memory(Direction::kForward,
-                      needed_bytes(ctx, setup(Direction::kForward, communication), home),
-                      free_bytes(communication));
+      agree_on_memory(
+          Direction::kForward,
+          needed_bytes(ctx, setup(ctx, Direction::kForward, communication, args.dropout_key), home),
+          free_bytes(communication));
     }
     ++forward_count_;
     ++epoch_;
   }
-  auto execution =
-      std::make_unique<Execution>(ctx, setup(Direction::kForward, communication), home);
+  auto execution = std::make_unique<Execution>(
+      ctx, setup(ctx, Direction::kForward, communication, args.dropout_key), home);
   execution->start(ctx);
-  return Pending(std::move(execution));
+  return Pending(std::move(execution), args);
 }
 
-void CoreAttention::finish(const Context& ctx, Pending pending) { pending.execution_->finish(ctx); }
+void CoreAttention::finish(const Context& ctx, Pending pending) {
+  pending.execution_->finish(ctx);
+  const CoreAttentionForward& args = pending.args_;
+  if (args.sink.rank() == 0) return;
+  kernels::attention_sink_forward(ctx,
+                                  {.sink = args.sink, .out_acc = args.out_acc, .lse = args.lse});
+}
 
 void CoreAttention::backward(const Context& ctx, Arena& communication,
                              const CoreAttentionBackward& args) {
@@ -189,14 +216,20 @@ void CoreAttention::backward(const Context& ctx, Arena& communication,
   at(home, Field::kDV) = args.dv_acc;
   if (!ctx.measuring()) {
     if (!fits_[1]) {
-      agree_on_memory(Direction::kBackward,
-                      needed_bytes(ctx, setup(Direction::kBackward, communication), home),
-                      free_bytes(communication));
+      agree_on_memory(
+          Direction::kBackward,
+          needed_bytes(ctx, setup(ctx, Direction::kBackward, communication, args.dropout_key),
+                       home),
+          free_bytes(communication));
     }
     ++epoch_;
   }
-  Execution execution(ctx, setup(Direction::kBackward, communication), home);
+  Execution execution(ctx, setup(ctx, Direction::kBackward, communication, args.dropout_key), home);
   execution.start(ctx);
+  if (args.sink.rank() > 0) {  // while the first transfers move
+    kernels::attention_sink_backward(
+        ctx, {.sink = args.sink, .lse = args.lse, .delta = args.delta, .dsink = args.dsink});
+  }
   execution.finish(ctx);
 }
 

@@ -17,6 +17,7 @@
 #include "dist/group.h"
 #include "kernels/attention.h"
 #include "kernels/core/context.h"
+#include "kernels/core/random.h"
 #include "parallel/plan/strategy.h"
 
 namespace longhaul::parallel {
@@ -29,6 +30,10 @@ struct CoreAttentionOptions {
   Mask mask;
   DType dtype = DType::kF32;
   double scale = 1.0;  // of q.k
+  // What kernels/attention.h does to scores and probabilities beyond that.
+  double soft_cap = 0;               // 0: none
+  std::vector<float> bias_slopes{};  // ALiBi: one for each query head of the model; empty: none
+  double dropout = 0;                // probability of being dropped, in passes that have a key
   std::string strategy = "ring";
   std::string backward_strategy = {};  // empty: as strategy
   bool in_place = true;                // read neighbours' keys and values where they lie
@@ -40,14 +45,27 @@ struct CoreAttentionOptions {
 
 // Local rows x all heads: q [n, Hq, D], k [n, Hkv, D], v [n, Hkv, Dv]; accumulators dense, in the
 // accumulator type: out_acc [n, Hq, Dv], lse [Hq, n]. Overwritten.
+//
+// sink, the same on every rank: a learnable sink (kernels/attention_sink.h), counted once in every
+// row; out_acc and lse are then with it. No shape: none.
+//
+// dropout_key: of this sample, layer and step, the same on every rank and for forward and backward;
+// what is dropped depends on it, the head and the positions in the sample alone. None: nothing is
+// dropped, as in evaluation.
 struct CoreAttentionForward {
   ConstTensorView q, k, v;
   TensorView out_acc, lse;
+  ConstTensorView sink{};  // [Hq] dtype of q
+  std::optional<RandomKey> dropout_key{};
 };
 // delta as by kernels::attention_delta; dq_acc, dk_acc, dv_acc dense accumulators. Overwritten.
+// dsink is added to: this rank's queries' share of the gradient.
 struct CoreAttentionBackward {
   ConstTensorView q, k, v, dout, lse, delta;
   TensorView dq_acc, dk_acc, dv_acc;
+  ConstTensorView sink{};
+  TensorView dsink{};  // [Hq] accumulator type; with a sink
+  std::optional<RandomKey> dropout_key{};
 };
 
 class CoreAttention {
@@ -65,19 +83,21 @@ class CoreAttention {
 
   // Layout and plans for a sample; layers share them. The same arguments on every rank. What a
   // measuring run took while the sample was one document (as it is at first) is enough for others,
-  // too; if a plan needs more after all, begin and backward throw Error(kEnvironment) on every rank.
+  // too; if a plan needs more after all, begin and backward throw Error(kEnvironment) on every
+  // rank.
   void prepare(const Documents& documents);
 
   // A forward pass under way: its first transfers move while the caller does other work.
   class Pending {
    public:
-    explicit Pending(std::unique_ptr<Execution> execution);
+    Pending(std::unique_ptr<Execution> execution, const CoreAttentionForward& args);
     Pending(Pending&&) noexcept;
     ~Pending();
 
    private:
     friend class CoreAttention;
     std::unique_ptr<Execution> execution_;
+    CoreAttentionForward args_;
   };
   Pending begin(const Context&, Arena& communication, const CoreAttentionForward&);
   void finish(const Context&, Pending pending);
@@ -93,7 +113,8 @@ class CoreAttention {
   const Plan& plan(Direction direction) const;
 
  private:
-  ExecutionSetup setup(Direction direction, Arena& communication) const;
+  ExecutionSetup setup(const Context&, Direction direction, Arena& communication,
+                       const std::optional<RandomKey>& dropout_key);
   void agree_on_memory(Direction direction, int64_t needed, int64_t free);
 
   dist::Group& group_;
@@ -101,6 +122,7 @@ class CoreAttention {
   CoreAttentionOptions options_;
   const Strategy& strategy_;
   const Strategy& backward_strategy_;
+  Tensor bias_slopes_;                    // on the device, from the first pass on
   std::vector<int> node_of_;              // a node number per rank; equal: shared memory
   std::unique_ptr<dist::Window> window_;  // k and v of the running operation
   uint64_t epoch_ = 0;                    // attention operations begun; equal on all ranks

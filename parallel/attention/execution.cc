@@ -361,13 +361,17 @@ void Execution::compute(const Context& ctx, const Task& task) {
   const kernels::HeadMap heads{.q_begin = task.q_heads.begin,
                                .kv_begin = k_slot.kv_heads.begin,
                                .group = setup_.heads.group()};
+  kernels::AttentionOptions options = setup_.kernel_options;
+  if (options.biased()) {
+    options.bias_slopes = options.bias_slopes.rows(task.q_heads.begin, task.q_heads.length);
+  }
   if (setup_.direction == Direction::kForward) {
     kernels::attention_forward(ctx, {.segments = task.segments,
                                      .heads = heads,
                                      .q = q_part(Field::kQ),
                                      .k = at(ks, Field::kK),
                                      .v = at(ks, Field::kV),
-                                     .options = setup_.kernel_options,
+                                     .options = options,
                                      .out_acc = q_part(Field::kOut),
                                      .lse = q_part(Field::kLse)});
   } else {
@@ -378,7 +382,7 @@ void Execution::compute(const Context& ctx, const Task& task) {
                                       .q = q_part(Field::kQ),
                                       .k = at(ks, Field::kK),
                                       .v = at(ks, Field::kV),
-                                      .options = setup_.kernel_options,
+                                      .options = options,
                                       .dout = q_part(Field::kDOut),
                                       .lse = q_part(Field::kLse),
                                       .delta = q_part(Field::kDelta),

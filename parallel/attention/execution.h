@@ -81,7 +81,7 @@ struct ExecutionSetup {
   Direction direction = Direction::kForward;
   HeadShape heads;
   DType dtype = DType::kF32;
-  kernels::AttentionOptions kernel_options;
+  kernels::AttentionOptions kernel_options;  // bias_slopes: of all query heads
   InPlace in_place;
   Arena* communication = nullptr;
 };

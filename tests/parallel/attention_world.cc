@@ -19,12 +19,13 @@ using parallel::Problem;
 using parallel::Task;
 
 bool allowed(int64_t query, int64_t key, const Mask& mask, const Documents& documents) {
-  if (mask.causal && key > query) return false;
-  if (mask.window > 0 && query - key >= mask.window) return false;
-  const auto& begins = documents.begins();
-  return std::none_of(begins.begin(), begins.end(), [&](int64_t border) {
-    return (query < border) != (key < border);  // a border lies between them
-  });
+  int64_t first = 0;  // of the key's document
+  for (int64_t border : documents.begins()) {
+    if ((query < border) != (key < border)) return false;  // it lies between them
+    if (border <= key) first = border;
+  }
+  if (key - first < mask.prefix) return true;
+  return !(mask.causal && key > query) && !(mask.window > 0 && query - key >= mask.window);
 }
 
 namespace {
@@ -35,11 +36,31 @@ double dot(const double* a, const double* b, int64_t n) {
   return sum;
 }
 
-Field3 random_field(int64_t tokens, int64_t heads, int64_t dim, std::mt19937_64& random) {
+double rounded(double value, DType dtype) {
+  return visit_float(dtype, [&]<class T>() {
+    return static_cast<double>(static_cast<T>(static_cast<Accumulator<T>>(value)));
+  });
+}
+
+Field3 random_field(int64_t tokens, int64_t heads, int64_t dim, std::mt19937_64& random,
+                    DType dtype) {
   Field3 field(tokens, heads, dim);
   std::normal_distribution<double> normal;
-  for (double& value : field.values) value = normal(random);
+  for (double& value : field.values) value = rounded(normal(random), dtype);
   return field;
+}
+
+uint64_t two_words(uint32_t low, uint32_t high) { return low + (uint64_t{high} << 32); }
+
+// What dropout multiplies a probability by.
+double dropout_factor(const ScoreOptions& options, int64_t head, int64_t query, int64_t key) {
+  if (options.dropout == 0) return 1;
+  const auto h = random_bits(options.dropout_key, static_cast<uint64_t>(head));
+  const RandomKey of_row{.seed = two_words(h[0], h[1]),
+                         .stream = two_words(h[2], h[3]) + static_cast<uint64_t>(query)};
+  const auto words = random_bits(of_row, static_cast<uint64_t>(key / 4));
+  const double u = std::ldexp(words[static_cast<size_t>(key % 4)], -32);
+  return u >= options.dropout ? 1 / (1 - options.dropout) : 0;
 }
 
 // The interpreter's ranks with attention as their task. q and k carry one value more than the
@@ -235,52 +256,73 @@ class World {
 }  // namespace
 
 AttentionTruth attention_truth(const Documents& documents, const Mask& mask, const HeadShape& heads,
-                               uint64_t seed) {
+                               uint64_t seed, const ScoreOptions& options, DType dtype) {
   std::mt19937_64 random(seed);
   const int64_t N = documents.tokens(), H = heads.q_heads, K = heads.kv_heads;
   const int64_t D = heads.head_dim, E = heads.value_dim;
   const double scale = 1.0 / std::sqrt(static_cast<double>(D));
   AttentionTruth t{heads,
-                   random_field(N, H, D, random),
-                   random_field(N, K, D, random),
-                   random_field(N, K, E, random),
-                   random_field(N, H, E, random),
+                   options,
+                   random_field(N, H, D, random, dtype),
+                   random_field(N, K, D, random, dtype),
+                   random_field(N, K, E, random, dtype),
+                   random_field(N, H, E, random, dtype),
                    Field3(N, H, E),
                    Field3(N, H, 1, -std::numeric_limits<double>::infinity()),
                    Field3(N, H, 1),
                    Field3(N, H, D),
                    Field3(N, K, D),
-                   Field3(N, K, E)};
-  std::vector<double> p(static_cast<size_t>(N));
+                   Field3(N, K, E),
+                   std::vector<double>(options.sink.size())};
+  // Of one query: probabilities, their factors of dropout, and the soft-cap's derivatives.
+  std::vector<double> p(static_cast<size_t>(N)), kept = p, bend = p;
   for (int64_t i = 0; i < N; ++i) {
     std::vector<int64_t> keys;
     for (int64_t j = 0; j < N; ++j) {
       if (allowed(i, j, mask, documents)) keys.push_back(j);
     }
-    if (keys.empty()) continue;
     for (int64_t h = 0; h < H; ++h) {
       const int64_t kv = h * K / H;
-      double top = -std::numeric_limits<double>::infinity(), sum = 0;
+      const bool has_sink = !options.sink.empty();
+      const double sink = has_sink ? options.sink[static_cast<size_t>(h)] : 0;
+      if (keys.empty() && !has_sink) continue;
+      double top = has_sink ? sink : -std::numeric_limits<double>::infinity();
       for (int64_t j : keys) {
-        p[static_cast<size_t>(j)] = scale * dot(t.q.at(i, h), t.k.at(j, kv), D);
-        top = std::max(top, p[static_cast<size_t>(j)]);
+        double s = scale * dot(t.q.at(i, h), t.k.at(j, kv), D);
+        bend[static_cast<size_t>(j)] = 1;
+        if (options.soft_cap > 0) {
+          const double bent = std::tanh(s / options.soft_cap);
+          s = options.soft_cap * bent;
+          bend[static_cast<size_t>(j)] = 1 - bent * bent;
+        }
+        if (!options.slopes.empty()) {
+          s -= options.slopes[static_cast<size_t>(h)] * static_cast<double>(i - j);
+        }
+        kept[static_cast<size_t>(j)] = dropout_factor(options, h, i, j);
+        p[static_cast<size_t>(j)] = s;
+        top = std::max(top, s);
       }
+      double sum = has_sink ? std::exp(sink - top) : 0;
       for (int64_t j : keys) sum += std::exp(p[static_cast<size_t>(j)] - top);
       *t.lse.at(i, h) = top + std::log(sum);
       for (int64_t j : keys) {
         double& pj = p[static_cast<size_t>(j)];
         pj = std::exp(pj - top) / sum;
-        for (int64_t d = 0; d < E; ++d) t.out.at(i, h)[d] += pj * t.v.at(j, kv)[d];
+        const double taken = pj * kept[static_cast<size_t>(j)];
+        for (int64_t d = 0; d < E; ++d) t.out.at(i, h)[d] += taken * t.v.at(j, kv)[d];
       }
-      *t.delta.at(i, h) = dot(t.out.at(i, h), t.dout.at(i, h), E);
+      const double delta = dot(t.out.at(i, h), t.dout.at(i, h), E);
+      *t.delta.at(i, h) = delta;
+      if (has_sink) t.dsink[static_cast<size_t>(h)] -= std::exp(sink - *t.lse.at(i, h)) * delta;
       for (int64_t j : keys) {
-        const double pj = p[static_cast<size_t>(j)];
-        const double ds = scale * pj * (dot(t.dout.at(i, h), t.v.at(j, kv), E) - *t.delta.at(i, h));
+        const double pj = p[static_cast<size_t>(j)], factor = kept[static_cast<size_t>(j)];
+        const double dp = factor * dot(t.dout.at(i, h), t.v.at(j, kv), E);
+        const double ds = scale * bend[static_cast<size_t>(j)] * pj * (dp - delta);
         for (int64_t d = 0; d < D; ++d) {
           t.dq.at(i, h)[d] += ds * t.k.at(j, kv)[d];
           t.dk.at(j, kv)[d] += ds * t.q.at(i, h)[d];
         }
-        for (int64_t d = 0; d < E; ++d) t.dv.at(j, kv)[d] += pj * t.dout.at(i, h)[d];
+        for (int64_t d = 0; d < E; ++d) t.dv.at(j, kv)[d] += pj * factor * t.dout.at(i, h)[d];
       }
     }
   }

@@ -7,6 +7,8 @@
 #include <memory>
 #include <vector>
 
+#include "kernels/core/dtype.h"
+#include "kernels/core/random.h"
 #include "parallel/plan/planners.h"
 #include "tests/parallel/plan_interpreter.h"
 
@@ -32,14 +34,28 @@ struct Field3 {
 bool allowed(int64_t query, int64_t key, const parallel::Mask& mask,
              const parallel::Documents& documents);
 
+// What attention may do to scores and probabilities beyond softmax, from the definitions in
+// kernels/attention.h, kernels/dropout.h and kernels/attention_sink.h.
+struct ScoreOptions {
+  double soft_cap = 0;         // 0: none
+  std::vector<double> slopes;  // of each query head; empty: no bias
+  double dropout = 0;
+  RandomKey dropout_key;
+  std::vector<double> sink;  // of each query head; empty: none
+};
+
 struct AttentionTruth {
   parallel::HeadShape heads;
+  ScoreOptions options;
   Field3 q, k, v, dout;    // random
   Field3 out, lse, delta;  // of the forward
   Field3 dq, dk, dv;       // of the backward
+  std::vector<double> dsink;
 };
+// The inputs are rounded to `dtype`.
 AttentionTruth attention_truth(const parallel::Documents& documents, const parallel::Mask& mask,
-                               const parallel::HeadShape& heads, uint64_t seed);
+                               const parallel::HeadShape& heads, uint64_t seed,
+                               const ScoreOptions& options = {}, DType dtype = DType::kF64);
 
 // Runs plans against the truth. Throws PlanViolation if a rule is broken, a pair of the mask is not
 // computed exactly once, or a result differs by more than 1e-12 (relative to 1 + the truth).

@@ -1,5 +1,6 @@
 #include "tests/parallel/core_attention_cases.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
@@ -9,11 +10,42 @@ namespace longhaul::test {
 using parallel::CoreAttention;
 
 std::string AttentionCase::name() const {
-  return absl::StrCat(strategy, " ", layout, " N=", tokens, " heads ", heads.q_heads, "/",
-                      heads.kv_heads, " dims ", heads.head_dim, "/", heads.value_dim,
-                      mask.causal ? " causal" : " full", " window ", mask.window, " documents ",
-                      documents.count(), " ", std::string(longhaul::name(dtype)),
-                      in_place ? " in place" : " moved");
+  return absl::StrCat(
+      strategy, " ", layout, " N=", tokens, " heads ", heads.q_heads, "/", heads.kv_heads, " dims ",
+      heads.head_dim, "/", heads.value_dim, mask.causal ? " causal" : " full", " window ",
+      mask.window, " documents ", documents.count(), " prefix ", mask.prefix,
+      options.soft_cap > 0 ? " soft-cap" : "", options.slopes.empty() ? "" : " ALiBi",
+      options.dropout > 0 ? " dropout" : "", options.sink.empty() ? "" : " sink", " ",
+      std::string(longhaul::name(dtype)), in_place ? " in place" : " moved");
+}
+
+std::vector<NamedOptions> score_options(int64_t q_heads) {
+  ScoreOptions all{.soft_cap = 1.5,  // scores are about 1 in size: it bends them all
+                   .slopes = {},
+                   .dropout = 0.25,
+                   .dropout_key = {.seed = 0x123456789abcdefu, .stream = 3},
+                   .sink = {}};
+  for (int64_t h = 0; h < q_heads; ++h) {
+    all.slopes.push_back(std::ldexp(0.25, -static_cast<int>(h % 6)));
+    all.sink.push_back(0.5 * static_cast<double>(h) - 1);
+  }
+  std::vector<NamedOptions> list{{"plain", {}}};
+  const auto add = [&](const char* name) -> ScoreOptions& {
+    list.push_back({name, {}});
+    return list.back().options;
+  };
+  add("soft-cap").soft_cap = all.soft_cap;
+  add("ALiBi").slopes = all.slopes;
+  ScoreOptions& dropout = add("dropout");
+  dropout.dropout = all.dropout;
+  dropout.dropout_key = all.dropout_key;
+  add("sink").sink = all.sink;
+  add("all") = all;
+  return list;
+}
+
+AttentionTruth truth_of(const AttentionCase& c, uint64_t seed) {
+  return attention_truth(c.documents, c.mask, c.heads, seed, c.options, c.dtype);
 }
 
 // Small samples are worth no transfer: without this, the balanced layout would be contiguous.
@@ -102,13 +134,25 @@ RankTensors::RankTensors(const AttentionTruth& truth, const std::vector<int64_t>
       lse(accumulator(dtype), delta.shape()),
       dq(accumulator(dtype), q.shape()),
       dk(accumulator(dtype), k.shape()),
-      dv(accumulator(dtype), v.shape()) {
+      dv(accumulator(dtype), v.shape()),
+      sink(dtype, {static_cast<int64_t>(truth.options.sink.size())}),
+      dsink(accumulator(dtype), sink.shape()) {
   for (const Tensor* t : {&out, &lse, &dq, &dk, &dv}) poison(*t);
+  visit_float(dtype, [&]<class T>() {
+    for (size_t h = 0; h < truth.options.sink.size(); ++h) {
+      sink.span<T>()[h] = static_cast<T>(static_cast<Accumulator<T>>(truth.options.sink[h]));
+    }
+  });
+  if (truth.options.dropout > 0) dropout_key = truth.options.dropout_key;
 }
 
 AttentionResult RankTensors::result() const {
-  return {
-      .out = values(out), .lse = values(lse), .dq = values(dq), .dk = values(dk), .dv = values(dv)};
+  return {.out = values(out),
+          .lse = values(lse),
+          .dq = values(dq),
+          .dk = values(dk),
+          .dv = values(dv),
+          .dsink = values(dsink)};
 }
 
 parallel::CoreAttentionOptions options_of(const AttentionCase& c) {
@@ -116,6 +160,9 @@ parallel::CoreAttentionOptions options_of(const AttentionCase& c) {
           .mask = c.mask,
           .dtype = c.dtype,
           .scale = 1.0 / std::sqrt(static_cast<double>(c.heads.head_dim)),
+          .soft_cap = c.options.soft_cap,
+          .bias_slopes = {c.options.slopes.begin(), c.options.slopes.end()},
+          .dropout = c.options.dropout,
           .strategy = c.strategy,
           .in_place = c.in_place,
           .ranks_per_node = c.ranks_per_node,
@@ -128,8 +175,16 @@ void run_passes(CoreAttention& attention, const RankTensors& t, Arena& scratch,
                 Arena& communication) {
   ThreadPool pool(1);
   const Context ctx{.pool = &pool, .scratch = &scratch};
+  const ConstTensorView sink =
+      t.sink.shape().elements() > 0 ? ConstTensorView(t.sink) : ConstTensorView();
   auto pending = attention.begin(ctx, communication,
-                                 {.q = t.q, .k = t.k, .v = t.v, .out_acc = t.out, .lse = t.lse});
+                                 {.q = t.q,
+                                  .k = t.k,
+                                  .v = t.v,
+                                  .out_acc = t.out,
+                                  .lse = t.lse,
+                                  .sink = sink,
+                                  .dropout_key = t.dropout_key});
   attention.finish(ctx, std::move(pending));
   attention.backward(ctx, communication,
                      {.q = t.q,
@@ -140,7 +195,10 @@ void run_passes(CoreAttention& attention, const RankTensors& t, Arena& scratch,
                       .delta = t.delta,
                       .dq_acc = t.dq,
                       .dk_acc = t.dk,
-                      .dv_acc = t.dv});
+                      .dv_acc = t.dv,
+                      .sink = sink,
+                      .dsink = t.dsink,
+                      .dropout_key = t.dropout_key});
 }
 
 AttentionResult run_core_attention(dist::Group& group, const AttentionCase& c,
@@ -194,11 +252,20 @@ std::vector<double> errors(dist::Group& group, const AttentionCase& c, const Att
     }
     difference = group.sum(difference, "test");
     norm = group.sum(norm, "test");
-    return std::sqrt(difference) / std::sqrt(norm > 0 ? norm : 1.0);
+    return std::sqrt(difference) / std::sqrt(std::max(norm, 1.0));
   };
-  return {relative(truth.out, result.out, false), relative(truth.lse, result.lse, true),
-          relative(truth.dq, result.dq, false), relative(truth.dk, result.dk, false),
-          relative(truth.dv, result.dv, false)};
+  double sink_difference = 0, sink_norm = 0;
+  for (size_t h = 0; h < truth.dsink.size(); ++h) {
+    const double e = truth.dsink[h], d = e - group.sum(result.dsink[h], "test");
+    sink_difference += d * d;
+    sink_norm += e * e;
+  }
+  return {relative(truth.out, result.out, false),
+          relative(truth.lse, result.lse, true),
+          relative(truth.dq, result.dq, false),
+          relative(truth.dk, result.dk, false),
+          relative(truth.dv, result.dv, false),
+          std::sqrt(sink_difference) / std::sqrt(std::max(sink_norm, 1.0))};
 }
 
 }  // namespace longhaul::test

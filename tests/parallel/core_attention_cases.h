@@ -23,6 +23,7 @@ struct AttentionCase {
   DType dtype = DType::kF64;
   bool in_place = true;
   int ranks_per_node = 1;
+  ScoreOptions options = {};
   std::string name() const;
 };
 
@@ -32,9 +33,20 @@ std::optional<std::string> refusal(const AttentionCase& c, int ranks);
 // Of the case's documents.
 parallel::TokenLayout layout_of(const AttentionCase& c, int ranks);
 
-// This rank's results, dense: out, dq, dk, dv [rows, heads, dim]; lse [heads, rows].
+// Every option alone, none, and all; values that bf16 holds exactly.
+struct NamedOptions {
+  std::string name;
+  ScoreOptions options;
+};
+std::vector<NamedOptions> score_options(int64_t q_heads);
+
+// Naive attention on inputs of the case's dtype.
+AttentionTruth truth_of(const AttentionCase& c, uint64_t seed);
+
+// This rank's results, dense: out, dq, dk, dv [rows, heads, dim]; lse [heads, rows]; dsink [heads],
+// if there is a sink.
 struct AttentionResult {
-  std::vector<double> out, lse, dq, dk, dv;
+  std::vector<double> out, lse, dq, dk, dv, dsink;
   int64_t sent_bytes = 0, in_place_bytes = 0;
   bool operator==(const AttentionResult&) const = default;
 };
@@ -46,6 +58,8 @@ struct RankTensors {
 
   Tensor q, k, v, dout, delta;
   Tensor out, lse, dq, dk, dv;
+  Tensor sink, dsink;  // no elements: no sink
+  std::optional<RandomKey> dropout_key;
 };
 parallel::CoreAttentionOptions options_of(const AttentionCase& c);
 // Forward and backward.
@@ -58,7 +72,8 @@ AttentionResult run_core_attention(
     dist::Group& group, const AttentionCase& c, const AttentionTruth& truth,
     std::span<const parallel::Strategy> table = parallel::strategies());
 
-// Collective. Error norms over all ranks, relative to the truth's norms: out, lse, dq, dk, dv.
+// Collective. Error norms over all ranks, relative to the truth's norms (to 1 where those are
+// less: gradients may be zero): out, lse, dq, dk, dv, dsink.
 std::vector<double> errors(dist::Group& group, const AttentionCase& c, const AttentionTruth& truth,
                            const AttentionResult& result);
 

@@ -20,13 +20,14 @@ void run(dist::Group& world) {
               .layout = std::string(layout.name),
               .tokens = 61,
               .heads = {4, 2, 8, 6},
-              .mask = {true, packed ? 11 : 0},
+              .mask = {true, packed ? 11 : 0, packed ? 4 : 0},
               .documents = packed ? random_documents(61, 9, 7) : parallel::Documents::whole(61),
               .dtype = DType::kF64,
               .in_place = in_place,
-              .ranks_per_node = world.size() % 2 == 0 ? 2 : 1};
+              .ranks_per_node = world.size() % 2 == 0 ? 2 : 1,
+              .options = packed ? score_options(4).back().options : ScoreOptions{}};
           if (refusal(c, world.size())) continue;
-          const AttentionTruth truth = attention_truth(c.documents, c.mask, c.heads, 5);
+          const AttentionTruth truth = truth_of(c, 5);
           for (double e : errors(world, c, truth, run_core_attention(world, c, truth))) {
             if (!(e <= 1e-12)) {
               world.agree(Error(ErrorCode::kInternal, absl::StrCat(c.name(), ": error ", e)),

@@ -27,10 +27,16 @@ struct MaskCase {
   Mask mask;
   bool packed;  // several documents, of which most straddle ranks
 };
-constexpr MaskCase kMasks[] = {{"causal", {true, 0}, false},     {"full", {false, 0}, false},
-                               {"window", {true, 5}, false},     {"wide window", {true, 40}, false},
-                               {"packed", {true, 0}, true},      {"packed window", {true, 9}, true},
-                               {"packed full", {false, 0}, true}};
+constexpr MaskCase kMasks[] = {{"causal", {true, 0}, false},
+                               {"full", {false, 0}, false},
+                               {"window", {true, 5}, false},
+                               {"wide window", {true, 40}, false},
+                               {"packed", {true, 0}, true},
+                               {"packed window", {true, 9}, true},
+                               {"packed full", {false, 0}, true},
+                               {"prefix", {true, 0, 9}, false},
+                               {"packed window prefix", {true, 9, 4}, true},
+                               {"packed full window prefix", {false, 6, 5}, true}};
 
 struct Heads {
   int64_t q, kv;
