@@ -6,10 +6,11 @@
 namespace longhaul::model {
 
 int64_t ModelConfig::parameters() const {
-  const int64_t attention = width * head_dim * (2 * heads + 2 * kv_heads);
+  const int64_t sinks = attention.sinks ? heads : 0;
+  const int64_t projections = width * head_dim * (2 * heads + 2 * kv_heads);
   const int64_t mlp = 3 * width * mlp_width;
   const int64_t embeddings = vocabulary * width * (tied_embeddings ? 1 : 2);
-  return embeddings + layers * (attention + mlp + 2 * width) + width;
+  return embeddings + layers * (projections + sinks + mlp + 2 * width) + width;
 }
 
 void ModelConfig::validate() const {
@@ -34,7 +35,7 @@ void ModelConfig::validate() const {
                       "divisor of ",
                       heads));
   }
-  if (head_dim % 2 != 0) {
+  if (!attention.alibi && head_dim % 2 != 0) {
     fail(ErrorCode::kConfig, absl::StrCat("model.head_dim is ", head_dim,
                                           "; rotary embedding turns pairs, so set it to ",
                                           head_dim + 1, " or another even number"));
@@ -48,9 +49,16 @@ void ModelConfig::validate() const {
     fail(ErrorCode::kConfig,
          absl::StrCat("model.norm_eps is ", norm_eps, "; it must be greater than 0, e.g. 1e-5"));
   }
-  if (!(rope.theta > 0)) {
+  if (!attention.alibi && !(rope.theta > 0)) {
     fail(ErrorCode::kConfig, absl::StrCat("model.rope_theta is ", rope.theta,
                                           "; it must be greater than 0, e.g. 10000"));
+  }
+  if (attention.alibi && attention.prefix_length > 0) {
+    fail(ErrorCode::kConfig,
+         absl::StrCat("model.attention.alibi is true and model.attention.prefix_length is ",
+                      attention.prefix_length,
+                      "; ALiBi's bias is one of distance into the past, and queries of a prefix "
+                      "also see later keys, so set one of the two"));
   }
 }
 
@@ -77,6 +85,18 @@ std::map<std::string, std::string> ModelConfig::describe(DType dtype) const {
   } else {
     fields["model.rope_scaling"] = "none";
   }
+  if (attention.alibi) {
+    fields["model.rope_theta"] = fields["model.rope_scaling"] = "none";
+    fields["model.attention.alibi"] = "true";
+  }
+  if (attention.sliding_window > 0) {
+    fields["model.attention.sliding_window"] = absl::StrCat(attention.sliding_window);
+  }
+  if (attention.prefix_length > 0) {
+    fields["model.attention.prefix_length"] = absl::StrCat(attention.prefix_length);
+  }
+  if (attention.soft_cap > 0) fields["model.attention.soft_cap"] = absl::StrCat(attention.soft_cap);
+  if (attention.sinks) fields["model.attention.sinks"] = "true";
   return fields;
 }
 

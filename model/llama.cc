@@ -51,20 +51,25 @@ Llama::Llama(const ModelConfig& config, const ModelOptions& options,
 
 void Llama::embed(StepContext& step, const parallel::Shard& shard) {
   const int64_t rows = shard.rows();
-  const DType acc = accumulator(options_.dtype);
   kernels::check_tokens(shard.tokens, config_.vocabulary);
   kernels::check_labels(shard.labels, config_.vocabulary);
   tokens_ = upload(step.ctx, step.activations, shard.tokens);
   labels_ = upload(step.ctx, step.activations, shard.labels);
-  const TensorView cos = step.activations.allocate(acc, {rows, config_.head_dim / 2});
-  const TensorView sin = step.activations.allocate(acc, {rows, config_.head_dim / 2});
-  if (!step.ctx.measuring()) {
-    kernels::rope_table(step.ctx.stream, config_.rope, shard.positions, config_.head_dim, cos, sin);
-  }
-  rope_ = {cos, sin};
+  if (!config_.attention.alibi) rope_ = rope_angles(step, shard);
   const TensorView out = step.activations.allocate(options_.dtype, {rows, config_.width});
   kernels::embedding_forward(step.ctx, {.tokens = tokens_, .table = embedding_.use(), .out = out});
   activations_[0][Activation::kInput] = out;
+}
+
+RopeAngles Llama::rope_angles(StepContext& step, const parallel::Shard& shard) const {
+  const DType acc = accumulator(options_.dtype);
+  const Shape shape{shard.rows(), config_.head_dim / 2};
+  const TensorView cos = step.activations.allocate(acc, shape);
+  const TensorView sin = step.activations.allocate(acc, shape);
+  if (!step.ctx.measuring()) {
+    kernels::rope_table(step.ctx.stream, config_.rope, shard.positions, config_.head_dim, cos, sin);
+  }
+  return {cos, sin};
 }
 
 double Llama::forward(StepContext& step, const parallel::Shard& shard, const Pass& pass) {

@@ -17,6 +17,7 @@ class Llama final : public Model {
   ConstTensorView row_loss() const override { return row_loss_; }
 
  private:
+  RopeAngles rope_angles(StepContext& step, const parallel::Shard& shard) const;
   void embed(StepContext& step, const parallel::Shard& shard);
   double loss(StepContext& step, const Pass& pass);
 

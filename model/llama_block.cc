@@ -9,6 +9,7 @@
 #include "kernels/rms_norm.h"
 #include "kernels/rope.h"
 #include "kernels/swiglu.h"
+#include "model/attention_options.h"
 #include "model/linear.h"
 
 namespace longhaul::model {
@@ -56,6 +57,13 @@ LlamaBlock::LlamaBlock(const ModelConfig& config, DType dtype, parallel::Paramet
   wk_ = linear("self_attn.k_proj.weight", kv, config.width, inner);
   wv_ = linear("self_attn.v_proj.weight", kv, config.width, inner);
   wo_ = linear("self_attn.o_proj.weight", config.width, q, residual);
+  if (config.attention.sinks) {
+    sinks_ = store.declare({.name = prefix + "self_attn.sinks",
+                            .shape = {config.heads},
+                            .initializer = {.constant = 0.0},
+                            .weight_decay = false,
+                            .bucket = bucket});
+  }
   norm2_ = norm("post_attention_layernorm.weight");
   wgate_ = linear("mlp.gate_proj.weight", config.mlp_width, config.width, inner);
   wup_ = linear("mlp.up_proj.weight", config.mlp_width, config.width, inner);
@@ -107,8 +115,14 @@ void LlamaBlock::before(const Context& ctx, const RopeAngles& rope, BlockActivat
   linear_forward(ctx, a[A::kNormed1], wq_, flat(a[A::kQ]));
   linear_forward(ctx, a[A::kNormed1], wk_, flat(a[A::kK]));
   linear_forward(ctx, a[A::kNormed1], wv_, flat(a[A::kV]));
+  if (config_.attention.alibi) return;
   kernels::rope(ctx, {.cos = rope.cos, .sin = rope.sin, .x = a[A::kQ]});
   kernels::rope(ctx, {.cos = rope.cos, .sin = rope.sin, .x = a[A::kK]});
+}
+
+std::optional<RandomKey> LlamaBlock::dropout_key(const StepContext& step) const {
+  if (!step.dropout_key) return std::nullopt;
+  return dropout_key_of_layer(*step.dropout_key, layer_);
 }
 
 void LlamaBlock::attend(StepContext& step, BlockActivations& a) const {
@@ -118,9 +132,14 @@ void LlamaBlock::attend(StepContext& step, BlockActivations& a) const {
   const TensorView& out = a[A::kOut];
   const TensorView out_acc = dtype_ == acc ? out : ctx.scratch->allocate(acc, out.shape());
   step.attention.announce(layer_, parallel::Direction::kForward);
-  auto pending = step.attention.begin(
-      ctx, step.communication,
-      {.q = a[A::kQ], .k = a[A::kK], .v = a[A::kV], .out_acc = out_acc, .lse = a[A::kLse]});
+  auto pending = step.attention.begin(ctx, step.communication,
+                                      {.q = a[A::kQ],
+                                       .k = a[A::kK],
+                                       .v = a[A::kV],
+                                       .out_acc = out_acc,
+                                       .lse = a[A::kLse],
+                                       .sink = sink(),
+                                       .dropout_key = dropout_key(step)});
   step.attention.finish(ctx, std::move(pending));
   if (dtype_ != acc) kernels::copy(ctx, out_acc, out);
 }
@@ -201,7 +220,10 @@ void LlamaBlock::backward_attend(StepContext& step, BlockActivations& a, TensorV
                            .delta = delta,
                            .dq_acc = dq_acc,
                            .dk_acc = dk_acc,
-                           .dv_acc = dv_acc});
+                           .dv_acc = dv_acc,
+                           .sink = sink(),
+                           .dsink = sinks_ ? sinks_->grad() : TensorView(),
+                           .dropout_key = dropout_key(step)});
   if (dtype_ == acc) return;
   kernels::copy(ctx, dq_acc, dq);
   kernels::copy(ctx, dk_acc, dk);
@@ -211,8 +233,10 @@ void LlamaBlock::backward_attend(StepContext& step, BlockActivations& a, TensorV
 void LlamaBlock::backward_before(const Context& ctx, const RopeAngles& rope, BlockActivations& a,
                                  TensorView dq, TensorView dk, TensorView dv, TensorView dx) const {
   Arena::Scope scope(*ctx.scratch);
-  kernels::rope(ctx, {.cos = rope.cos, .sin = rope.sin, .inverse = true, .x = dq});
-  kernels::rope(ctx, {.cos = rope.cos, .sin = rope.sin, .inverse = true, .x = dk});
+  if (!config_.attention.alibi) {
+    kernels::rope(ctx, {.cos = rope.cos, .sin = rope.sin, .inverse = true, .x = dq});
+    kernels::rope(ctx, {.cos = rope.cos, .sin = rope.sin, .inverse = true, .x = dk});
+  }
   const TensorView dnormed = ctx.scratch->allocate(dtype_, {dx.dim(0), config_.width});
   linear_backward(ctx, flat(dq), a[A::kNormed1], wq_, dnormed, Write::kOverwrite);
   linear_backward(ctx, flat(dk), a[A::kNormed1], wk_, dnormed, Write::kAdd);

@@ -1,7 +1,7 @@
 // A transformer block of the Llama family in three stages, so that attention can be run elsewhere
 // and what is kept can be chosen:
 //
-//   before     input -> norm -> q, k, v with RoPE
+//   before     input -> norm -> q, k, v with RoPE, or without it and attention with ALiBi
 //   attention  q, k, v -> out, lse               (parallel::CoreAttention; the only communication)
 //   after      input + out Wo -> norm -> MLP -> output
 //
@@ -11,6 +11,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 
 #include "model/activation_policy.h"
 #include "model/config.h"
@@ -19,6 +20,7 @@
 
 namespace longhaul::model {
 
+// Empty with ALiBi.
 struct RopeAngles {
   ConstTensorView cos, sin;  // [T, D/2]
 };
@@ -61,10 +63,14 @@ class LlamaBlock {
   void backward_before(const Context&, const RopeAngles& rope, BlockActivations& a, TensorView dq,
                        TensorView dk, TensorView dv, TensorView dx) const;
 
+  ConstTensorView sink() const { return sinks_ ? sinks_->use() : ConstTensorView(); }
+  std::optional<RandomKey> dropout_key(const StepContext& step) const;
+
   ModelConfig config_;
   DType dtype_;
   int64_t layer_;
   parallel::Parameter norm1_, wq_, wk_, wv_, wo_;
+  std::optional<parallel::Parameter> sinks_;
   parallel::Parameter norm2_, wgate_, wup_, wdown_;
 };
 

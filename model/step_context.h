@@ -1,10 +1,11 @@
 // What a model is given for one pass over one shard.
 #pragma once
 
-#include <string>
+#include <optional>
 
 #include "kernels/core/arena.h"
 #include "kernels/core/context.h"
+#include "kernels/core/random.h"
 #include "model/numerics_probe.h"
 #include "parallel/attention/core_attention.h"
 
@@ -16,6 +17,9 @@ struct StepContext {
   Arena& communication;  // attention's buffers
   parallel::CoreAttention& attention;
   NumericsProbe* probe = nullptr;  // looks at every layer's output if given
+  // Of this sample (model/attention_options.h), the same forward and backward; none: a pass without
+  // dropout, as in evaluation.
+  std::optional<RandomKey> dropout_key = {};
 };
 
 }  // namespace longhaul::model

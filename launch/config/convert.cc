@@ -31,6 +31,13 @@ model::ModelConfig model_config(const Config& config) {
                                            .original_length = scaling.original_length()};
   }
   to.tied_embeddings = from.tied_embeddings();
+  const Attention& attention = from.attention();
+  to.attention = {.sliding_window = attention.sliding_window(),
+                  .prefix_length = attention.prefix_length(),
+                  .soft_cap = attention.soft_cap(),
+                  .alibi = attention.alibi(),
+                  .sinks = attention.sinks(),
+                  .dropout = attention.dropout()};
   return to;
 }
 

@@ -117,6 +117,54 @@ void write_defaults(pb::Message& message) {
   }
 }
 
+void resolve_attention(Attention& attention, const model::AttentionConfig& base) {
+  if (!attention.has_sliding_window()) attention.set_sliding_window(base.sliding_window);
+  if (!attention.has_prefix_length()) attention.set_prefix_length(base.prefix_length);
+  if (!attention.has_soft_cap()) attention.set_soft_cap(base.soft_cap);
+  if (!attention.has_alibi()) attention.set_alibi(base.alibi);
+  if (!attention.has_sinks()) attention.set_sinks(base.sinks);
+  if (!attention.has_dropout()) attention.set_dropout(base.dropout);
+  at_least("model.attention.sliding_window", attention.sliding_window(), 0);
+  at_least("model.attention.prefix_length", attention.prefix_length(), 0);
+  not_negative("model.attention.soft_cap", attention.soft_cap());
+  below_one("model.attention.dropout", attention.dropout());
+}
+
+// RoPE, unless ALiBi stands in its place.
+void resolve_positions(Model& model, const kernels::RopeOptions& base) {
+  if (model.attention().alibi()) {
+    for (const auto& [field, is_set] : {std::pair("model.rope_theta", model.has_rope_theta()),
+                                        {"model.rope_scaling", model.has_rope_scaling()}}) {
+      if (is_set) {
+        refuse(field,
+               "is set, but model.attention.alibi takes the place of RoPE; remove one of "
+               "the two");
+      }
+    }
+    return;
+  }
+  if (!model.has_rope_theta()) model.set_rope_theta(base.theta);
+  positive("model.rope_theta", model.rope_theta());
+  if (!model.has_rope_scaling() && base.scaling) {
+    RopeScaling& scaling = *model.mutable_rope_scaling();
+    scaling.set_factor(base.scaling->factor);
+    scaling.set_low_frequency_factor(base.scaling->low_frequency_factor);
+    scaling.set_high_frequency_factor(base.scaling->high_frequency_factor);
+    scaling.set_original_length(base.scaling->original_length);
+  }
+  if (!model.has_rope_scaling()) return;
+  const RopeScaling& scaling = model.rope_scaling();
+  positive("model.rope_scaling.factor", scaling.factor());
+  positive("model.rope_scaling.low_frequency_factor", scaling.low_frequency_factor());
+  finite("model.rope_scaling.high_frequency_factor", scaling.high_frequency_factor());
+  if (scaling.high_frequency_factor() <= scaling.low_frequency_factor()) {
+    refuse("model.rope_scaling.high_frequency_factor",
+           absl::StrCat(scaling.high_frequency_factor(), " is not above low_frequency_factor, ",
+                        scaling.low_frequency_factor()));
+  }
+  at_least("model.rope_scaling.original_length", scaling.original_length(), 1);
+}
+
 void resolve_model(Model& model) {
   model::ModelConfig base;
   if (model.has_preset()) {
@@ -146,15 +194,9 @@ void resolve_model(Model& model) {
   if (!model.has_head_dim()) model.set_head_dim(base.head_dim);
   if (!model.has_mlp_width()) model.set_mlp_width(base.mlp_width);
   if (!model.has_norm_eps()) model.set_norm_eps(base.norm_eps);
-  if (!model.has_rope_theta()) model.set_rope_theta(base.rope.theta);
   if (!model.has_tied_embeddings()) model.set_tied_embeddings(base.tied_embeddings);
-  if (!model.has_rope_scaling() && base.rope.scaling) {
-    RopeScaling& scaling = *model.mutable_rope_scaling();
-    scaling.set_factor(base.rope.scaling->factor);
-    scaling.set_low_frequency_factor(base.rope.scaling->low_frequency_factor);
-    scaling.set_high_frequency_factor(base.rope.scaling->high_frequency_factor);
-    scaling.set_original_length(base.rope.scaling->original_length);
-  }
+  resolve_attention(*model.mutable_attention(), base.attention);
+  resolve_positions(model, base.rope);
   known("model.architecture", model.architecture(), model::architectures());
   at_least("model.vocabulary", model.vocabulary(), 1);
   at_least("model.layers", model.layers(), 1);
@@ -164,19 +206,6 @@ void resolve_model(Model& model) {
   at_least("model.head_dim", model.head_dim(), 1);
   at_least("model.mlp_width", model.mlp_width(), 1);
   positive("model.norm_eps", model.norm_eps());
-  positive("model.rope_theta", model.rope_theta());
-  if (model.has_rope_scaling()) {
-    const RopeScaling& scaling = model.rope_scaling();
-    positive("model.rope_scaling.factor", scaling.factor());
-    positive("model.rope_scaling.low_frequency_factor", scaling.low_frequency_factor());
-    finite("model.rope_scaling.high_frequency_factor", scaling.high_frequency_factor());
-    if (scaling.high_frequency_factor() <= scaling.low_frequency_factor()) {
-      refuse("model.rope_scaling.high_frequency_factor",
-             absl::StrCat(scaling.high_frequency_factor(), " is not above low_frequency_factor, ",
-                          scaling.low_frequency_factor()));
-    }
-    at_least("model.rope_scaling.original_length", scaling.original_length(), 1);
-  }
 }
 
 void resolve_parallel(Parallel& parallel, int ranks, int threads) {

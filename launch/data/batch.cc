@@ -1,5 +1,7 @@
 #include "launch/data/batch.h"
 
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 #include "kernels/core/error.h"
 
@@ -24,10 +26,12 @@ Split checked(const TokenFile& file, Split split, int64_t sequence_length) {
 
 }  // namespace
 
-DataLoader::DataLoader(const TokenFile& file, Split split, int64_t sequence_length, uint64_t seed)
+DataLoader::DataLoader(const TokenFile& file, Split split, int64_t sequence_length, uint64_t seed,
+                       int64_t prefix_length)
     : file_(file),
       split_(checked(file, split, sequence_length)),
       sequence_length_(sequence_length),
+      prefix_length_(prefix_length),
       order_(split.end - split.begin, sequence_length, seed) {}
 
 parallel::Documents DataLoader::documents_of(int64_t begin) const {
@@ -45,6 +49,11 @@ bool DataLoader::last_has_label(int64_t begin) const {
   return next < split_.end && file_.document_at(next) == file_.document_at(next - 1);
 }
 
+int64_t DataLoader::seen_labels(const parallel::Documents& documents, int64_t document) const {
+  const int64_t tokens = documents.end(document) - documents.begin(document);
+  return std::max<int64_t>(0, std::min(prefix_length_, tokens) - 1);
+}
+
 Sample DataLoader::load(int64_t sample_index) const {
   const int64_t begin = split_.begin + order_.begin(sample_index);
   const auto length = static_cast<size_t>(sequence_length_);
@@ -59,13 +68,20 @@ Sample DataLoader::load(int64_t sample_index) const {
   for (int64_t i = 0; i + 1 < sample.documents.count(); ++i) {
     sample.labels[static_cast<size_t>(sample.documents.end(i) - 1)] = -1;
   }
+  for (int64_t i = 0; i < sample.documents.count(); ++i) {
+    std::fill_n(sample.labels.begin() + sample.documents.begin(i), seen_labels(sample.documents, i),
+                -1);
+  }
   sample.targets = targets(sample_index);
   return sample;
 }
 
 int64_t DataLoader::targets(int64_t sample_index) const {
   const int64_t begin = split_.begin + order_.begin(sample_index);
-  return sequence_length_ - documents_of(begin).count() + (last_has_label(begin) ? 1 : 0);
+  const parallel::Documents documents = documents_of(begin);
+  int64_t count = sequence_length_ - documents.count() + (last_has_label(begin) ? 1 : 0);
+  for (int64_t i = 0; i < documents.count(); ++i) count -= seen_labels(documents, i);
+  return count;
 }
 
 }  // namespace longhaul::launch

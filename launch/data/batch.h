@@ -12,7 +12,8 @@ namespace longhaul::launch {
 
 // N tokens with what to predict from each. Labels are shifted here, before a sample is spread over
 // ranks: labels[i] is the token after tokens[i] in the corpus if that is in the same document and
-// the same split, -1 otherwise.
+// the same split, -1 otherwise. In a prefix language model also those of a document's first tokens
+// are -1 whose next token they see: a prefix is given, not predicted.
 struct Sample {
   int64_t index = 0;
   std::vector<int32_t> tokens;  // [N]
@@ -33,7 +34,9 @@ struct Split {
 class DataLoader {
  public:
   // The file must outlive the loader. Throws Error(kData) if the split is shorter than a sequence.
-  DataLoader(const TokenFile& file, Split split, int64_t sequence_length, uint64_t seed);
+  // prefix_length: of the model's mask (model/config.h).
+  DataLoader(const TokenFile& file, Split split, int64_t sequence_length, uint64_t seed,
+             int64_t prefix_length = 0);
 
   int64_t samples_per_epoch() const { return order_.samples_per_epoch(); }
   Sample load(int64_t sample_index) const;
@@ -43,10 +46,13 @@ class DataLoader {
  private:
   parallel::Documents documents_of(int64_t begin) const;
   bool last_has_label(int64_t begin) const;
+  // Labels of a document of the sample, from its first on, that its prefix takes.
+  int64_t seen_labels(const parallel::Documents& documents, int64_t document) const;
 
   const TokenFile& file_;
   Split split_;
   int64_t sequence_length_;
+  int64_t prefix_length_;
   SampleOrder order_;
 };
 

@@ -10,6 +10,7 @@
 #include "launch/train/device.h"
 #include "launch/train/flops.h"
 #include "launch/train/peak.h"
+#include "model/attention_options.h"
 
 namespace longhaul::launch {
 
@@ -35,17 +36,15 @@ parallel::TokenLayout make_layout(const Config& config, int ranks,
 }
 
 parallel::CoreAttentionOptions attention_options(const Config& config) {
-  const model::ModelConfig model = model_config(config);
-  return {.heads = model.head_shape(),
-          .mask = {.causal = true, .window = 0},
-          .dtype = dtype(config),
-          .scale = 1.0 / std::sqrt(static_cast<double>(model.head_dim)),
-          .strategy = config.parallel().strategy(),
-          .backward_strategy = config.parallel().backward_strategy(),
-          // Windows are memory of the host.
-          .in_place = config.parallel().in_place() && config.device() == Config::CPU,
-          .ranks_per_node = config.parallel().ranks_per_node(),
-          .sample_layout = sample_layout(config)};
+  parallel::CoreAttentionOptions options =
+      model::attention_options(model_config(config), dtype(config));
+  options.strategy = config.parallel().strategy();
+  options.backward_strategy = config.parallel().backward_strategy();
+  // Windows are memory of the host.
+  options.in_place = config.parallel().in_place() && config.device() == Config::CPU;
+  options.ranks_per_node = config.parallel().ranks_per_node();
+  options.sample_layout = sample_layout(config);
+  return options;
 }
 
 namespace {
@@ -130,6 +129,7 @@ Engine::Engine(dist::Group& world, const Config& config, const EngineOptions& op
       mesh_(world, {.data = config.parallel().data(), .sequence = config.parallel().sequence()}),
       model_config_(model_config(config)),
       dtype_(dtype(config)),
+      seed_(config.train().seed()),
       pool_(config.parallel().threads()),
       strategies_(settle(config, options)),
       attention_(mesh_.sequence(), make_layout(config, config.parallel().sequence()),
@@ -155,8 +155,9 @@ RankMemory Engine::measure(Engine& engine, const Config& config) {
   RankMemory memory = RankMemory::measure(engine.stream_.get().device);
   Replica replica(engine, config, memory);
   model::NumericsProbe probe;
-  model::StepContext step{replica.ctx, memory.activations, memory.communication, engine.attention_,
-                          &probe};
+  model::StepContext step{
+      replica.ctx, memory.activations,    memory.communication, engine.attention_,
+      &probe,      engine.dropout_key({})};
   const auto rows = static_cast<size_t>(engine.layout().rows(engine.mesh_.sequence_rank()));
   const parallel::Shard shard{.tokens = std::vector<int32_t>(rows),
                               .labels = std::vector<int32_t>(rows),
@@ -178,6 +179,11 @@ model::StepContext Engine::step_context(model::NumericsProbe* probe) {
   return {replica_.ctx, memory_.activations, memory_.communication, attention_, probe};
 }
 
+std::optional<RandomKey> Engine::dropout_key(const Sample& sample) const {
+  if (model_config_.attention.dropout == 0) return std::nullopt;
+  return model::dropout_key(seed_, sample.index);
+}
+
 parallel::Shard Engine::shard_of(const Sample& sample) {
   attention_.prepare(sample.documents);
   return parallel::take(layout(), sample.documents, sample.tokens, sample.labels,
@@ -188,6 +194,7 @@ double Engine::accumulate(const Sample& sample, double grad_scale, model::Numeri
   Arena::Scope scope(memory_.activations);
   const parallel::Shard shard = shard_of(sample);
   model::StepContext step = step_context(probe);
+  step.dropout_key = dropout_key(sample);
   const double loss =
       replica_.model->forward(step, shard, {.training = true, .grad_scale = grad_scale});
   replica_.model->backward(step);
@@ -223,6 +230,7 @@ std::optional<std::string> Engine::find_non_finite(const Sample& sample) {
   const parallel::Shard shard = shard_of(sample);
   model::NumericsProbe probe;
   model::StepContext step = step_context(&probe);
+  step.dropout_key = dropout_key(sample);
   replica_.model->forward(step, shard, {.training = false});
   if (probe.finding()) return probe.finding();
   // Backward goes from the last parameter to the first.

@@ -59,8 +59,9 @@ class Engine {
   // Collective: updates the parameters and zeroes the gradients. step counts from 1.
   void update(double learning_rate, int64_t step);
 
-  // Losses of a sample without gradients: sums and counts of this rank's labelled tokens, by
-  // position in the sample, in `buckets` equal parts. Collective over the sequence axis.
+  // Losses of a sample without gradients and without dropout: sums and counts of this rank's
+  // labelled tokens, by position in the sample, in `buckets` equal parts. Collective over the
+  // sequence axis.
   struct PositionLoss {
     std::vector<double> sum;
     std::vector<double> count;
@@ -96,12 +97,15 @@ class Engine {
   static RankMemory measure(Engine& engine, const Config& config);
   model::StepContext step_context(model::NumericsProbe* probe = nullptr);
   parallel::Shard shard_of(const Sample& sample);
+  // Of a training pass; none if the model has no dropout.
+  std::optional<RandomKey> dropout_key(const Sample& sample) const;
 
   dist::Group& world_;
   OwnedStream stream_;
   dist::Mesh mesh_;
   model::ModelConfig model_config_;
   DType dtype_;
+  uint64_t seed_;
   ThreadPool pool_;
   SettledStrategies strategies_;
   parallel::CoreAttention attention_;

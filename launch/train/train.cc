@@ -52,9 +52,11 @@ Corpus open_corpus(const Config& config) {
       static_cast<int64_t>(config.data().validation_fraction() * static_cast<double>(tokens));
   const bool validate = held_out >= length;
   const int64_t border = validate ? tokens - held_out : tokens;
-  corpus.training.emplace(*corpus.file, Split{0, border}, length, config.data().seed());
+  const int64_t prefix = config.model().attention().prefix_length();
+  corpus.training.emplace(*corpus.file, Split{0, border}, length, config.data().seed(), prefix);
   if (validate) {
-    corpus.validation.emplace(*corpus.file, Split{border, tokens}, length, config.data().seed());
+    corpus.validation.emplace(*corpus.file, Split{border, tokens}, length, config.data().seed(),
+                              prefix);
   }
   return corpus;
 }

@@ -216,6 +216,11 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"model.layers=0", "set it to 1 or more"},
         Refusal{"model.heads=-1", "set it to 1 or more"},
         Refusal{"model.vocabulary=0", "set it to 1 or more"},
+        Refusal{"model.attention.sliding_window=-1", "0 or more"},
+        Refusal{"model.attention.prefix_length=-1", "0 or more"},
+        Refusal{"model.attention.soft_cap=-1", "below 0"},
+        Refusal{"model.attention.dropout=1", "not below 1"},
+        Refusal{"model.attention.dropout=-0.1", "below 0"},
         Refusal{"model.norm_eps=0", "not above 0"}, Refusal{"model.rope_theta=-1", "not above 0"},
         Refusal{"model.rope_scaling.high_frequency_factor=0.5", "not above low_frequency_factor"},
         Refusal{"data.path=", "is empty"}, Refusal{"data.sequence_length=0", "1 or more"},
@@ -261,9 +266,37 @@ TEST(Resolve, MissingFieldsAreNamed) {
   EXPECT_THAT(error_of([&] { resolve(config, 1, 1); }), HasSubstr("train.steps"));
 }
 
+TEST(Resolve, OptionsOfAttention) {
+  EXPECT_EQ(model_config(resolved({})).attention.sliding_window, 0);
+  const Config config = resolved({"model.attention.sliding_window=64",
+                                  "model.attention.soft_cap=30", "model.attention.alibi=true",
+                                  "model.attention.sinks=true", "model.attention.dropout=0.1"});
+  const model::AttentionConfig attention = model_config(config).attention;
+  EXPECT_EQ(attention.sliding_window, 64);
+  EXPECT_EQ(attention.soft_cap, 30);
+  EXPECT_TRUE(attention.alibi);
+  EXPECT_TRUE(attention.sinks);
+  EXPECT_EQ(attention.dropout, 0.1);
+  EXPECT_EQ(model_config(resolved({"model.attention.prefix_length=7"})).attention.prefix_length, 7);
+  // ALiBi stands in the place of RoPE, whose fields are then neither written nor taken.
+  EXPECT_FALSE(config.model().has_rope_theta());
+  Config again = parse_config(to_text(config), "resolved");
+  resolve(again, 4, 7);
+  EXPECT_TRUE(google::protobuf::util::MessageDifferencer::Equals(config, again));
+  EXPECT_FALSE(resolved({"model.preset=llama3.2-1b", "model.attention.alibi=true"})
+                   .model()
+                   .has_rope_scaling());
+}
+
 TEST(Resolve, FieldsThatContradictEachOther) {
   EXPECT_THAT(resolve_error({"parallel.layout=balanced", "data.sequence_length=2147483649"}),
               HasSubstr("more than 2^31"));
+  EXPECT_THAT(resolve_error({"model.attention.alibi=true", "model.rope_theta=10000"}),
+              AllOf(HasSubstr("model.rope_theta"), HasSubstr("model.attention.alibi")));
+  EXPECT_THAT(resolve_error({"model.attention.alibi=true", "model.rope_scaling.factor=8"}),
+              AllOf(HasSubstr("model.rope_scaling"), HasSubstr("model.attention.alibi")));
+  EXPECT_THAT(resolve_error({"model.attention.alibi=true", "model.attention.prefix_length=4"}),
+              AllOf(HasSubstr("alibi"), HasSubstr("prefix_length is 4")));
   EXPECT_THAT(resolve_error({"train.validate_every=5", "data.validation_fraction=0"}),
               HasSubstr("data.validation_fraction"));
 }

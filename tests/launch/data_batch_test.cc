@@ -129,6 +129,19 @@ TEST(DataLoader, LabelsEndWithDocuments) {
   EXPECT_EQ(second.targets, 5);
 }
 
+TEST(DataLoader, APrefixIsNotPredicted) {
+  const TempFolder folder;
+  const TokenFile file = corpus(folder, {3, 1, 7, 0, 2});
+  const DataLoader loader(file, {0, file.tokens()}, 6, 1, 3);
+  const Sample first = sample_at(loader, 1);
+  // Token 3 ends its document; 6 is the second of a document of which the sample has two.
+  EXPECT_THAT(first.labels, ElementsAre(-1, -1, -1, -1, -1, 7));
+  EXPECT_EQ(first.targets, 1);
+  const Sample second = sample_at(loader, 7);
+  EXPECT_THAT(second.labels, ElementsAre(-1, -1, 10, 11, -1, 13));
+  EXPECT_EQ(second.targets, 3);
+}
+
 TEST(DataLoader, ASplitEndsTheLabels) {
   const TempFolder folder;
   const TokenFile file = corpus(folder, {20});
@@ -157,17 +170,25 @@ TEST(DataLoader, MatchesADirectReadingOfRandomCorpora) {
     }
     const Split split{next(3), file.tokens() - next(3)};
     const int64_t n = 1 + next(split.end - split.begin);
-    const DataLoader loader(file, split, n, seed);
+    const int64_t prefix = seed % 2 == 0 ? 0 : next(7);
+    const DataLoader loader(file, split, n, seed, prefix);
     for (int64_t index = 0; index < 2 * loader.samples_per_epoch(); ++index) {
       const Sample sample = loader.load(index);
       const int64_t begin = sample.tokens.front() - 1;
       ASSERT_EQ(begin, split.begin + SampleOrder(split.end - split.begin, n, seed).begin(index));
-      int64_t targets = 0;
+      int64_t targets = 0, first = 0;
       for (int64_t i = 0; i < n; ++i) {
         const int64_t at = begin + i;
+        if (i > 0 &&
+            document_of[static_cast<size_t>(at)] != document_of[static_cast<size_t>(at - 1)]) {
+          first = i;
+        }
         ASSERT_EQ(sample.tokens[static_cast<size_t>(i)], at + 1);
-        const bool has_label = at + 1 < split.end && document_of[static_cast<size_t>(at)] ==
-                                                         document_of[static_cast<size_t>(at + 1)];
+        // A query of the prefix sees the prefix's tokens in the sample: the next one, too.
+        const bool seen = i + 1 < n && i + 1 - first < prefix;
+        const bool has_label =
+            !seen && at + 1 < split.end &&
+            document_of[static_cast<size_t>(at)] == document_of[static_cast<size_t>(at + 1)];
         ASSERT_EQ(sample.labels[static_cast<size_t>(i)], has_label ? at + 2 : -1);
         targets += has_label ? 1 : 0;
         if (i > 0) {

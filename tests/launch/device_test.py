@@ -21,7 +21,7 @@ SKIPPED = 77
 STEPS = 6
 CONFIG = """
 model { vocabulary: 16 layers: 2 width: 32 heads: 4 kv_heads: 2 head_dim: 8 mlp_width: 48
-        norm_eps: 1e-5 rope_theta: 10000 }
+        norm_eps: 1e-5 }
 data { path: "copy" sequence_length: 67 validation_fraction: 0.1 }
 train { steps: %d batch_tokens: 134 warmup_steps: 2 run_directory: "run" }
 checkpoint { every: 3 keep: 0 }
@@ -77,6 +77,19 @@ class Device(unittest.TestCase):
             with self.subTest(dtype=dtype):
                 losses = self.train("one-" + dtype, 1, "device=CUDA", "train.dtype=" + dtype)
                 self.assert_close(losses, dtype, tolerance)
+
+    def test_options_of_attention(self):
+        settings = ["train.dtype=F64"] + [
+            "model.attention." + option for option in [
+                "sliding_window=20", "prefix_length=4", "soft_cap=2", "sinks=true", "dropout=0.2"]]
+        expected = self.train("options-cpu", 1, *settings)
+        losses = self.train("options-cuda", 2, "device=CUDA", *settings)
+        self.assertEqual(sorted(losses), sorted(expected))
+        for step, loss in losses.items():
+            self.assertAlmostEqual(loss, expected[step], delta=1e-10 * expected[step])
+        alibi = ["train.dtype=F64", "model.attention.alibi=true"]
+        self.assertAlmostEqual(self.train("alibi-cuda", 2, "device=CUDA", *alibi)[STEPS],
+                               self.train("alibi-cpu", 1, *alibi)[STEPS], delta=1e-10)
 
     def test_ranks_as_threads(self):
         for strategy in ["ring", "ulysses", "double_ring"]:

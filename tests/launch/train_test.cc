@@ -152,6 +152,35 @@ TEST_F(TrainTest, DataAxisAccumulationAndLayoutsDoNotChangeTheLoss) {
   }
 }
 
+// Window, soft-cap, sinks and dropout: the same on any ranks, through checkpoints, too.
+TEST_F(TrainTest, OptionsOfAttentionDoNotDependOnRanks) {
+  const std::vector<std::string> options{
+      "model.attention.sliding_window=20", "model.attention.prefix_length=5",
+      "model.attention.soft_cap=2", "model.attention.sinks=true", "model.attention.dropout=0.2"};
+  run(1, text("one"), options);
+  const auto expected = losses("one");
+  std::vector<std::string> replicas = options;
+  replicas.emplace_back("parallel.data=2");
+  replicas.emplace_back("memory.activations=RECOMPUTE");
+  run(4, text("four"), replicas);
+  begin_from("four", 10, "resumed");
+  run(3, text("resumed"), options);
+  for (const char* name : {"four", "resumed"}) {
+    for (const auto& [step, loss] : losses(name)) {
+      EXPECT_NEAR(loss, expected.at(step), 1e-5 * expected.at(step)) << name << " step " << step;
+    }
+  }
+  // A model without them is another one.
+  try {
+    run(3, text("four", 30));
+    FAIL() << "loaded";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::kCheckpoint);
+    EXPECT_NE(std::string(error.what()).find("model.attention."), std::string::npos)
+        << error.what();
+  }
+}
+
 TEST_F(TrainTest, CheckpointOfAnotherModelIsRefused) {
   run(2, text("run", 10));
   try {
@@ -241,12 +270,19 @@ TEST(CopyTask, CannotBeLearnedWithAttentionCutBetweenRanks) {
 TEST(Engine, UsesTheMemoryThatWasMeasured) {
   for (const char* activations : {"KEEP", "RECOMPUTE"}) {
     for (const char* dtype : {"F32", "BF16"}) {
+      const bool options = std::string_view(dtype) == "BF16";
       Config config =
           parse_config(absl::StrCat(kModel,
                                     "data { path: 'none' sequence_length: 64 } memory { "
                                     "activations: ",
                                     activations, " } train { steps: 1 dtype: ", dtype, " }"),
                        "test");
+      if (options) {
+        for (const char* assignment : {"model.attention.dropout=0.1", "model.attention.sinks=true",
+                                       "model.attention.soft_cap=5"}) {
+          apply_override(config, assignment);
+        }
+      }
       dist::run_local(3, kDeadline, [&](dist::Group& world) {
         Config mine = config;
         resolve(mine, world.size(), 2);
@@ -326,6 +362,31 @@ TEST(Engine, MakesTheLayoutOfEachSampleWithinTheSameMemory) {
       EXPECT_NEAR(many.by_position[i], one.by_position[i], 1e-9 * one.by_position[i]) << i;
     }
   }
+}
+
+TEST(Engine, EvaluatesWithoutDropout) {
+  constexpr const char* kText = "data { path: 'none' sequence_length: 64 } train { steps: 1 }";
+  double training[2], evaluation[2];
+  for (int dropout : {0, 1}) {
+    Config config = parse_config(absl::StrCat(kModel, kText), "test");
+    if (dropout == 1) apply_override(config, "model.attention.dropout=0.5");
+    dist::run_local(1, kDeadline, [&](dist::Group& world) {
+      Config mine = config;
+      resolve(mine, 1, 1);
+      Engine engine(world, mine);
+      Engine::PositionLoss loss{{0.0}, {0.0}};
+      engine.evaluate(copy_sample(64, 1, {0}), loss);
+      evaluation[dropout] = loss.sum[0];
+      training[dropout] = engine.accumulate(copy_sample(64, 1, {0}), 1.0);
+      Sample next = copy_sample(64, 1, {0});
+      next.index = 1;  // the same tokens again, later in the run
+      const double again = engine.accumulate(copy_sample(64, 1, {0}), 1.0);
+      EXPECT_EQ(again, training[dropout]);
+      EXPECT_EQ(engine.accumulate(next, 1.0) == training[dropout], dropout == 0);
+    });
+  }
+  EXPECT_EQ(evaluation[0], evaluation[1]);
+  EXPECT_NE(training[0], training[1]);
 }
 
 TEST(Engine, FindsTheLayerInWhichNanBegins) {

@@ -2,9 +2,12 @@
 // differences, and what the activation policies keep.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <map>
 #include <numeric>
+#include <set>
 
+#include "model/attention_options.h"
 #include "model/model.h"
 #include "model/presets.h"
 #include "tests/model/model_run.h"
@@ -35,6 +38,8 @@ std::map<std::string, std::vector<double>> initial_values(const ModelCase& c) {
   for (const auto& entry : store.entries()) {
     const auto span = store.bucket_of(entry).values.rows(entry.offset, entry.size()).span<double>();
     result[entry.spec.name] = {span.begin(), span.end()};
+    if (entry.spec.name != c.moved_parameter) continue;
+    result[entry.spec.name][static_cast<size_t>(c.moved_element)] += c.moved_by;
   }
   return result;
 }
@@ -60,10 +65,64 @@ TEST(Llama, LossEqualsNaiveForward) {
   }
 }
 
+TEST(Llama, LossEqualsNaiveForwardWithEveryOptionOfAttention) {
+  for (const bool alibi : {false, true}) {
+    for (int64_t heads : {4, 6}) {  // with ALiBi, no power of two interleaves slopes
+      ModelCase c = base_case(true);
+      c.config = model_with_attention_options(alibi);
+      c.config.heads = heads;
+      c.config.attention.dropout = 0;
+      // Sinks start at 0: move one.
+      c.moved_parameter = "model.layers.1.self_attn.sinks";
+      c.moved_element = 1;
+      c.moved_by = 1.5;
+      const double expected = naive_loss(c);
+      EXPECT_NEAR(run_on_one_rank(c).loss, expected, 1e-12 * expected) << alibi << " " << heads;
+      // The options matter.
+      c.config.attention = {.sinks = true};
+      EXPECT_GT(std::abs(naive_loss(c) - expected), 1e-4);
+    }
+  }
+}
+
+// The sequences that the paper's section 3 gives for 8 and 16 heads, and its code for 12.
+TEST(Llama, SlopesOfAlibi) {
+  const auto eight = model::alibi_slopes(8), sixteen = model::alibi_slopes(16),
+             twelve = model::alibi_slopes(12);
+  ASSERT_EQ(eight.size(), 8u);
+  ASSERT_EQ(sixteen.size(), 16u);
+  ASSERT_EQ(twelve.size(), 12u);
+  for (size_t i = 0; i < 8; ++i) {
+    EXPECT_FLOAT_EQ(eight[i], std::ldexp(1.0F, -static_cast<int>(i) - 1));
+    EXPECT_FLOAT_EQ(twelve[i], eight[i]);
+  }
+  EXPECT_FLOAT_EQ(sixteen[0], std::sqrt(0.5F));
+  EXPECT_FLOAT_EQ(sixteen[15], 1.0F / 256);
+  for (size_t i = 0; i < 4; ++i) EXPECT_FLOAT_EQ(twelve[8 + i], sixteen[2 * i]);
+  EXPECT_EQ(model::alibi_slopes(1), std::vector<float>{1.0F / 256});
+}
+
+TEST(Llama, DropoutKeysDiffer) {
+  std::set<std::pair<uint64_t, uint64_t>> keys;
+  for (uint64_t seed : {1, 2}) {
+    for (int64_t sample : {0, 1, 1 << 20}) {
+      for (int64_t layer : {0, 1, 2}) {
+        const RandomKey key = model::dropout_key_of_layer(model::dropout_key(seed, sample), layer);
+        keys.insert({key.seed, key.stream});
+      }
+    }
+  }
+  EXPECT_EQ(keys.size(), 18u);
+}
+
 TEST(Llama, GradientsEqualFiniteDifferences) {
-  for (bool tied : {true, false}) {
-    const ModelCase c = base_case(tied);
+  std::vector<ModelCase> cases{base_case(true), base_case(false), base_case(true), base_case(true)};
+  cases[2].config = model_with_attention_options(false);
+  cases[3].config = model_with_attention_options(true);
+  for (const ModelCase& c : cases) {
     const ModelRun run = run_on_one_rank(c);
+    EXPECT_EQ(run.gradients.count("model.layers.0.self_attn.sinks"),
+              c.config.attention.sinks ? 1u : 0u);
     for (const auto& [name, gradient] : run.gradients) {
       // A few elements of every parameter. Central differences of step h are off by O(h^2) and
       // rounding / h: 1e-5 leaves about 1e-10 of either.
@@ -84,6 +143,7 @@ TEST(Llama, GradientsEqualFiniteDifferences) {
 
 TEST(Llama, RecomputationGivesTheSameBitsFromLessMemoryAndNoSecondAttention) {
   ModelCase c = base_case(true);
+  c.config = model_with_attention_options(false);
   const ModelRun keep = run_on_one_rank(c);
   c.options.activations = model::ActivationPolicy::kRecompute;
   const ModelRun recompute = run_on_one_rank(c);
@@ -123,13 +183,28 @@ TEST(Presets, HaveTheSizesOfTheirNames) {
 
 TEST(ModelConfig, CountsTheParametersThatTheModelDeclares) {
   for (bool tied : {true, false}) {
-    const ModelCase c = base_case(tied);
+    ModelCase c = base_case(tied);
+    c.config.attention.sinks = tied;
     int64_t declared = 0;
     for (const auto& [name, values] : initial_values(c)) {
       declared += static_cast<int64_t>(values.size());
     }
     EXPECT_EQ(declared, c.config.parameters());
   }
+}
+
+// A checkpoint of a model without options of attention says nothing of them: it is compared with
+// what versions wrote that did not know them.
+TEST(ModelConfig, DescribesOptionsOfAttentionThatAreInUse) {
+  const auto plain = small_model().describe(DType::kF32);
+  for (const auto& [field, value] : plain) EXPECT_EQ(field.find("attention"), std::string::npos);
+  const auto options = model_with_attention_options(false).describe(DType::kF32);
+  EXPECT_EQ(options.at("model.attention.sliding_window"), "9");
+  EXPECT_EQ(options.at("model.attention.prefix_length"), "4");
+  EXPECT_EQ(options.at("model.attention.sinks"), "true");
+  EXPECT_EQ(options.count("model.attention.dropout"), 0u) << "may change from run to run";
+  EXPECT_EQ(model_with_attention_options(true).describe(DType::kF32).at("model.rope_theta"),
+            "none");
 }
 
 TEST(ModelConfig, RefusesImpossibleSizes) {
@@ -152,6 +227,15 @@ TEST(ModelConfig, RefusesImpossibleSizes) {
             std::string::npos);
   EXPECT_NE(message([](ModelConfig& c) { c.layers = 0; }).find("layers is 0"), std::string::npos);
   EXPECT_NE(message([](ModelConfig& c) { c.norm_eps = 0; }).find("norm_eps"), std::string::npos);
+  EXPECT_EQ(message([](ModelConfig& c) {
+              c.attention.alibi = true;
+              c.head_dim = 7;  // nothing is turned in pairs
+            }),
+            "");
+  EXPECT_NE(message([](ModelConfig& c) {
+              c.attention = {.prefix_length = 3, .alibi = true};
+            }).find("prefix_length is 3"),
+            std::string::npos);
 }
 
 }  // namespace

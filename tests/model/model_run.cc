@@ -5,6 +5,7 @@
 
 #include "dist/local/local.h"
 #include "kernels/core/random.h"
+#include "model/attention_options.h"
 
 namespace longhaul::test {
 
@@ -18,6 +19,17 @@ model::ModelConfig small_model() {
           .mlp_width = 20,
           .norm_eps = 1e-5,
           .tied_embeddings = true};
+}
+
+model::ModelConfig model_with_attention_options(bool alibi) {
+  model::ModelConfig config = small_model();
+  config.attention = {.sliding_window = 9,
+                      .prefix_length = alibi ? 0 : 4,
+                      .soft_cap = 0.7,
+                      .alibi = alibi,
+                      .sinks = true,
+                      .dropout = 0.2};
+  return config;
 }
 
 std::vector<int32_t> random_tokens(int64_t count, int64_t vocabulary, uint64_t seed) {
@@ -51,16 +63,14 @@ ModelRun run_model(dist::Group& group, const ModelCase& c) {
   const auto targets = std::max<int64_t>(
       1, std::count_if(labels.begin(), labels.end(), [](int32_t l) { return l >= 0; }));
 
-  parallel::CoreAttention attention(
-      group, kind.make(tokens, group.size()),
-      {.heads = c.config.head_shape(),
-       .mask = {.causal = true, .window = 0},
-       .dtype = c.options.dtype,
-       .scale = 1.0 / std::sqrt(static_cast<double>(c.config.head_dim)),
-       .strategy = c.strategy,
-       .in_place = c.in_place,
-       .ranks_per_node = 1,
-       .sample_layout = [&](const auto&... of) { return kind.of_sample(of..., kTight); }});
+  parallel::CoreAttentionOptions attention_options =
+      model::attention_options(c.config, c.options.dtype);
+  attention_options.strategy = c.strategy;
+  attention_options.in_place = c.in_place;
+  attention_options.sample_layout = [&](const auto&... of) {
+    return kind.of_sample(of..., kTight);
+  };
+  parallel::CoreAttention attention(group, kind.make(tokens, group.size()), attention_options);
   attention.prepare(c.documents);
   const parallel::Shard shard =
       parallel::take(attention.layout(), c.documents, sample, labels, group.rank());
@@ -80,7 +90,8 @@ ModelRun run_model(dist::Group& group, const ModelCase& c) {
       if (ctx.measuring() || entry.spec.name != c.moved_parameter) continue;
       store.bucket_of(entry).values.data<double>()[entry.offset + c.moved_element] += c.moved_by;
     }
-    model::StepContext step{ctx, activations, communication, attention, nullptr};
+    model::StepContext step{ctx, activations, communication, attention, nullptr, {}};
+    if (c.config.attention.dropout > 0) step.dropout_key = model::dropout_key(1, 5);
     Arena::Scope scope(activations);
     const double loss = network->forward(
         step, shard, {.training = true, .grad_scale = 1.0 / static_cast<double>(targets)});

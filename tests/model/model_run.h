@@ -34,6 +34,9 @@ struct ModelRun {
 };
 
 model::ModelConfig small_model();
+// With every option of attention that goes together: window, soft-cap, sinks and dropout, and RoPE
+// with a prefix or ALiBi without.
+model::ModelConfig model_with_attention_options(bool alibi);
 // A token sequence and its labels (the next token within the document).
 std::vector<int32_t> random_tokens(int64_t count, int64_t vocabulary, uint64_t seed);
 std::vector<int32_t> labels_of(const std::vector<int32_t>& tokens,

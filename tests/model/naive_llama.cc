@@ -47,6 +47,26 @@ void rotate(Vector& x, int64_t dim, int64_t position, double theta) {
   }
 }
 
+// ALiBi's slopes as the paper's code makes them, by recursion.
+Vector slopes(int64_t heads) {
+  const auto log = static_cast<int64_t>(std::log2(static_cast<double>(heads)));
+  const int64_t power = int64_t{1} << log;
+  Vector list;
+  if (power == heads) {
+    const double start = std::pow(2.0, -std::pow(2.0, -(static_cast<double>(log) - 3)));
+    for (int64_t i = 0; i < heads; ++i) {
+      list.push_back(start * std::pow(start, static_cast<double>(i)));
+    }
+    return list;
+  }
+  list = slopes(power);
+  const Vector longer = slopes(2 * power);
+  for (size_t i = 0; i < longer.size() && list.size() < index(heads); i += 2) {
+    list.push_back(longer[i]);
+  }
+  return list;
+}
+
 void add(Vector& x, const Vector& y) {
   for (size_t i = 0; i < x.size(); ++i) x[i] += y[i];
 }
@@ -65,6 +85,10 @@ std::vector<double> naive_llama_loss(const model::ModelConfig& c, const Paramete
     }
     first[t] = begin;
   }
+  const Vector bias = slopes(c.heads);
+  const auto sinks = [&](int64_t layer) -> const Vector& {
+    return values(absl::StrCat("model.layers.", layer, ".self_attn.sinks"));
+  };
   std::vector<Vector> x;
   const Vector& table = values("model.embed_tokens.weight");
   for (int32_t token : tokens) {
@@ -82,6 +106,7 @@ std::vector<double> naive_llama_loss(const model::ModelConfig& c, const Paramete
       k.push_back(times(w("self_attn.k_proj"), h));
       v.push_back(times(w("self_attn.v_proj"), h));
       const auto position = static_cast<int64_t>(t - first[t]);
+      if (c.attention.alibi) continue;
       rotate(q.back(), c.head_dim, position, c.rope.theta);
       rotate(k.back(), c.head_dim, position, c.rope.theta);
     }
@@ -90,17 +115,27 @@ std::vector<double> naive_llama_loss(const model::ModelConfig& c, const Paramete
       for (int64_t head = 0; head < c.heads; ++head) {
         const size_t qo = index(head * c.head_dim);
         const size_t ko = index(head / (c.heads / c.kv_heads) * c.head_dim);
-        Vector p;
-        double sum = 0;
-        for (size_t s = first[t]; s <= t; ++s) {
+        Vector p;  // of the tokens from first[t] on
+        double sum = c.attention.sinks ? std::exp(sinks(layer)[index(head)]) : 0;
+        for (size_t s = first[t]; s < x.size() && first[s] == first[t]; ++s) {
+          const auto window = index(c.attention.sliding_window);
+          const bool recent = s <= t && (window == 0 || t - s < window);
+          if (!recent && s - first[t] >= index(c.attention.prefix_length)) {
+            p.push_back(0);
+            continue;
+          }
           double score = 0;
           for (size_t d = 0; d < index(c.head_dim); ++d) score += q[t][qo + d] * k[s][ko + d];
-          p.push_back(std::exp(score / std::sqrt(static_cast<double>(c.head_dim))));
+          score /= std::sqrt(static_cast<double>(c.head_dim));
+          if (const double cap = c.attention.soft_cap; cap > 0)
+            score = cap * std::tanh(score / cap);
+          if (c.attention.alibi) score -= bias[index(head)] * static_cast<double>(t - s);
+          p.push_back(std::exp(score));
           sum += p.back();
         }
-        for (size_t s = first[t]; s <= t; ++s) {
+        for (size_t s = 0; s < p.size(); ++s) {
           for (size_t d = 0; d < index(c.head_dim); ++d) {
-            out[qo + d] += p[s - first[t]] / sum * v[s][ko + d];
+            out[qo + d] += p[s] / sum * v[first[t] + s][ko + d];
           }
         }
       }

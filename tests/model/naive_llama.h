@@ -1,5 +1,6 @@
 // The Llama forward pass written out in fp64 on whole vectors, token by token. Shares no code with
-// the model: its own norm, rotation, attention and softmax.
+// the model: its own norm, rotation, attention and softmax. Knows every option of attention but
+// dropout.
 #pragma once
 
 #include <cstdint>

@@ -1,8 +1,11 @@
 // The promise: any number of ranks, any layout, any length give one rank's loss and gradients.
 #include <gtest/gtest.h>
 
+#include <iostream>
+
 #include "absl/strings/str_cat.h"
 #include "dist/local/local.h"
+#include "model/attention_options.h"
 #include "tests/model/model_run.h"
 
 namespace longhaul::test {
@@ -18,6 +21,22 @@ ModelRun run_on(int ranks, const ModelCase& c) {
     if (group.rank() == 0) result = mine;
   });
   return result;
+}
+
+// Why the case's strategy cannot do it.
+std::optional<std::string> refusal_of(const ModelCase& c, int ranks) {
+  const auto options = model::attention_options(c.config, c.options.dtype);
+  for (const parallel::LayoutKind& kind : parallel::layout_kinds()) {
+    if (kind.name != c.layout) continue;
+    const parallel::TokenLayout layout = kind.make(c.documents.tokens(), ranks);
+    return parallel::strategy(c.strategy)
+        .refusal({.layout = layout,
+                  .documents = c.documents,
+                  .mask = options.mask,
+                  .heads = options.heads,
+                  .ranks_per_node = options.ranks_per_node});
+  }
+  fail(ErrorCode::kInternal, c.layout);
 }
 
 // Prime lengths, documents that straddle ranks, 2 kv heads on up to 8 ranks.
@@ -41,6 +60,39 @@ TEST(Parity, LossAndEveryGradientEqualOneRanks) {
           EXPECT_EQ(many.attention_forwards, c.config.layers);
         }
       }
+    }
+  }
+}
+
+// Window, soft-cap, sinks and dropout on packed documents, with a prefix or with ALiBi, under every
+// strategy that can: the same loss and gradients, sinks among them, and the same elements dropped.
+TEST(Parity, EveryOptionOfAttention) {
+  for (const bool alibi : {false, true}) {
+    for (const model::ActivationPolicy policy :
+         {model::ActivationPolicy::kKeep, model::ActivationPolicy::kRecompute}) {
+      ModelCase c{.config = model_with_attention_options(alibi),
+                  .options = {.dtype = DType::kF64, .activations = policy},
+                  .documents = parallel::Documents(61, {0, 7, 8, 40})};
+      const ModelRun one = run_on_one_rank(c);
+      EXPECT_EQ(one.gradients.count("model.layers.1.self_attn.sinks"), 1u);
+      for (const parallel::Strategy& strategy : parallel::strategies()) {
+        for (const char* layout : {"zigzag", "striped"}) {
+          SCOPED_TRACE(absl::StrCat(std::string(strategy.name), " ", layout, " alibi ", alibi));
+          c.strategy = strategy.name;
+          c.layout = layout;
+          if (const auto refusal = refusal_of(c, 3)) {
+            std::cout << "[  SKIPPED ] " << *refusal << "\n";
+            continue;
+          }
+          const ModelRun many = run_on(3, c);
+          EXPECT_NEAR(many.loss, one.loss, 1e-12 * one.loss);
+          EXPECT_LE(largest_deviation(one, many), 1e-10);
+        }
+      }
+      c.strategy = "ring";
+      ModelCase without = c;
+      without.config.attention.dropout = 0;
+      EXPECT_GT(largest_deviation(one, run_on_one_rank(without)), 1e-3) << "dropout does nothing";
     }
   }
 }
