@@ -70,7 +70,8 @@ CoreAttention::CoreAttention(dist::Group& group, const TokenLayout& layout,
                                               .documents = whole,
                                               .mask = options_.mask,
                                               .heads = options_.heads,
-                                              .ranks_per_node = options_.ranks_per_node})) {
+                                              .ranks_per_node = options_.ranks_per_node,
+                                              .gather_heads = options_.gather_heads})) {
       fail(ErrorCode::kConfig, *why);
     }
   }
@@ -110,7 +111,8 @@ void CoreAttention::prepare(const Documents& documents) {
                         .documents = *documents_,
                         .mask = options_.mask,
                         .heads = options_.heads,
-                        .ranks_per_node = options_.ranks_per_node};
+                        .ranks_per_node = options_.ranks_per_node,
+                        .gather_heads = options_.gather_heads};
   forward_plan_ = strategy_.plan(problem, Direction::kForward, group_.rank());
   backward_plan_ = backward_strategy_.plan(problem, Direction::kBackward, group_.rank());
 }

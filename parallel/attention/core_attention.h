@@ -38,6 +38,7 @@ struct CoreAttentionOptions {
   std::string backward_strategy = {};  // empty: as strategy
   bool in_place = true;                // read neighbours' keys and values where they lie
   int ranks_per_node = 1;              // for strategies with two levels
+  int64_t gather_heads = 0;            // kv heads that all_gather fetches at a time; 0: chosen
   // The layout of a sample, with as many rows on every rank as the layout given to CoreAttention
   // (LayoutKind::of_sample). Empty: every sample has that one.
   std::function<TokenLayout(const Documents&, const Mask&, int ranks)> sample_layout = {};

@@ -42,6 +42,22 @@ std::vector<std::span<const Transfer>> exchanges_of(const Step& step) {
   return result;
 }
 
+// Whether two transfers send the same part of a field: one copy of it serves both.
+bool packed_alike(const Transfer& a, const Transfer& b, Field field) {
+  return a.send && b.send && a.slot == b.slot && a.fields.has(field) && b.fields.has(field) &&
+         a.rows == b.rows && a.heads == b.heads;
+}
+
+size_t memory_slot(const Plan& plan, int slot) {
+  const int memory_of = plan.slots[static_cast<size_t>(slot)].memory_of;
+  return static_cast<size_t>(memory_of >= 0 ? memory_of : slot);
+}
+// The same memory in another shape.
+TensorView taken_over(const TensorView& view, const FieldShape& field) {
+  LONGHAUL_CHECK(field.shape.elements() * size_of(field.dtype) <= view.bytes());
+  return TensorView(view.raw(), field.dtype, field.shape, view.device());
+}
+
 // Another rank's window is read only; a slot view can be written in general. Plans store into
 // buffers only, never into what is aliased, and home inputs are never received (checked in start).
 TensorView as_slot_view(const ConstTensorView& view) {
@@ -95,7 +111,7 @@ Execution::Execution(const Context& ctx, const ExecutionSetup& setup, const Fiel
   for (const Step& step : plan.steps) {
     for (const Transfer& t : step.transfers) {
       if (!t.send && t.fields.intersects(kKeysAndValues) && !reads_in_place(t)) {
-        stores_keys[static_cast<size_t>(t.slot)] = true;
+        stores_keys[memory_slot(plan, t.slot)] = true;
       }
     }
   }
@@ -103,7 +119,14 @@ Execution::Execution(const Context& ctx, const ExecutionSetup& setup, const Fiel
   slots_[0] = home;  // its inputs are never received: checked where transfers start
   for (size_t i = 1; i < plan.slots.size(); ++i) {
     for (Field field : plan.slots[i].fields.list()) {
-      if (kKeysAndValues.has(field) && !stores_keys[i]) continue;
+      const size_t memory = memory_slot(plan, static_cast<int>(i));
+      if (kKeysAndValues.has(field) && !stores_keys[memory]) continue;
+      if (memory != i) {
+        at(slots_[i], field) =
+            taken_over(at(slots_[memory], field),
+                       field_shape(plan.slots[i], field, setup_.heads, setup_.dtype));
+        continue;
+      }
       at(slots_[i], field) =
           allocate_field(*setup_.communication, plan.slots[i], field, setup_.heads, setup_.dtype);
     }
@@ -115,8 +138,10 @@ Execution::Execution(const Context& ctx, const ExecutionSetup& setup, const Fiel
 // What start_transfers will take of a block for this exchange, and land besides.
 int64_t Execution::staged_bytes(std::span<const Transfer> exchange) const {
   int64_t bytes = 0, largest_fold = 0;
-  for (const Transfer& t : exchange) {
+  for (size_t i = 0; i < exchange.size(); ++i) {
+    const Transfer& t = exchange[i];
     if (replaced_by_reading(t)) continue;
+    const std::span<const Transfer> before = exchange.first(i);
     const Slot& slot = setup_.plan->slots[static_cast<size_t>(t.slot)];
     int64_t fold = 0;
     for (Field field : t.fields.list()) {
@@ -124,6 +149,11 @@ int64_t Execution::staged_bytes(std::span<const Transfer> exchange) const {
       const FieldShape shape = field_shape(slot, field, setup_.heads, setup_.dtype);
       const TensorView whole = t.slot == 0 ? slots_[0][static_cast<size_t>(field)]
                                            : TensorView(nullptr, shape.dtype, shape.shape);
+      if (std::ranges::any_of(before, [&](const Transfer& u) {
+            return !replaced_by_reading(u) && packed_alike(u, t, field);
+          })) {
+        continue;
+      }
       const TensorView part = part_of_field(whole, slot, field, t.rows, t.heads);
       const bool folded = !t.send && t.reduce != Reduce::kStore;
       if (!part.contiguous() || folded) bytes += part.bytes();
@@ -215,6 +245,18 @@ void Execution::alias(const Transfer& t, bool measuring) {
   if (std::ranges::find(aliased_, t.origin) == aliased_.end()) aliased_.push_back(t.origin);
 }
 
+// What goes to several peers at once is copied once.
+TensorView Execution::pack(const Context& ctx, Pending& pending, const Transfer& t, Field field,
+                           const TensorView& part) {
+  for (const Packed& packed : pending.packed) {
+    if (packed.field == field && packed_alike(*packed.transfer, t, field)) return packed.copy;
+  }
+  const TensorView copy = stage(pending, part);
+  kernels::copy(ctx, part, copy);
+  pending.packed.push_back({&t, field, copy});
+  return copy;
+}
+
 void Execution::start_transfers(const Context& ctx, int step) {
   for (std::span<const Transfer> exchange :
        exchanges_of(setup_.plan->steps[static_cast<size_t>(step)])) {
@@ -222,6 +264,7 @@ void Execution::start_transfers(const Context& ctx, int step) {
                     .request = {},
                     .landings = {},
                     .staging = {},
+                    .packed = {},
                     .published_by = {}};
     std::vector<dist::Send> sends;
     std::vector<dist::Recv> recvs;
@@ -241,11 +284,10 @@ void Execution::start_transfers(const Context& ctx, int step) {
         }
         const TensorView part = part_of_field(at(views, field), slot, field, t.rows, t.heads);
         const bool direct = part.contiguous() && (t.send || t.reduce == Reduce::kStore);
-        const TensorView message = direct ? part : stage(pending, part);
         if (t.send) {
-          if (!direct) kernels::copy(ctx, part, message);
-          sends.push_back({t.peer, message});
+          sends.push_back({t.peer, direct ? part : pack(ctx, pending, t, field, part)});
         } else {
+          const TensorView message = direct ? part : stage(pending, part);
           recvs.push_back({t.peer, message});
           pending.landings.push_back({&t, field, direct ? TensorView{} : message});
         }

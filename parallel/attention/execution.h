@@ -103,11 +103,17 @@ class Execution {
     Field field;
     TensorView staged;  // empty: it was received where it belongs
   };
+  struct Packed {  // dense copy of a part of a slot, to be sent
+    const Transfer* transfer;
+    Field field;
+    TensorView copy;
+  };
   struct Pending {
     int done_by = 0;
     dist::Request request;
     std::vector<Landing> landings;
     std::optional<StagingBlock> staging;  // taken by the first message that needs it
+    std::vector<Packed> packed;
     std::vector<int> published_by;  // ranks whose published keys and values are about to be read
   };
 
@@ -118,6 +124,8 @@ class Execution {
   void reserve_staging();
   int64_t staged_bytes(std::span<const Transfer> exchange) const;
   TensorView stage(Pending& pending, const TensorView& part);
+  TensorView pack(const Context&, Pending& pending, const Transfer& t, Field field,
+                  const TensorView& part);
   void start_transfers(const Context&, int step);
   void complete_until(const Context&, int step);
   void land(const Context&, Pending& pending);

@@ -56,14 +56,14 @@ void add_receive(Step& step, const End& end, Reduce reduce) {
   step.transfers.push_back(transfer(end, false, reduce));
 }
 
+void add_task(Step& step, const Problem& problem, Task task, const RunList& q, const RunList& k) {
+  task.segments = cut_segments(q, k, problem.documents, problem.mask);
+  if (!task.segments.empty()) step.tasks.push_back(std::move(task));
+}
+
 void add_ring_task(Step& step, const Problem& problem, int rank, int key_owner, int key_slot) {
-  std::vector<Segment> segments = cut_segments(
-      problem.layout.runs(rank), problem.layout.runs(key_owner), problem.documents, problem.mask);
-  if (segments.empty()) return;
-  step.tasks.push_back({.q_slot = 0,
-                        .k_slot = key_slot,
-                        .q_heads = {0, problem.heads.q_heads},
-                        .segments = std::move(segments)});
+  add_task(step, problem, {0, key_slot, {0, problem.heads.q_heads}, {}}, problem.layout.runs(rank),
+           problem.layout.runs(key_owner));
 }
 
 std::vector<Span> joined(std::vector<Span> spans, size_t most) {

@@ -52,6 +52,9 @@ struct End {
 void add_send(Step& step, const End& end);
 void add_receive(Step& step, const End& end, Reduce reduce);
 
+// Attention of query rows against key rows that fill the task's slots from row 0 on; nothing if the
+// mask leaves no pair. The task comes without segments.
+void add_task(Step& step, const Problem& problem, Task task, const RunList& q, const RunList& k);
 // Attention of home's queries against rows of `key_owner` that fill key_slot from row 0 on, over
 // all heads; nothing if the mask leaves no pair.
 void add_ring_task(Step& step, const Problem& problem, int rank, int key_owner, int key_slot);

@@ -69,6 +69,10 @@ struct Slot {
   Span q_heads;   // global query heads held
   Span kv_heads;  // global kv heads held
   Fields fields;  // what is ever stored here
+  // An earlier slot whose memory this one takes over, field by field (each as large there), for
+  // other heads or rows: storing into or clearing a field of one of them undoes it in the others.
+  // -1: memory of its own.
+  int memory_of = -1;
   bool operator==(const Slot&) const = default;
 };
 

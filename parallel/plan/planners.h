@@ -13,6 +13,17 @@ namespace longhaul::parallel {
 // first neighbour (P-1 hops). Ring Attention (Liu et al. 2023); balanced by a zigzag layout.
 Plan plan_ring(const Problem& problem, Direction direction, int rank);
 
+// Forward as the ring. Backward: keys stay home with their gradients; queries, dout, lse and delta
+// travel, and dq follows (P-1 hops). Fewer bytes than the ring's backward if K/H > (2b+g)/(2b+2g),
+// that is 2/3 in bf16, 3/4 in f32.
+Plan plan_query_ring(const Problem& problem, Direction direction, int rank);
+
+// Keys and values of all ranks are gathered, a range of kv heads after the other: one segment list,
+// nothing to merge. Backward gathers again and reduce-scatters dk, dv in the accumulator type.
+// LASP-2H (Sun et al. 2025), Llama 3 (Dubey et al. 2024, section 3.3.2).
+Plan plan_all_gather(const Problem& problem, Direction direction, int rank);
+std::optional<std::string> all_gather_refusal(const Problem& problem);
+
 // Two nested rings: nodes x ranks of a node. A transfer between nodes has a whole inner ring's
 // time. DoubleRing attention (LoongTrain, Gu et al. 2024).
 Plan plan_double_ring(const Problem& problem, Direction direction, int rank);
@@ -33,6 +44,12 @@ Plan plan_group_cast(const Problem& problem, Direction direction, int rank);
 // et al. 2023, section 3.2), for any number of ranks.
 Plan plan_lightseq(const Problem& problem, Direction direction, int rank);
 std::optional<std::string> lightseq_refusal(const Problem& problem);
+
+// Ulysses within groups of ranks_per_node consecutive ranks, a ring of keys across the groups among
+// ranks with the same heads. USP (Fang & Zhao 2024); 2D attention (LoongTrain, Gu et al. 2024). One
+// group: ulysses; groups of one rank: ring.
+Plan plan_usp(const Problem& problem, Direction direction, int rank);
+std::optional<std::string> usp_refusal(const Problem& problem);
 
 // One attention task of core attention disaggregation (DistCA): queries of one rank against some
 // keys of another, computed by any rank; partial results are merged at the queries' home. Rows are

@@ -19,6 +19,9 @@ constexpr std::array kStrategies{
     Strategy{"ulysses", plan_ulysses, does_everything},
     Strategy{"group_cast", plan_group_cast, does_everything},
     Strategy{"lightseq", plan_lightseq, lightseq_refusal},
+    Strategy{"usp", plan_usp, usp_refusal},
+    Strategy{"all_gather", plan_all_gather, all_gather_refusal},
+    Strategy{"query_ring", plan_query_ring, does_everything},
 };
 
 }  // namespace

@@ -25,6 +25,8 @@ struct Problem {
   Mask mask;
   HeadShape heads;
   int ranks_per_node = 1;  // consecutive ranks on one node, for strategies with two levels
+  // kv heads that all_gather fetches at a time: bounds its memory. 0: chosen, about a quarter.
+  int64_t gather_heads = 0;
 };
 
 struct Strategy {

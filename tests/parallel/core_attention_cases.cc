@@ -16,7 +16,8 @@ std::string AttentionCase::name() const {
       mask.window, " documents ", documents.count(), " prefix ", mask.prefix,
       options.soft_cap > 0 ? " soft-cap" : "", options.slopes.empty() ? "" : " ALiBi",
       options.dropout > 0 ? " dropout" : "", options.sink.empty() ? "" : " sink", " ",
-      std::string(longhaul::name(dtype)), in_place ? " in place" : " moved");
+      std::string(longhaul::name(dtype)), in_place ? " in place" : " moved", " per node ",
+      ranks_per_node, " at once ", gather_heads);
 }
 
 std::vector<NamedOptions> score_options(int64_t q_heads) {
@@ -62,7 +63,8 @@ std::optional<std::string> refusal(const AttentionCase& c, int ranks) {
                 .documents = c.documents,
                 .mask = c.mask,
                 .heads = c.heads,
-                .ranks_per_node = c.ranks_per_node});
+                .ranks_per_node = c.ranks_per_node,
+                .gather_heads = c.gather_heads});
 }
 
 namespace {
@@ -166,6 +168,7 @@ parallel::CoreAttentionOptions options_of(const AttentionCase& c) {
           .strategy = c.strategy,
           .in_place = c.in_place,
           .ranks_per_node = c.ranks_per_node,
+          .gather_heads = c.gather_heads,
           .sample_layout = [&kind = parallel::layout_kind(c.layout)](const auto&... sample) {
             return kind.of_sample(sample..., kTight);
           }};
@@ -226,6 +229,7 @@ AttentionResult run_core_attention(dist::Group& group, const AttentionCase& c,
   AttentionResult result = tensors.result();
   result.sent_bytes = after.sent - before.sent;
   result.in_place_bytes = after.in_place - before.in_place;
+  result.buffer_bytes = buffers.peak();
   return result;
 }
 

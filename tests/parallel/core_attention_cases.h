@@ -23,6 +23,7 @@ struct AttentionCase {
   DType dtype = DType::kF64;
   bool in_place = true;
   int ranks_per_node = 1;
+  int64_t gather_heads = 0;
   ScoreOptions options = {};
   std::string name() const;
 };
@@ -48,6 +49,7 @@ AttentionTruth truth_of(const AttentionCase& c, uint64_t seed);
 struct AttentionResult {
   std::vector<double> out, lse, dq, dk, dv, dsink;
   int64_t sent_bytes = 0, in_place_bytes = 0;
+  int64_t buffer_bytes = 0;  // measured, of both directions' larger one
   bool operator==(const AttentionResult&) const = default;
 };
 

@@ -24,7 +24,7 @@ void run(dist::Group& world) {
               .documents = packed ? random_documents(61, 9, 7) : parallel::Documents::whole(61),
               .dtype = DType::kF64,
               .in_place = in_place,
-              .ranks_per_node = world.size() % 2 == 0 ? 2 : 1,
+              .ranks_per_node = world.size() % 2 == 0 ? 2 : world.size(),
               .options = packed ? score_options(4).back().options : ScoreOptions{}};
           if (refusal(c, world.size())) continue;
           const AttentionTruth truth = truth_of(c, 5);

@@ -85,8 +85,9 @@ std::vector<double> errors_of(const AttentionCase& c, const AttentionTruth& trut
   return result;
 }
 
-// Strategy x mask x option x ranks x tokens x heads x head dimension; layouts and reading in place
-// are factors, too, in the pairwise set, and drawn at random where all of the rest is gone through.
+// Strategy x mask x option x ranks x tokens x heads x head dimension; layouts, reading in place,
+// nodes and ranges of heads are factors, too, in the pairwise set, and drawn at random where all of
+// the rest is gone through.
 TEST(CoreAttention, EveryStrategyEqualsNaiveAttention) {
   const auto strategies = parallel::strategies();
   const auto layouts = parallel::layout_kinds();
@@ -99,6 +100,8 @@ TEST(CoreAttention, EveryStrategyEqualsNaiveAttention) {
   } else {
     sizes.push_back(count_of(layouts));
     sizes.push_back(2);
+    sizes.push_back(2);
+    sizes.push_back(3);
   }
   std::mt19937 random(1);
   std::map<std::string, int> runs;
@@ -108,6 +111,8 @@ TEST(CoreAttention, EveryStrategyEqualsNaiveAttention) {
     if (full_coverage()) {
       pick.push_back(static_cast<int>(random() % layouts.size()));
       pick.push_back(static_cast<int>(random() % 2));
+      pick.push_back(static_cast<int>(random() % 2));
+      pick.push_back(static_cast<int>(random() % 3));
     }
     const int ranks = pick[5] + 1;
     const int64_t tokens = tokens_of(pick[4], ranks);
@@ -121,7 +126,8 @@ TEST(CoreAttention, EveryStrategyEqualsNaiveAttention) {
                           .documents = documents_of(mask.packed, tokens),
                           .dtype = DType::kF64,
                           .in_place = pick[8] == 1,
-                          .ranks_per_node = ranks_per_node(ranks),
+                          .ranks_per_node = pick[9] == 1 ? ranks : ranks_per_node(ranks),
+                          .gather_heads = pick[10],
                           .options = score_options(heads.q)[static_cast<size_t>(pick[1])].options};
     if (!possible(c, ranks)) continue;
     SCOPED_TRACE(absl::StrCat(c.name(), " P=", ranks));
@@ -235,6 +241,38 @@ TEST(CoreAttention, BytesAreThePlans) {
       EXPECT_EQ(r.in_place_bytes, in_place ? 2 * kv : 0);
     }
   }
+}
+
+// Two ranges of heads have memory, and what goes to several ranks is packed once.
+TEST(CoreAttention, HeadRangesBoundTheMemoryOfAllGather) {
+  constexpr int kRanks = 4;
+  constexpr int64_t kTokens = 512, kDim = 8, kAll = 8;
+  std::vector<int64_t> bytes;
+  for (int64_t at_once : {1, 2, 8}) {
+    const AttentionCase c{.strategy = "all_gather",
+                          .layout = "zigzag",
+                          .tokens = kTokens,
+                          .heads = {kAll, kAll, kDim, kDim},
+                          .mask = {true, 0},
+                          .documents = parallel::Documents::whole(kTokens),
+                          .dtype = DType::kF32,
+                          .in_place = true,
+                          .ranks_per_node = 1,
+                          .gather_heads = at_once};
+    const AttentionTruth truth = attention_truth(c.documents, c.mask, c.heads, 4);
+    dist::run_local(kRanks, kDeadline, [&](dist::Group& group) {
+      const AttentionResult result = run_core_attention(group, c, truth);
+      if (group.rank() == 0) bytes.push_back(result.buffer_bytes);
+    });
+    // Backward: k, v, dk, dv of all rows in each of the slots, and q, dout, dq of the own rows;
+    // gradients from all ranks for the range that returns; what is packed or folded, a copy of each
+    // of the own rows' fields at most. A copy for each receiver would be more.
+    const int64_t slots = at_once == kAll ? 1 : 2, rows = kTokens * at_once * kDim * 4;
+    const int64_t own = rows / kRanks;
+    EXPECT_LE(bytes.back(), (slots * 4 + 2) * rows + (slots * 3 + 9) * own + 512) << at_once;
+  }
+  EXPECT_LT(bytes[0], bytes[1]);
+  EXPECT_LT(bytes[1], bytes[2]);
 }
 
 // One token of the second document is changed: whatever the ranks and strategy, nothing of the

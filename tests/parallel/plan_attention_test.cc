@@ -74,7 +74,7 @@ TEST(PlanAttention, EveryStrategyEqualsNaiveAttention) {
   const auto layouts = parallel::layout_kinds();
   const std::vector<int> sizes{
       static_cast<int>(strategies.size()), static_cast<int>(layouts.size()),    9, 6,
-      static_cast<int>(std::size(kHeads)), static_cast<int>(std::size(kMasks)), 3};
+      static_cast<int>(std::size(kHeads)), static_cast<int>(std::size(kMasks)), 4, 3};
   uint64_t seed = 0;
   std::map<std::string_view, int> run;  // cases of a strategy that it did not refuse
   for (const Case& c : cases_of(sizes)) {
@@ -84,18 +84,24 @@ TEST(PlanAttention, EveryStrategyEqualsNaiveAttention) {
     const int64_t tokens = tokens_of(c[3], ranks);
     const Heads& h = kHeads[c[4]];
     const MaskCase& mask = kMasks[c[5]];
-    // The others do not look at nodes.
-    if (full_coverage() && strategy.name != "double_ring" && c[6] > 0) continue;
+    // The others do not look at nodes or ranges of heads.
+    const bool two_levels = strategy.name == "double_ring" || strategy.name == "usp";
+    if (full_coverage() && !two_levels && c[6] > 0) continue;
+    if (full_coverage() && strategy.name != "all_gather" && c[7] > 0) continue;
     const Documents documents =
         mask.packed ? random_documents(tokens, 11, ++seed) : Documents::whole(tokens);
     const TokenLayout layout = kind.of_sample(documents, mask.mask, ranks, {.row_price = 0});
     const Problem problem{
-        layout, documents, mask.mask,
+        layout,
+        documents,
+        mask.mask,
         HeadShape{.q_heads = h.q, .kv_heads = h.kv, .head_dim = 3, .value_dim = 2},
-        ranks_per_node(ranks, c[6])};
+        ranks_per_node(ranks, c[6]),
+        c[7]};
     SCOPED_TRACE(absl::StrCat(std::string(strategy.name), ", ", std::string(kind.name), ", ", ranks,
-                              " ranks, ", problem.ranks_per_node, " per node, ", tokens,
-                              " tokens, heads ", h.q, "/", h.kv, ", ", mask.name));
+                              " ranks, ", problem.ranks_per_node, " per node, ",
+                              problem.gather_heads, " heads at once, ", tokens, " tokens, heads ",
+                              h.q, "/", h.kv, ", ", mask.name));
     if (const auto why = strategy.refusal(problem)) {
       expect_refusal(strategy, problem, *why);
       continue;

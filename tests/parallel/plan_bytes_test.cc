@@ -246,6 +246,97 @@ TEST(PlanBytes, LightSeqMovesKeysToThoseWhoWorkAndQueriesToThoseWhoHelp) {
   }
 }
 
+TEST(PlanBytes, UspExchangesHeadsInsideAndKeysAcross) {
+  for_each_setting({4, 6, 8}, [](Setting setting) {
+    const TokenLayout layout = setting.layout();
+    const Documents documents = Documents::whole(layout.tokens());
+    const auto [n, H, K, d, e, b, g] = setting.sizes();
+    for (const int64_t U : {1, 2, 4, 8}) {
+      if (setting.ranks % U != 0) continue;
+      SCOPED_TRACE(absl::StrCat(U, " per node"));
+      const int64_t groups = setting.ranks / U, kv = std::max(K, U);
+      const Problem problem{layout, documents, {true, 0}, setting.heads, static_cast<int>(U)};
+      const int64_t forward = H * (d * b + e * g + g) + kv * (d + e) * b;
+      const int64_t backward = H * ((d + e) * b + 2 * g + d * g) + kv * (d + e) * (b + g);
+      // The ring moves a group's rows of this rank's kv heads: U n rows of kv / U heads.
+      const int64_t ring = (groups - 1) * n * kv * (d + e);
+      expect_received(problem, setting.dtype, strategy("usp"), Direction::kForward,
+                      n * forward * (U - 1) / U + ring * b);
+      expect_received(problem, setting.dtype, strategy("usp"), Direction::kBackward,
+                      n * backward * (U - 1) / U + ring * (b + g));
+      for (int r = 0; r < setting.ranks; ++r) {
+        int64_t across = 0;
+        for (const Step& step : plan_usp(problem, Direction::kBackward, r).steps) {
+          for (const Transfer& t : step.transfers) {
+            if (t.send || t.peer / U == r / U) continue;
+            across += transfer_bytes(t, r, setting.heads, setting.dtype);
+          }
+        }
+        EXPECT_EQ(across, ring * (b + g));
+      }
+    }
+  });
+}
+
+TEST(PlanBytes, AllGatherMovesKeysOnceAndGradientsOnce) {
+  for_each_setting({1, 2, 3, 8}, [](Setting setting) {
+    const TokenLayout layout = setting.layout();
+    const Documents documents = Documents::whole(layout.tokens());
+    const auto [n, H, K, d, e, b, g] = setting.sizes();
+    for (const int64_t heads_at_once : {0, 1, 2, 8}) {
+      SCOPED_TRACE(absl::StrCat(heads_at_once, " heads at once"));
+      Problem problem{layout, documents, {true, 0}, setting.heads};
+      problem.gather_heads = heads_at_once;
+      const int64_t row = (setting.ranks - 1) * n * K * (d + e);
+      expect_received(problem, setting.dtype, strategy("all_gather"), Direction::kForward, row * b);
+      expect_received(problem, setting.dtype, strategy("all_gather"), Direction::kBackward,
+                      row * (b + g));
+    }
+  });
+}
+
+TEST(PlanBytes, QueryRingMovesQueriesBackward) {
+  for_each_setting({1, 2, 3, 4, 8}, [](Setting setting) {
+    const TokenLayout layout = setting.layout();
+    const Documents documents = Documents::whole(layout.tokens());
+    const auto [n, H, K, d, e, b, g] = setting.sizes();
+    const Problem problem{layout, documents, {true, 0}, setting.heads};
+    const int64_t hops = setting.ranks - 1;
+    expect_received(problem, setting.dtype, strategy("query_ring"), Direction::kForward,
+                    hops * n * K * (d + e) * b);
+    expect_received(problem, setting.dtype, strategy("query_ring"), Direction::kBackward,
+                    hops * n * H * ((d + e) * b + d * g + 2 * g));
+  });
+}
+
+// Uneven shards: the mean and the largest rank follow from the rows of the others.
+TEST(PlanBytes, UnevenShardsReceiveTheRowsOfOthers) {
+  const int64_t tokens = 61;
+  const HeadShape heads{.q_heads = 8, .kv_heads = 2, .head_dim = 16, .value_dim = 24};
+  for (const LayoutKind& kind : layout_kinds()) {
+    for (int ranks : {3, 7}) {
+      const TokenLayout layout = kind.make(tokens, ranks);
+      const Documents documents = Documents::whole(tokens);
+      const Problem problem{layout, documents, {true, 0}, heads};
+      const int64_t keys = 2 * (16 + 24);
+      for (int r = 0; r < ranks; ++r) {
+        const int64_t n = layout.rows(r), others = tokens - n;
+        const auto received = [&](const char* name, Direction direction) {
+          return received_bytes(strategy(name).plan(problem, direction, r), r, heads, DType::kBF16);
+        };
+        EXPECT_EQ(received("all_gather", Direction::kForward), others * keys * 2);
+        // Its own gradients from everybody.
+        EXPECT_EQ(received("all_gather", Direction::kBackward),
+                  others * keys * 2 + (ranks - 1) * n * keys * 4);
+        // dq of its own rows comes home; of its left neighbour's it starts the sum.
+        const int64_t started = layout.rows((r + ranks - 1) % ranks);
+        EXPECT_EQ(received("query_ring", Direction::kBackward),
+                  others * 8 * ((16 + 24) * 2 + 8) + (others - started + n) * 8 * 16 * 4);
+      }
+    }
+  }
+}
+
 // With fewer heads than ranks the idle ranks still give and take their rows, and receive nothing.
 TEST(PlanBytes, RanksWithoutHeadsReceiveOnlyResults) {
   const TokenLayout layout = TokenLayout::contiguous(60, 5);

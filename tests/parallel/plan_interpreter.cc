@@ -166,6 +166,21 @@ void PlanInterpreter::check_transfer(int rank, int step, const Transfer& t) cons
 void PlanInterpreter::check_plan(int rank) const {
   const Plan& plan = plans_[static_cast<size_t>(rank)];
   require(!plan.slots.empty(), absl::StrCat("rank ", rank, " has no home"));
+  for (size_t s = 0; s < plan.slots.size(); ++s) {
+    const Slot& slot = plan.slots[s];
+    if (slot.memory_of == -1) continue;
+    const std::string what =
+        absl::StrCat("rank ", rank, " slot ", s, " in memory of slot ", slot.memory_of);
+    require(slot.memory_of > 0 && slot.memory_of < static_cast<int>(s), what + ": not one before");
+    const Slot& owner = plan.slots[static_cast<size_t>(slot.memory_of)];
+    require(owner.memory_of == -1, what + ": it has none of its own");
+    for (Field field : slot.fields.list()) {
+      require(owner.fields.has(field) &&
+                  rows_on_side(slot, field) * heads_on_side(slot, field).length <=
+                      rows_on_side(owner, field) * heads_on_side(owner, field).length,
+              absl::StrCat(what, ": too little for ", std::string(name(field))));
+    }
+  }
   for (size_t s = 0; s < plan.steps.size(); ++s) {
     for (const Transfer& t : plan.steps[s].transfers) check_transfer(rank, static_cast<int>(s), t);
   }
@@ -231,6 +246,7 @@ void PlanInterpreter::start(int rank, const Transfer& t) {
     return;
   }
   if (t.reduce == Reduce::kStore) {
+    for (Field field : t.fields.list()) take_over(rank, t.slot, field);
     for_each_element(t, [&](Field field, int64_t row, int64_t head) {
       const auto values = write(rank, t.slot, field, row, head);
       std::fill(values.begin(), values.end(), kPoison);
@@ -333,6 +349,7 @@ void PlanInterpreter::clear(int rank, const parallel::Clear& clear) {
     require(clearable.has(field) && slot.fields.has(field),
             absl::StrCat("rank ", rank, " clears ", std::string(name(field)), " of slot ",
                          clear.slot, ": not an accumulator there"));
+    take_over(rank, clear.slot, field);
     const Span heads = heads_on_side(slot, field);
     for (int64_t row = 0; row < rows_on_side(slot, field); ++row) {
       for (int64_t head = heads.begin; head < heads.end(); ++head) {
@@ -345,6 +362,26 @@ void PlanInterpreter::clear(int rank, const parallel::Clear& clear) {
         }
       }
     }
+  }
+}
+
+// The slot's field is written anew: what shares its memory is lost, and must not be on its way.
+void PlanInterpreter::take_over(int rank, int slot, Field field) {
+  const std::vector<Slot>& slots = plans_[static_cast<size_t>(rank)].slots;
+  const auto memory_slot = [&](int s) {
+    const int memory_of = slots[static_cast<size_t>(s)].memory_of;
+    return memory_of == -1 ? s : memory_of;
+  };
+  const auto busy = [](const std::vector<int>& counts) {
+    return std::any_of(counts.begin(), counts.end(), [](int count) { return count != 0; });
+  };
+  for (int other = 0; other < static_cast<int>(slots.size()); ++other) {
+    if (other == slot || memory_slot(other) != memory_slot(slot)) continue;
+    FieldMemory& m = memory(rank, other, field);
+    require(!busy(m.sending) && !busy(m.storing),
+            absl::StrCat("rank ", rank, " takes over the memory of slot ", other, " ",
+                         std::string(name(field)), " for slot ", slot, " while it travels"));
+    std::fill(m.values.begin(), m.values.end(), kPoison);
   }
 }
 

@@ -5,10 +5,12 @@
 // - an order that deadlocks when a rank enters a step only once its transfers due there are
 //   complete, and a transfer completes only once both ends have been started (rendezvous);
 // - a write to rows that are being sent; a read or write of rows that are being stored into;
+// - memory of another slot taken over while that one's rows travel, or too little of it;
 // - slots, rows, heads or fields out of bounds; an origin that is not what it says, or a slot that
 //   receives keys both with and without one.
 //
-// Memory starts as NaN, and so does the destination of a storing receive until it is done.
+// Memory starts as NaN, and so does the destination of a storing receive until it is done, and what
+// lies in memory that another slot takes over.
 // It shares no code with the executor and none with the kernels.
 #pragma once
 
@@ -81,6 +83,7 @@ class PlanInterpreter {
   void match(int from, int to);
   void finish(int rank, Message& message);
   void clear(int rank, const parallel::Clear& clear);
+  void take_over(int rank, int slot, parallel::Field field);
   void fold(int rank, const Message& message);
   bool may_enter(int rank) const;
   std::string waiting() const;

@@ -212,6 +212,57 @@ TEST_F(Refusal, OutOfBounds) {
               HasSubstr("heads out of bounds"));
 }
 
+// Ring plans whose second buffer takes over the first one's memory, where that is wrong.
+TEST_F(Refusal, MemoryTakenOver) {
+  EXPECT_THAT(refusal(Direction::kForward,
+                      [](std::vector<Plan>& plans) { plans[1].slots[2].memory_of = 1; }),
+              HasSubstr("while it travels"));
+  EXPECT_THAT(refusal(Direction::kForward,
+                      [](std::vector<Plan>& plans) { plans[1].slots[1].memory_of = 2; }),
+              HasSubstr("not one before"));
+  EXPECT_THAT(refusal(Direction::kForward,
+                      [](std::vector<Plan>& plans) { plans[1].slots[1].memory_of = 0; }),
+              HasSubstr("not one before"));
+  EXPECT_THAT(refusal(Direction::kForward,
+                      [](std::vector<Plan>& plans) {
+                        plans[1].slots[1].k_rows -= 1;
+                        plans[1].slots[2].memory_of = 1;
+                      }),
+              HasSubstr("too little for k"));
+  EXPECT_THAT(refusal(Direction::kForward,
+                      [](std::vector<Plan>& plans) {  // a chain
+                        plans[1].slots[2].memory_of = 1;
+                        plans[1].slots.push_back(plans[1].slots[2]);
+                        plans[1].slots[3].memory_of = 2;
+                      }),
+              HasSubstr("none of its own"));
+  // Nothing is on its way, but what was there is lost: the keys are gathered before others are
+  // computed on.
+  Problem gathered = problem_;
+  gathered.heads = HeadShape{.q_heads = 4, .kv_heads = 4, .head_dim = 3, .value_dim = 2};
+  gathered.gather_heads = 1;
+  const AttentionTruth truth = attention_truth(documents_, gathered.mask, gathered.heads, 9);
+  for (const bool damaged : {false, true}) {
+    std::vector<Plan> plans;
+    for (int r = 0; r < 4; ++r) {
+      plans.push_back(plan_all_gather(gathered, Direction::kForward, r));
+      if (damaged && r == 2) {  // computed one step late
+        std::vector<parallel::Step>& steps = plans.back().steps;
+        steps[2].tasks.insert(steps[2].tasks.begin(), steps[1].tasks.begin(), steps[1].tasks.end());
+        steps[1].tasks.clear();
+      }
+    }
+    const auto run = [&] {
+      verify_attention(gathered, Direction::kForward, std::move(plans), truth, 1);
+    };
+    if (damaged) {
+      EXPECT_THROW(run(), PlanViolation);
+    } else {
+      EXPECT_NO_THROW(run());
+    }
+  }
+}
+
 TEST_F(Refusal, FalseOrigin) {
   EXPECT_THAT(refusal(Direction::kForward,
                       [](std::vector<Plan>& plans) { plans[1].home_readers.pop_back(); }),
