@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "parallel/plan/parts.h"
 #include "parallel/plan/planners.h"
 
 namespace longhaul::parallel {
@@ -276,6 +277,50 @@ TEST(PlanBytes, UspExchangesHeadsInsideAndKeysAcross) {
       }
     }
   });
+}
+
+// Heads and rows that do not divide: the first places of a group receive most.
+TEST(PlanBytes, UspWithUnevenHeadsAndRows) {
+  constexpr int64_t kTokens = 61, d = 16, e = 24, b = 2, g = 4;
+  struct Heads {
+    int64_t q, kv;
+  };
+  for (const LayoutKind& kind : layout_kinds()) {
+    for (const auto& [H, K] : {Heads{5, 5}, {6, 3}, {8, 2}, {3, 1}}) {
+      for (const auto& [ranks, U] : {std::pair(6, 3), {6, 2}, {8, 4}, {4, 4}, {10, 5}}) {
+        SCOPED_TRACE(absl::StrCat(std::string(kind.name), " ", H, "/", K, " ", ranks, " by ", U));
+        const TokenLayout layout = kind.make(kTokens, ranks);
+        const Documents documents = Documents::whole(kTokens);
+        const HeadShape heads{.q_heads = H, .kv_heads = K, .head_dim = d, .value_dim = e};
+        const Problem problem{layout, documents, {true, 0}, heads, U};
+        const auto held = [&, q_heads = H](int place) { return even_part(q_heads, U, place); };
+        const auto group_rows = [&, width = U](int group) {
+          int64_t rows = 0;
+          for (int r = group * width; r < (group + 1) * width; ++r) rows += layout.rows(r);
+          return rows;
+        };
+        for (int r = 0; r < ranks; ++r) {
+          const int place = r % U, group = r / U, groups = ranks / U;
+          const int64_t n = layout.rows(r), R = group_rows(group);
+          const int64_t left = group_rows((group + groups - 1) % groups);
+          const int64_t h = held(place).length, k = kv_heads_of(held(place), heads).length;
+          int64_t others = 0;
+          for (int i = 0; i < U; ++i) {
+            if (i != place) others += kv_heads_of(held(i), heads).length;
+          }
+          EXPECT_EQ(
+              received_bytes(plan_usp(problem, Direction::kForward, r), r, heads, DType::kBF16),
+              (R - n) * (h * d + k * (d + e)) * b + n * (H - h) * (e + 1) * g +
+                  (kTokens - R) * k * (d + e) * b);
+          EXPECT_EQ(
+              received_bytes(plan_usp(problem, Direction::kBackward, r), r, heads, DType::kBF16),
+              (R - n) * (h * ((d + e) * b + 2 * g) + k * (d + e) * b) + n * (H - h) * d * g +
+                  n * others * (d + e) * g + (kTokens - R) * k * (d + e) * b +
+                  (groups > 1 ? (kTokens - left) * k * (d + e) * g : 0));
+        }
+      }
+    }
+  }
 }
 
 TEST(PlanBytes, AllGatherMovesKeysOnceAndGradientsOnce) {
