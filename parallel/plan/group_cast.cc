@@ -64,7 +64,6 @@ std::vector<std::vector<int>> rounds_of(const Problem& problem) {
 
 Plan plan_group_cast(const Problem& problem, Direction direction, int rank) {
   const int ranks = problem.layout.ranks();
-  Pipeline pipeline(problem, direction, rank, {.keys = std::min(2, ranks - 1), .queries = 0});
   // Queries of `reader`, computed by itself, against keys of `owner`.
   const auto task = [&](int reader, int owner) {
     return PlacedTask{.q_owner = reader,
@@ -74,6 +73,9 @@ Plan plan_group_cast(const Problem& problem, Direction direction, int rank) {
                       .q_heads = {0, problem.heads.q_heads},
                       .server = reader};
   };
+  Pipeline pipeline(problem, direction, rank);
+  const int buffers = std::min(2, ranks - 1);  // used in turn
+  for (int i = 0; i < buffers; ++i) pipeline.add_buffer(task(rank, rank));
   pipeline.add(0, task(rank, rank));
   int round = 0;
   for (const std::vector<int>& owners : rounds_of(problem)) {
@@ -81,7 +83,7 @@ Plan plan_group_cast(const Problem& problem, Direction direction, int rank) {
     for (int reader = 0; reader < ranks; ++reader) {
       const int owner = owners[static_cast<size_t>(reader)];
       if (owner >= 0 && (reader == rank || owner == rank)) {
-        pipeline.add(round, task(reader, owner));
+        pipeline.add(round, task(reader, owner), 1 + (round - 1) % buffers);
       }
     }
   }

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/core/error.h"
@@ -37,28 +38,39 @@ class LightSeq {
         rounds_(ranks_ / 2) {}
 
   Plan plan() const {
-    const int own = std::min(rank_, rounds_);  // rounds on own queries; in the others it helps
-    Pipeline pipeline(problem_, direction_, rank_,
-                      {.keys = std::min(2, own), .queries = std::min(2, rounds_ - own)});
+    Pipeline pipeline(problem_, direction_, rank_);
     pipeline.add(0, block(rank_, rank_, rank_));
+    // Two buffers in turn for keys of others, and two for queries, as far as there are such rounds;
+    // the shared block has its own, for its heads alone.
+    std::vector<int> buffers[2];
     for (int t = 1; t <= rounds_; ++t) {
-      pipeline.add(t, task(t, rank_));                 // computed here
+      const PlacedTask served = task(t, rank_);
+      std::vector<int>& turn = buffers[helps(t, rank_) ? 1 : 0];
+      if (turn.size() < 2 || is_shared(t)) {
+        turn.push_back(pipeline.add_buffer(served));
+      } else {
+        std::swap(turn[0], turn[1]);
+      }
+      pipeline.add(t, served, turn.back());
       pipeline.add(t, task(t, (rank_ + t) % ranks_));  // with rows from here
     }
     return pipeline.finish();
   }
 
  private:
+  static bool helps(int t, int rank) { return rank < t; }
+  // Whether helper and helped would compute the same block.
+  bool is_shared(int t) const { return 2 * t == ranks_; }
+
   // What a rank computes in round t, with rows of rank (server - t) modulo P: its own queries, or
   // its keys for queries that lack them.
   PlacedTask task(int t, int server) const {
-    const bool helps = server < t;
     const int other = (server - t + ranks_) % ranks_;
-    PlacedTask task = helps ? block(other, server, server) : block(server, other, server);
-    // An even number of ranks: helper and helped would compute the same block.
-    if (2 * t == ranks_) {
-      const int64_t middle = middle_row(task);
-      task.q_rows = helps ? Span{0, middle} : Span{middle, task.q_rows.length - middle};
+    PlacedTask task =
+        helps(t, server) ? block(other, server, server) : block(server, other, server);
+    if (is_shared(t)) {
+      const int64_t heads = problem_.heads.q_heads, half = heads / 2;
+      task.q_heads = helps(t, server) ? Span{0, half} : Span{half, heads - half};
     }
     return task;
   }
@@ -70,26 +82,6 @@ class LightSeq {
             .k_rows = {0, problem_.layout.rows(k_owner)},
             .q_heads = {0, problem_.heads.q_heads},
             .server = server};
-  }
-
-  // The first row up to which half of a block's work is done.
-  int64_t middle_row(const PlacedTask& block) const {
-    const std::vector<Segment> segments = cut_task(problem_, block, 0, 0);
-    const auto work_before = [&](int64_t row) {
-      int64_t work = 0;
-      for (Segment s : segments) {
-        s.q_len = std::clamp<int64_t>(row - s.q_row, 0, s.q_len);
-        work += area(s);
-      }
-      return work;
-    };
-    const int64_t all = work_before(block.q_rows.length);
-    int64_t low = 0, high = block.q_rows.length;
-    while (low < high) {
-      const int64_t row = low + (high - low) / 2;
-      (2 * work_before(row) < all ? low = row + 1 : high = row);
-    }
-    return low;
   }
 
   const Problem& problem_;

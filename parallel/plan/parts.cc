@@ -40,14 +40,6 @@ Slot key_buffer(const Problem& problem, Direction direction) {
           .fields = key_fields(direction)};
 }
 
-Slot query_buffer(const Problem& problem, Direction direction) {
-  return {.q_rows = problem.layout.most_rows(),
-          .k_rows = 0,
-          .q_heads = {0, problem.heads.q_heads},
-          .kv_heads = {},
-          .fields = query_inputs(direction) | query_outputs(direction)};
-}
-
 void add_send(Step& step, const End& end) {
   step.transfers.push_back(transfer(end, true, Reduce::kStore));
 }

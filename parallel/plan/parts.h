@@ -36,8 +36,6 @@ inline Fields home_outputs(Direction direction) {
 Slot home_slot(const Problem& problem, Direction direction, int rank);
 // A buffer for keys (and their gradients) of any rank.
 Slot key_buffer(const Problem& problem, Direction direction);
-// A buffer for queries of any rank, and for what comes of them.
-Slot query_buffer(const Problem& problem, Direction direction);
 
 // One end of a transfer. `step` lists it; done_by is a step index or the number of steps.
 struct End {

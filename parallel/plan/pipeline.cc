@@ -32,12 +32,15 @@ struct Pipeline::Parcel {
   int origin;
 };
 
-Pipeline::Pipeline(const Problem& problem, Direction direction, int rank, Buffers buffers)
-    : problem_(problem), direction_(direction), rank_(rank), buffers_(buffers) {
+Pipeline::Pipeline(const Problem& problem, Direction direction, int rank)
+    : problem_(problem), direction_(direction), rank_(rank) {
   plan_.slots.push_back(home_slot(problem, direction, rank));
-  for (int i = 0; i < buffers.keys; ++i) plan_.slots.push_back(key_buffer(problem, direction));
-  for (int i = 0; i < buffers.queries; ++i) plan_.slots.push_back(query_buffer(problem, direction));
   step(0).clears.push_back({0, home_outputs(direction)});
+}
+
+int Pipeline::add_buffer(const PlacedTask& task) {
+  plan_.slots.push_back(buffer_for(task));
+  return static_cast<int>(plan_.slots.size()) - 1;
 }
 
 Step& Pipeline::step(int index) {
@@ -46,18 +49,12 @@ Step& Pipeline::step(int index) {
   return plan_.steps[i];
 }
 
-int Pipeline::buffer(int round, bool keys) const {
-  const int count = keys ? buffers_.keys : buffers_.queries;
-  LONGHAUL_CHECK(count > 0, "a round needs a buffer that its plan does not have");
-  return 1 + (keys ? 0 : buffers_.keys) + (round - 1) % count;
-}
-
 Fields Pipeline::results(bool keys) const {
   if (!keys) return query_outputs(direction_);
   return direction_ == Direction::kForward ? Fields{} : kKeyGradients;
 }
 
-void Pipeline::add(int round, const PlacedTask& task) {
+void Pipeline::add(int round, const PlacedTask& task, int buffer) {
   const bool keys = task.q_owner == task.server;  // are what comes from elsewhere
   const int owner = keys ? task.k_owner : task.q_owner;
   if (rank_ != task.server && rank_ != owner) return;
@@ -68,30 +65,58 @@ void Pipeline::add(int round, const PlacedTask& task) {
   std::vector<Segment> segments = cut_task(problem_, task, task.q_rows.begin, task.k_rows.begin);
   if (segments.empty()) return;
   const Span kv_heads = kv_heads_of(task.q_heads, problem_.heads);
-  const bool whole_heads = kv_heads.length == problem_.heads.kv_heads;
-  const Parcel parcel{keys, rows_of_side(segments, keys), keys ? kv_heads : task.q_heads,
-                      keys && whole_heads ? owner : -1};
+  const bool all_kv_heads = kv_heads.length == problem_.heads.kv_heads;
+  const auto parcel = [&](bool of_keys) {
+    return Parcel{of_keys, rows_of_side(segments, of_keys), of_keys ? kv_heads : task.q_heads,
+                  of_keys && all_kv_heads ? owner : -1};
+  };
   if (rank_ != task.server) {
-    lend(round, task.server, parcel);
+    lend(round, task.server, parcel(keys));
     return;
   }
-  int slot = 0;
-  if (round > 0) borrow(round, owner, slot = buffer(round, keys), parcel);
-  step(round).tasks.push_back({.q_slot = keys ? 0 : slot,
-                               .k_slot = keys ? slot : 0,
+  LONGHAUL_CHECK((round == 0) == (buffer == 0), "rows of others need a buffer");
+  if (round > 0) borrow(round, owner, buffer, parcel(keys));
+  const bool copies = copies_queries(round, task);
+  if (copies) {
+    const Parcel queries = parcel(false);
+    lend(round, rank_, queries);
+    borrow(round, rank_, buffer, queries);
+  }
+  step(round).tasks.push_back({.q_slot = keys && !copies ? 0 : buffer,
+                               .k_slot = keys ? buffer : 0,
                                .q_heads = task.q_heads,
                                .segments = std::move(segments)});
 }
 
-void Pipeline::borrow(int round, int owner, int slot, const Parcel& parcel) {
+bool Pipeline::copies_queries(int round, const PlacedTask& task) const {
+  return round > 0 && task.q_owner == task.server && task.q_heads.length < problem_.heads.q_heads;
+}
+
+Slot Pipeline::buffer_for(const PlacedTask& task) const {
+  const bool keys = task.q_owner == task.server;
+  Slot slot;
+  if (keys) {
+    slot.k_rows = problem_.layout.most_rows();
+    slot.kv_heads = kv_heads_of(task.q_heads, problem_.heads);
+    slot.fields = key_fields(direction_);
+  }
+  if (!keys || copies_queries(1, task)) {
+    slot.q_rows = problem_.layout.most_rows();
+    slot.q_heads = task.q_heads;
+    slot.fields = slot.fields | query_inputs(direction_) | query_outputs(direction_);
+  }
+  return slot;
+}
+
+void Pipeline::borrow(int round, int owner, int buffer, const Parcel& parcel) {
   const Fields inputs = parcel.keys ? kKeys : query_inputs(direction_);
   const Fields back = results(parcel.keys);
-  if (!back.empty()) step(round).clears.push_back({slot, back});
+  if (!back.empty()) step(round).clears.push_back({buffer, back});
   for (Span rows : parcel.rows) {
-    add_receive(step(round - 1), {owner, slot, inputs, rows, parcel.heads, round, parcel.origin},
+    add_receive(step(round - 1), {owner, buffer, inputs, rows, parcel.heads, round, parcel.origin},
                 Reduce::kStore);
     if (back.empty()) continue;
-    add_send(step(round + 1), {owner, slot, back, rows, parcel.heads, round + 2});
+    add_send(step(round + 1), {owner, buffer, back, rows, parcel.heads, round + 2});
   }
 }
 

@@ -144,6 +144,27 @@ TEST(CoreAttention, EveryStrategyEqualsNaiveAttention) {
   }
 }
 
+// Most of the cases above are none for a strategy with conditions.
+TEST(CoreAttention, LightSeqHelpsOnAnyNumberOfRanks) {
+  for (int ranks = 1; ranks <= 9; ++ranks) {
+    for (const bool in_place : {false, true}) {
+      const int64_t tokens = in_place ? 61 : 7;
+      const AttentionCase c{.strategy = "lightseq",
+                            .layout = "contiguous",
+                            .tokens = tokens,
+                            .heads = {ranks == 2 ? 1 : 6, ranks == 2 ? 1 : 3, 6, 4},
+                            .mask = {true, ranks % 3 == 0 ? 19 : 0},
+                            .documents = documents_of(ranks % 2 == 1, tokens),
+                            .dtype = DType::kF64,
+                            .in_place = in_place,
+                            .ranks_per_node = 1};
+      ASSERT_TRUE(possible(c, ranks));
+      SCOPED_TRACE(absl::StrCat(c.name(), " P=", ranks));
+      for (double e : errors_of(c, truth_of(c, 5), ranks)) EXPECT_LE(e, 1e-12);
+    }
+  }
+}
+
 // Accumulators are f32 end to end: sharding may cost no more than twice one rank's rounding.
 TEST(CoreAttention, LowPrecisionLosesNothingOverRanks) {
   const auto strategies = parallel::strategies();

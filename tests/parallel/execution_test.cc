@@ -168,8 +168,9 @@ TEST(Execution, TooLittleMemoryIsOneErrorOnEveryRank) {
 
 // Two nodes: what lies on the other one travels, into slots whose keys were read in place before.
 TEST(Execution, NodesAreMixed) {
-  for (const char* strategy : {"ring", "double_ring", "fetch"}) {
-    AttentionCase c = fetch_case(random_documents(97, 30, 2), "zigzag", true);
+  for (const std::string strategy : {"ring", "double_ring", "fetch", "group_cast", "lightseq"}) {
+    AttentionCase c = fetch_case(random_documents(97, 30, 2),
+                                 strategy == "lightseq" ? "contiguous" : "zigzag", true);
     c.strategy = strategy;
     c.ranks_per_node = 2;
     SCOPED_TRACE(c.name());

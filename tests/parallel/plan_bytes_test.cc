@@ -230,9 +230,9 @@ TEST(PlanBytes, LightSeqMovesKeysToThoseWhoWorkAndQueriesToThoseWhoHelp) {
         for (int r = 0; r < P; ++r) {
           int64_t expected = 0;
           for (int t = 1; t <= P / 2; ++t) {
-            const int64_t q_rows = 2 * t == P ? n / 2 : n;  // of a block that is computed by half
-            expected += r >= t ? n * row.keys : q_rows * row.queries;
-            expected += r + t < P ? n * row.key_gradients : q_rows * row.results;
+            const int64_t part = 2 * t == P ? 2 : 1;  // the last block is shared by heads
+            expected += n * (r >= t ? row.keys : row.queries) / part;
+            expected += n * (r + t < P ? row.key_gradients : row.results) / part;
           }
           EXPECT_EQ(received[static_cast<size_t>(r)], expected) << "rank " << r;
           sum += received[static_cast<size_t>(r)];
@@ -240,7 +240,7 @@ TEST(PlanBytes, LightSeqMovesKeysToThoseWhoWorkAndQueriesToThoseWhoHelp) {
         const int64_t keys = row.keys + row.key_gradients, queries = row.queries + row.results;
         const int64_t T = (P - 1) / 2;  // rounds of whole blocks
         int64_t closed = T * (2 * P - T - 1) / 2 * n * keys + T * (T + 1) / 2 * n * queries;
-        if (P % 2 == 0) closed += P / 2 * (n * keys + n / 2 * queries);
+        if (P % 2 == 0) closed += P / 2 * n / 2 * (keys + queries);
         EXPECT_EQ(sum, closed);
       }
     }
