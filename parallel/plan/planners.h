@@ -37,11 +37,11 @@ Plan plan_ulysses(const Problem& problem, Direction direction, int rank);
 // Pairwise, straight from the owner: in round after round a rank gets the key rows of one other
 // that its queries see, and only those; gradients go straight back. Rounds follow who needs whom.
 // On a zigzag layout with a causal mask: the needed halves only. Group-cast and group-reduce
-// (MagiAttention, Zewei and Yunpeng 2025) in rounds.
+// (MagiAttention, Tao and Huang 2025) in rounds.
 Plan plan_group_cast(const Problem& problem, Direction direction, int rank);
 
 // Ranks that causality leaves idle compute for those with more to do: DistFlashAttn (LightSeq, Li
-// et al. 2023, section 3.2), for any number of ranks.
+// et al. 2023), its load-balanced schedule, for any number of ranks.
 Plan plan_lightseq(const Problem& problem, Direction direction, int rank);
 std::optional<std::string> lightseq_refusal(const Problem& problem);
 
