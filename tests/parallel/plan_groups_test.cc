@@ -128,6 +128,24 @@ TEST(PlanGroups, RanksWithoutHeadsComputeNothing) {
   }
 }
 
+// Gradients of queries are whole one hop before those of keys, and need not wait for them.
+TEST(PlanGroups, UspReturnsQueriesDuringTheLastHopOfKeys) {
+  const TokenLayout layout = TokenLayout::zigzag(80, 8);
+  const Documents documents = Documents::whole(80);
+  const Problem problem{layout, documents, {true, 0}, Heads{4, 4}.shape(), 2};
+  const Plan plan = plan_usp(problem, Direction::kBackward, 3);
+  std::set<size_t> queries, hops, keys;
+  for (size_t s = 0; s < plan.steps.size(); ++s) {
+    for (const parallel::Transfer& t : plan.steps[s].transfers) {
+      if (t.fields.has(parallel::Field::kDQ)) queries.insert(s);
+      if (t.fields.has(parallel::Field::kDK)) (t.peer / 2 == 1 ? keys : hops).insert(s);
+    }
+  }
+  EXPECT_EQ(hops, (std::set<size_t>{3, 4, 5}));
+  EXPECT_EQ(queries, std::set<size_t>{5});
+  EXPECT_EQ(keys, std::set<size_t>{6});
+}
+
 TEST(PlanGroups, AllGatherOfEveryRange) {
   constexpr Heads kHeads[] = {{8, 8}, {8, 2}, {8, 1}, {5, 5}, {6, 3}};
   constexpr int kRanks[] = {1, 2, 3, 5, 8, 9};
