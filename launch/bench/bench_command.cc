@@ -4,7 +4,6 @@
 #include <memory>
 
 #include "absl/strings/str_cat.h"
-#include "launch/bench/comm_bench.h"
 #include "launch/bench/kernel_benches.h"
 #include "launch/bench/train_bench.h"
 #include "launch/cli/ranks.h"
@@ -52,7 +51,7 @@ Action add_train_bench(CLI::App& app) {
 }  // namespace
 
 std::span<const Command> bench_commands() {
-  static constexpr std::array<Command, 7> kCommands = {
+  static constexpr std::array<Command, 8> kCommands = {
       Command{.name = "train",
               .help = "Throughput, MFU and memory of training steps",
               .add = add_train_bench},
@@ -73,7 +72,10 @@ std::span<const Command> bench_commands() {
               .add = add_comm_bench},
       Command{.name = "sequence",
               .help = "Attention over all ranks, against the kernel alone on every core",
-              .add = add_sequence_bench}};
+              .add = add_sequence_bench},
+      Command{.name = "auto",
+              .help = "What strategy \"auto\" takes, against the fastest one",
+              .add = add_auto_bench}};
   return kCommands;
 }
 

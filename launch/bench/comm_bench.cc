@@ -9,8 +9,6 @@
 //
 // Bytes a second are those that a rank receives. The limit is memcpy of as many bytes on all ranks
 // at once, measured before and after each case.
-#include "launch/bench/comm_bench.h"
-
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -23,6 +21,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "launch/bench/kernel_bench.h"
+#include "launch/bench/kernel_benches.h"
 #include "launch/cli/ranks.h"
 #include "launch/config/cluster.h"
 #include "parallel/cost/measure.h"

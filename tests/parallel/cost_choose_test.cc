@@ -106,6 +106,17 @@ TEST(Choose, InPlaceReadingMakesKeysFree) {
   EXPECT_EQ(of(read, "ring").in_place_mean, of(read, "ring").received_mean);
 }
 
+TEST(Choose, GroupCastMovesOnlyWhatAWindowNeeds) {
+  // A window of a quarter of a rank's rows: chunks need a part of the chunk before.
+  for (Direction direction : {Direction::kForward, Direction::kBackward}) {
+    const Case window{
+        .ranks = 8, .heads = shape(8, 8), .mask = {.causal = true, .window = kRows / 4}};
+    const Choice choice = chosen(window, direction, bandwidth_bound());
+    EXPECT_LT(of(choice, "group_cast").received_max, of(choice, "ring").received_max / 4);
+    EXPECT_LT(of(choice, "group_cast").seconds, of(choice, "ring").seconds / 4);
+  }
+}
+
 TEST(Choose, RefusedStrategiesStandLastWithTheirReason) {
   const Choice choice = chosen({.ranks = 8, .heads = shape(8, 8), .per_node = 3},
                                Direction::kForward, bandwidth_bound());
