@@ -155,9 +155,12 @@ int64_t Execution::staged_bytes(std::span<const Transfer> exchange) const {
         continue;
       }
       const TensorView part = part_of_field(whole, slot, field, t.rows, t.heads);
+      // Statistics, [heads, rows], are dense only where a message has all rows: another sample's
+      // messages may have less.
+      const bool dense = part.contiguous() && !is_statistic(field);
       const bool folded = !t.send && t.reduce != Reduce::kStore;
-      if (!part.contiguous() || folded) bytes += part.bytes();
-      if (!part.contiguous() && folded) fold += part.bytes();
+      if (!dense || folded) bytes += part.bytes();
+      if (!dense && folded) fold += part.bytes();
     }
     largest_fold = std::max(largest_fold, fold);
   }

@@ -10,7 +10,7 @@ namespace longhaul::parallel {
 namespace {
 
 // Whether a query may see a key at a later position.
-bool looks_ahead(const Mask& mask) { return !mask.causal; }
+bool looks_ahead(const Mask& mask) { return !mask.causal || mask.prefix > 0; }
 
 // Whether all rows of a rank come before all rows of the next: then no query sees a key of a higher
 // rank, and every key of a lower rank is in its past.

@@ -145,7 +145,6 @@ RankTensors::RankTensors(const AttentionTruth& truth, const std::vector<int64_t>
       sink.span<T>()[h] = static_cast<T>(static_cast<Accumulator<T>>(truth.options.sink[h]));
     }
   });
-  if (truth.options.dropout > 0) dropout_key = truth.options.dropout_key;
 }
 
 AttentionResult RankTensors::result() const {
@@ -208,7 +207,8 @@ AttentionResult run_core_attention(dist::Group& group, const AttentionCase& c,
                                    const AttentionTruth& truth,
                                    std::span<const parallel::Strategy> table) {
   const parallel::TokenLayout layout = layout_of(c, group.size());
-  const RankTensors tensors(truth, layout.positions(group.rank()), c.dtype);
+  RankTensors tensors(truth, layout.positions(group.rank()), c.dtype);
+  if (c.options.dropout > 0) tensors.dropout_key = c.options.dropout_key;
   CoreAttention attention(group, layout, options_of(c), table);
   Arena scratch_plan = Arena::measure("scratch"), communication_plan = Arena::measure("buffers");
   // As in training: measured while the sample is one document. Workspace may depend on the

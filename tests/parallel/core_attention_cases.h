@@ -61,7 +61,7 @@ struct RankTensors {
   Tensor q, k, v, dout, delta;
   Tensor out, lse, dq, dk, dv;
   Tensor sink, dsink;  // no elements: no sink
-  std::optional<RandomKey> dropout_key;
+  std::optional<RandomKey> dropout_key = {};
 };
 parallel::CoreAttentionOptions options_of(const AttentionCase& c);
 // Forward and backward.

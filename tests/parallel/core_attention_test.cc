@@ -290,7 +290,9 @@ TEST(CoreAttention, HeadRangesBoundTheMemoryOfAllGather) {
     // of the own rows' fields at most. A copy for each receiver would be more.
     const int64_t slots = at_once == kAll ? 1 : 2, rows = kTokens * at_once * kDim * 4;
     const int64_t own = rows / kRanks;
-    EXPECT_LE(bytes.back(), (slots * 4 + 2) * rows + (slots * 3 + 9) * own + 512) << at_once;
+    // Besides, a block of staging memory leaves room to align its parts.
+    const int64_t margin = int64_t{16} * 192 * kRanks;
+    EXPECT_LE(bytes.back(), (slots * 4 + 2) * rows + (slots * 3 + 9) * own + margin) << at_once;
   }
   EXPECT_LT(bytes[0], bytes[1]);
   EXPECT_LT(bytes[1], bytes[2]);
