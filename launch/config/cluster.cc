@@ -86,6 +86,8 @@ parallel::KernelProfile profile_of(const Checks& checks, const KernelProfile& fr
     }
     for (double value : *seconds) checks.positive(field, value);
   }
+  to.forward_border = checks.not_negative("kernels.forward_border", from.forward_border());
+  to.backward_border = checks.not_negative("kernels.backward_border", from.backward_border());
   return to;
 }
 
@@ -149,6 +151,8 @@ Cluster to_message(const parallel::Cluster& cluster) {
     for (int64_t length : from.lengths) to.add_lengths(length);
     for (double seconds : from.forward) to.add_forward(seconds);
     for (double seconds : from.backward) to.add_backward(seconds);
+    to.set_forward_border(from.forward_border);
+    to.set_backward_border(from.backward_border);
   }
   return message;
 }

@@ -46,12 +46,27 @@ const KernelProfile* Cluster::profile(DType dtype, int64_t head_dim) const {
   return nullptr;
 }
 
+namespace {
+
+// Queries at which the band's sides cut through the keys, one for each side.
+int64_t border_queries(const Segment& s) {
+  const int64_t lower = std::clamp<int64_t>(s.q_len - 1 + s.band_lo, 0, s.q_len);
+  const int64_t upper = std::clamp<int64_t>(s.k_len - 1 - s.band_hi, 0, s.q_len);
+  return lower + upper;
+}
+
+}  // namespace
+
 double task_seconds(const Task& task, Direction direction, const Cluster& cluster,
                     const KernelProfile& profile) {
   double seconds = cluster.seconds_per_task;
+  const double border =
+      direction == Direction::kForward ? profile.forward_border : profile.backward_border;
   for (const Segment& segment : task.segments) {
-    const auto pairs = static_cast<double>(area(segment));
     const auto queries = static_cast<double>(segment.q_len);
+    const auto whole = queries * static_cast<double>(segment.k_len);
+    const double in_vain = border * static_cast<double>(border_queries(segment));
+    const double pairs = std::min(static_cast<double>(area(segment)) + in_vain, whole);
     // A band is as good as a rectangle of its mean width.
     seconds += profile.seconds_per_pair(direction, queries, std::max(1.0, pairs / queries)) *
                pairs * static_cast<double>(task.q_heads.length);

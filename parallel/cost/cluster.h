@@ -33,6 +33,8 @@ struct KernelProfile {
   std::vector<int64_t> lengths;  // rising; of queries and of keys
   // [i * lengths.size() + j]: lengths[i] queries against lengths[j] keys.
   std::vector<double> forward, backward;
+  // Keys that a tile computes in vain for each query at which a side of the band cuts it.
+  double forward_border = 0, backward_border = 0;
 
   // Bilinear in the logarithms of lengths and seconds; beyond the measured lengths as at their end.
   double seconds_per_pair(Direction direction, double queries, double keys) const;

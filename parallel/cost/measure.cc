@@ -340,6 +340,16 @@ KernelCosts measure_kernel(const Context& ctx, const HeadShape& heads, DType dty
         seconds.push_back(std::max(taken - call, 0.1 * taken) / pairs);
       }
     }
+    // A triangle takes as long as its pairs and those that its diagonal wastes.
+    Segment triangle = work.segments(longest, longest).front();
+    triangle.band_hi = 0;
+    const double taken = work.seconds(ctx, direction, {triangle}) - call;
+    const auto rows_longest = static_cast<double>(longest);
+    const double rate = profile.seconds_per_pair(direction, rows_longest, 0.5 * rows_longest);
+    const double computed = taken / (rate * static_cast<double>(few.q_heads));
+    const double wasted = (computed - static_cast<double>(area(triangle))) / rows_longest;
+    (direction == Direction::kForward ? profile.forward_border : profile.backward_border) =
+        std::clamp(wasted, 0.0, 0.5 * rows_longest);
   }
   return costs;
 }

@@ -32,7 +32,8 @@ constexpr const char* kCluster = R"(
   memory_bytes_per_second: 2e10
   kernels { dtype: "f32" head_dim: 8 lengths: [16, 64]
             forward: [4e-9, 3e-9, 3e-9, 2e-9] backward: [9e-9, 8e-9, 8e-9, 7e-9] }
-  kernels { dtype: "bf16" head_dim: 128 lengths: 1 forward: 1e-9 backward: 2e-9 }
+  kernels { dtype: "bf16" head_dim: 128 lengths: 1 forward: 1e-9 backward: 2e-9
+            forward_border: 30 backward_border: 60 }
 )";
 
 TEST(ClusterDescription, ReadsBackWhatItWrites) {
@@ -74,6 +75,7 @@ TEST(ClusterDescription, WhatIsWrongIsOneSentence) {
   EXPECT_THAT(broken("\"f32\"", "\"fp32\""), HasSubstr("one of f32, bf16, f64"));
   EXPECT_THAT(broken("[16, 64]", "[64, 16]"), HasSubstr("has 16 as number 2"));
   EXPECT_THAT(broken("[16, 64]", "[16, 64, 65]"), HasSubstr("4 figures; 3 lengths want 9"));
+  EXPECT_THAT(broken("forward_border: 30", "forward_border: -1"), HasSubstr("is -1"));
   EXPECT_THAT(broken("3e-9, 2e-9", "3e-9, 0"), HasSubstr("kernels.forward is 0"));
   EXPECT_THAT(error_of([] { load_cluster("nowhere"); }),
               testing::AllOf(HasSubstr("cannot read the cluster description nowhere"),

@@ -108,6 +108,25 @@ TEST(Simulate, CallsSegmentsAndHeadsCost) {
                    0.5 + 3 * (4 * 2 + 4 * 7));
 }
 
+TEST(Simulate, SidesOfABandWasteATileOfKeys) {
+  Cluster cluster = tiny_cluster(1);
+  KernelProfile& profile = cluster.profiles[0];
+  profile.forward_border = 2;
+  const auto seconds = [&](const Segment& segment, Direction direction) {
+    const Task task{.q_heads = {0, 1}, .segments = {segment}};
+    return task_seconds(task, direction, cluster, profile);
+  };
+  Segment causal{.q_len = 10, .k_len = 10, .band_lo = -kBandOpen, .band_hi = 0};
+  EXPECT_DOUBLE_EQ(seconds(causal, Direction::kForward), 55 + 2 * 9);  // the last query sees all
+  EXPECT_DOUBLE_EQ(seconds(causal, Direction::kBackward), 55);
+  causal.band_lo = -2;  // a window of 3: 7 queries miss keys at its lower side
+  EXPECT_DOUBLE_EQ(seconds(causal, Direction::kForward), 27 + 2 * (9 + 7));
+  const Segment full{.q_len = 10, .k_len = 10, .band_lo = -kBandOpen, .band_hi = kBandOpen};
+  EXPECT_DOUBLE_EQ(seconds(full, Direction::kForward), 100);
+  profile.forward_border = 1000;  // never more than all
+  EXPECT_DOUBLE_EQ(seconds(causal, Direction::kForward), 100);
+}
+
 // A plan of sends of q from home, and of receives into slot 1, in one step.
 Plan sends(std::initializer_list<std::pair<int, int64_t>> peers_and_rows) {
   Plan plan;
