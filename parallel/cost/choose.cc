@@ -36,12 +36,16 @@ std::string reason(const std::vector<Candidate>& candidates) {
   if (candidates.size() < 2 || candidates[1].refused()) {
     return absl::StrCat(first.strategy, " is the only strategy that does not refuse");
   }
-  const Candidate& second = candidates[1];
-  const double gain = second.seconds - first.seconds;
-  if (gain <= 1e-9 * second.seconds) {
-    return absl::StrCat(first.strategy, " takes as long as ", second.strategy,
+  // Several strategies may make the same plan: the first that differs says more.
+  const auto slower = std::find_if(candidates.begin() + 1, candidates.end(), [&](const auto& c) {
+    return !c.refused() && c.seconds > first.seconds * (1 + 1e-9);
+  });
+  if (slower == candidates.end()) {
+    return absl::StrCat(first.strategy, " takes as long as ", candidates[1].strategy,
                         " and stands before it in the table");
   }
+  const Candidate& second = *slower;
+  const double gain = second.seconds - first.seconds;
   std::vector<std::string> parts;
   const double exposes_less = second.exposed - first.exposed;
   if (std::abs(exposes_less) > 0.05 * gain) {

@@ -78,10 +78,14 @@ std::vector<AttentionResult> results_of(const AttentionCase& c, const AttentionT
 
 std::vector<double> errors_of(const AttentionCase& c, const AttentionTruth& truth, int ranks) {
   std::vector<double> result;
-  dist::run_local(ranks, kDeadline, [&](dist::Group& group) {
-    const auto e = errors(group, c, truth, run_core_attention(group, c, truth));
-    if (group.rank() == 0) result = e;
-  });
+  try {
+    dist::run_local(ranks, kDeadline, [&](dist::Group& group) {
+      const auto e = errors(group, c, truth, run_core_attention(group, c, truth));
+      if (group.rank() == 0) result = e;
+    });
+  } catch (const Error& error) {
+    ADD_FAILURE() << error.what();
+  }
   return result;
 }
 
