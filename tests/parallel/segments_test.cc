@@ -89,6 +89,30 @@ constexpr Mask kMasks[] = {{true, 0},     {false, 0},    {true, 1},    {true, 2}
                            {true, 0, 99}, {true, 1, 3},  {true, 4, 6}, {true, 9, 2}, {false, 0, 4},
                            {false, 3, 5}, {false, 1, 1}, {true, 3, 99}};
 
+// Nothing that a range of queries sees is out of its reach, and both ends of the reach are seen.
+TEST(Segments, KeysInReachAreBetweenTheFirstAndTheLastSeen) {
+  constexpr int64_t kTokens = 40;
+  std::mt19937_64 random(5);
+  for (const Mask& mask : {Mask{true, 0}, Mask{false, 0}, Mask{true, 6}, Mask{false, 6}}) {
+    const Documents documents = random_documents(kTokens, 15, random);
+    for (int64_t first = 0; first < kTokens; ++first) {
+      for (int64_t last = first; last < kTokens; ++last) {
+        int64_t begin = kTokens, end = 0;
+        for (int64_t key = 0; key < kTokens; ++key) {
+          for (int64_t query = first; query <= last; ++query) {
+            if (!allowed(query, key, mask, documents.begins())) continue;
+            begin = std::min(begin, key);
+            end = std::max(end, key + 1);
+          }
+        }
+        const IndexRange reach = keys_in_reach(first, last, documents, mask);
+        ASSERT_EQ(reach.begin, begin) << first << " to " << last;
+        ASSERT_EQ(reach.end, end) << first << " to " << last;
+      }
+    }
+  }
+}
+
 TEST(Segments, CoverTheMaskForEveryLayout) {
   std::mt19937_64 random(7);
   for (const LayoutKind& kind : layout_kinds()) {
