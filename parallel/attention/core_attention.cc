@@ -65,16 +65,20 @@ CoreAttention::CoreAttention(dist::Group& group, const TokenLayout& layout,
                  absl::StrCat(options_.bias_slopes.size(), " slopes for ", options_.heads.q_heads,
                               " query heads"));
   const Documents whole = Documents::whole(layout_.tokens());
-  for (const Strategy* candidate : {&strategy_, &backward_strategy_}) {
-    if (auto why = candidate->refusal(Problem{.layout = layout_,
-                                              .documents = whole,
-                                              .mask = options_.mask,
-                                              .heads = options_.heads,
-                                              .ranks_per_node = options_.ranks_per_node,
-                                              .gather_heads = options_.gather_heads})) {
-      fail(ErrorCode::kConfig, *why);
-    }
-  }
+  const auto refusal = [&](const TokenLayout& rows, const Mask& mask) {
+    const Problem problem{.layout = rows,
+                          .documents = whole,
+                          .mask = mask,
+                          .heads = options_.heads,
+                          .ranks_per_node = options_.ranks_per_node,
+                          .gather_heads = options_.gather_heads};
+    const auto why = strategy_.refusal(problem);
+    return why ? why : backward_strategy_.refusal(problem);
+  };
+  // Layouts of samples may mix the tokens of ranks as zigzag does.
+  const TokenLayout mixed =
+      options_.sample_layout ? TokenLayout::zigzag(layout_.tokens(), layout_.ranks()) : layout_;
+  if (const auto why = refusal(mixed, options_.mask)) fail(ErrorCode::kConfig, *why);
   if (options_.in_place && group_.size() > 1) {
     const HeadShape& h = options_.heads;
     const int64_t bytes =
@@ -82,7 +86,11 @@ CoreAttention::CoreAttention(dist::Group& group, const TokenLayout& layout,
     window_ = group_.make_window(2, bytes);
   }
   if (window_ != nullptr) node_of_ = nodes(group_, *window_);
-  prepare(whole);
+  // Until the first sample, plans are for measuring memory: whatever its documents, prefixes and
+  // layout, no rank needs more than all keys of all others, as under a mask that hides nothing.
+  // Plans of a strategy that refuses such a mask move no more for some documents than for one.
+  const Mask open{.causal = false};
+  make_plans(whole, refusal(layout_, open) ? options_.mask : open);
 }
 
 CoreAttention::~CoreAttention() = default;
@@ -98,7 +106,7 @@ void CoreAttention::prepare(const Documents& documents) {
   documents_ = documents;
   fits_ = {};
   if (options_.sample_layout) {
-    TokenLayout layout = options_.sample_layout(*documents_, options_.mask, group_.size());
+    TokenLayout layout = options_.sample_layout(documents, options_.mask, group_.size());
     // What was measured and reserved for one sample serves all.
     for (int r = 0; r < group_.size(); ++r) {
       LONGHAUL_CHECK(layout.rows(r) == layout_.rows(r),
@@ -107,9 +115,13 @@ void CoreAttention::prepare(const Documents& documents) {
     }
     layout_ = std::move(layout);
   }
+  make_plans(documents, options_.mask);
+}
+
+void CoreAttention::make_plans(const Documents& documents, const Mask& mask) {
   const Problem problem{.layout = layout_,
-                        .documents = *documents_,
-                        .mask = options_.mask,
+                        .documents = documents,
+                        .mask = mask,
                         .heads = options_.heads,
                         .ranks_per_node = options_.ranks_per_node,
                         .gather_heads = options_.gather_heads};
@@ -181,6 +193,7 @@ CoreAttention::Pending CoreAttention::begin(const Context& ctx, Arena& communica
   at(home, Field::kOut) = args.out_acc;
   at(home, Field::kLse) = args.lse;
   if (!ctx.measuring()) {
+    LONGHAUL_CHECK(documents_.has_value(), "prepare() for a sample first");
     if (!fits_[0]) {
       agree_on_memory(
           Direction::kForward,

@@ -39,8 +39,8 @@ struct CoreAttentionOptions {
   bool in_place = true;                // read neighbours' keys and values where they lie
   int ranks_per_node = 1;              // for strategies with two levels
   int64_t gather_heads = 0;            // kv heads that all_gather fetches at a time; 0: chosen
-  // The layout of a sample, with as many rows on every rank as the layout given to CoreAttention
-  // (LayoutKind::of_sample). Empty: every sample has that one.
+  // The layout of a sample, with as many rows on every rank as the layout given to CoreAttention,
+  // on which memory is measured (LayoutKind::of_sample). Empty: every sample has that one.
   std::function<TokenLayout(const Documents&, const Mask&, int ranks)> sample_layout = {};
 };
 
@@ -83,9 +83,8 @@ class CoreAttention {
   void announce(int64_t layer, Direction direction);
 
   // Layout and plans for a sample; layers share them. The same arguments on every rank. What a
-  // measuring run took while the sample was one document (as it is at first) is enough for others,
-  // too; if a plan needs more after all, begin and backward throw Error(kEnvironment) on every
-  // rank.
+  // measuring run took before the first sample is enough for every sample; if a plan needs more
+  // after all, begin and backward throw Error(kEnvironment) on every rank.
   void prepare(const Documents& documents);
 
   // A forward pass under way: its first transfers move while the caller does other work.
@@ -114,6 +113,7 @@ class CoreAttention {
   const Plan& plan(Direction direction) const;
 
  private:
+  void make_plans(const Documents& documents, const Mask& mask);
   ExecutionSetup setup(const Context&, Direction direction, Arena& communication,
                        const std::optional<RandomKey>& dropout_key);
   void agree_on_memory(Direction direction, int64_t needed, int64_t free);
@@ -128,7 +128,7 @@ class CoreAttention {
   std::unique_ptr<dist::Window> window_;  // k and v of the running operation
   uint64_t epoch_ = 0;                    // attention operations begun; equal on all ranks
   int64_t forward_count_ = 0;
-  std::optional<Documents> documents_;
+  std::optional<Documents> documents_;  // none: the plans are for measuring
   std::array<bool, 2> fits_{};  // by direction: every rank has found memory for the sample's plan
   Plan forward_plan_;
   Plan backward_plan_;

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <numeric>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/core/error.h"
@@ -36,39 +36,29 @@ std::vector<int64_t> cuts_of(const Documents& documents, int64_t count) {
   return cuts;
 }
 
-// Which rank gets which window: those of equal size in order of position, so that neighbouring
-// ranks, likely on one node, have neighbouring tokens. Runs are filled up to equally many.
-TokenLayout placed(int64_t tokens, std::vector<RunList> windows, const std::vector<int>& ranks,
-                   const TokenLayout& sizes) {
-  const auto first = [&](size_t i) {
-    return windows[i].empty() ? tokens : windows[i].front().global_begin;
+// Windows of equal size in order of position, so that neighbouring ranks, likely on one node, have
+// neighbouring tokens; each with equally many runs.
+TokenLayout placed(int64_t tokens, std::vector<RunList> windows) {
+  const auto first = [tokens](const RunList& window) {
+    return window.empty() ? tokens : window.front().global_begin;
   };
+  std::stable_sort(windows.begin(), windows.end(), [&](const RunList& a, const RunList& b) {
+    return std::pair(-rows_of(a), first(a)) < std::pair(-rows_of(b), first(b));
+  });
   size_t most = 1;
   for (const RunList& window : windows) most = std::max(most, window.size());
-  std::vector<RunList> runs(windows.size());
-  for (size_t begin = 0; begin < windows.size();) {
-    size_t end = begin;
-    while (end < windows.size() && sizes.rows(ranks[end]) == sizes.rows(ranks[begin])) ++end;
-    std::vector<size_t> order(end - begin);
-    std::iota(order.begin(), order.end(), begin);
-    std::stable_sort(order.begin(), order.end(),
-                     [&](size_t a, size_t b) { return first(a) < first(b); });
-    for (size_t i = begin; i < end; ++i) {
-      RunList& list = runs[static_cast<size_t>(ranks[i])];
-      list = std::move(windows[order[i - begin]]);
-      const int64_t last = list.empty() ? 0 : list.back().position(list.back().length);
-      list.resize(most, Run{last, 0, 1});
-    }
-    begin = end;
+  for (RunList& window : windows) {
+    const int64_t end = window.empty() ? tokens : window.back().position(window.back().length);
+    window.resize(most, Run{end, 0, 1});
   }
-  return TokenLayout(tokens, std::move(runs));
+  return TokenLayout(tokens, std::move(windows));
 }
 
-// Takes the necklace apart. most: the largest area for each token that a rank may have.
-TokenLayout split(Necklace necklace, double most, const std::vector<int>& ranks,
-                  const TokenLayout& sizes) {
+// Takes the necklace apart. most: the largest area for each token that a rank may have. Sizes fall
+// from rank to rank.
+TokenLayout split(Necklace necklace, double most, const TokenLayout& sizes) {
   std::vector<RunList> windows;
-  for (const int rank : ranks) {
+  for (int rank = 0; rank < sizes.ranks(); ++rank) {
     const int64_t rows = sizes.rows(rank);
     if (rows == 0) {
       windows.emplace_back();
@@ -79,7 +69,7 @@ TokenLayout split(Necklace necklace, double most, const std::vector<int>& ranks,
         static_cast<double>(necklace.area()) - most * static_cast<double>(necklace.tokens() - rows);
     windows.push_back(necklace.take(rows, least, most * static_cast<double>(rows)));
   }
-  return placed(sizes.tokens(), std::move(windows), ranks, sizes);
+  return placed(sizes.tokens(), std::move(windows));
 }
 
 BalancedCandidate candidate(double bound, TokenLayout layout, const Documents& documents,
@@ -93,17 +83,6 @@ BalancedCandidate candidate(double bound, TokenLayout layout, const Documents& d
   return {.bound = bound, .layout = std::move(layout), .loads = std::move(loads), .cost = cost};
 }
 
-// One run a rank, as many rows each as in `sizes`.
-TokenLayout in_order(const TokenLayout& sizes) {
-  std::vector<RunList> runs;
-  int64_t begin = 0;
-  for (int r = 0; r < sizes.ranks(); ++r) {
-    runs.push_back({{begin, sizes.rows(r), 1}});
-    begin += sizes.rows(r);
-  }
-  return TokenLayout(sizes.tokens(), std::move(runs));
-}
-
 }  // namespace
 
 std::vector<BalancedCandidate> balanced_candidates(const Documents& documents, const Mask& mask,
@@ -115,23 +94,19 @@ std::vector<BalancedCandidate> balanced_candidates(const Documents& documents, c
          absl::StrCat("the balanced layout has samples of at most 2^31 tokens, not ", tokens,
                       "; choose zigzag"));
   }
-  const TokenLayout sizes = TokenLayout::zigzag(tokens, ranks);
-  BalancedCandidate plain = candidate(0, in_order(sizes), documents, mask, options.row_price);
+  BalancedCandidate plain =
+      candidate(0, TokenLayout::contiguous(tokens, ranks), documents, mask, options.row_price);
+  const TokenLayout sizes = plain.layout;
   double area = 0;
   for (const Load& load : plain.loads) area += static_cast<double>(load.area);
   const double share = tokens > 0 ? area / static_cast<double>(tokens) : 0;  // of a token
 
-  std::vector<int> order(static_cast<size_t>(ranks));
-  std::iota(order.begin(), order.end(), 0);
-  // Equal sizes follow each other: what is known about windows depends on their size.
-  std::stable_sort(order.begin(), order.end(),
-                   [&](int a, int b) { return sizes.rows(a) > sizes.rows(b); });
   Necklace necklace(documents, mask, cuts_of(documents, ranks * options.chunks_per_rank),
                     area / ranks);
   if (sizes.most_rows() > 0) necklace.look(sizes.most_rows());
   std::vector<BalancedCandidate> result;
   const auto add = [&](double bound) {
-    result.push_back(candidate(bound, split(necklace, bound * share, order, sizes), documents, mask,
+    result.push_back(candidate(bound, split(necklace, bound * share, sizes), documents, mask,
                                options.row_price));
   };
   if (options.row_price >= 0) {

@@ -11,7 +11,7 @@
 
 namespace longhaul::parallel {
 
-// Each rank has as many rows as in TokenLayout::zigzag, whatever the documents are; ranks have
+// Each rank has as many rows as in TokenLayout::contiguous, whatever the documents are; ranks have
 // equally many runs (some empty), about two that are not. For one document under a causal mask,
 // much as zigzag. Deterministic. Time: O(ranks^2 x chunks_per_rank + documents) for each bound that
 // is tried, some milliseconds for 64 ranks. At most kMostBalancedTokens.

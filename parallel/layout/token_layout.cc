@@ -155,7 +155,7 @@ std::span<const LayoutKind> layout_kinds() {
   static constexpr std::array<LayoutKind, 4> kKinds{{{"contiguous", TokenLayout::contiguous},
                                                      {"zigzag", TokenLayout::zigzag},
                                                      {"striped", TokenLayout::striped},
-                                                     {"balanced", TokenLayout::zigzag, balanced}}};
+                                                     {"balanced", TokenLayout::contiguous, balanced}}};
   return kKinds;
 }
 

@@ -93,7 +93,7 @@ struct BalancedOptions {
 // The layouts by name, for configurations and tests.
 struct LayoutKind {
   std::string_view name;  // "contiguous"
-  // For samples of one document.
+  // For samples of one document, or of which nothing is known yet.
   TokenLayout (*make)(int64_t tokens, int ranks);
   // For a sample with these documents; every rank has as many rows as by `make`, so that memory
   // does not depend on the sample. Null: as `make`, whatever the documents are.

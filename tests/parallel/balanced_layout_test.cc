@@ -75,7 +75,7 @@ TEST(BalancedLayout, KeepsItsPromisesForAnyDocuments) {
                               documents.count(), " documents, causal ", mask.causal, " window ",
                               mask.window, " bound ", options.bound));
     const TokenLayout layout = balanced(documents, mask, ranks, options);
-    const TokenLayout sizes = TokenLayout::zigzag(tokens, ranks);
+    const TokenLayout sizes = TokenLayout::contiguous(tokens, ranks);
     const std::vector<Load> loads = loads_of(layout, documents, mask);
     double area = 0;
     for (int r = 0; r < ranks; ++r) {

@@ -57,7 +57,10 @@ parallel::TokenLayout layout_of(const AttentionCase& c, int ranks) {
 }
 
 std::optional<std::string> refusal(const AttentionCase& c, int ranks) {
-  const parallel::TokenLayout layout = layout_of(c, ranks);
+  // A strategy must be able to do any layout that a sample may have.
+  const parallel::TokenLayout layout = parallel::layout_kind(c.layout).make_for != nullptr
+                                           ? parallel::TokenLayout::zigzag(c.tokens, ranks)
+                                           : layout_of(c, ranks);
   return parallel::strategy(c.strategy)
       .refusal({.layout = layout,
                 .documents = c.documents,
@@ -157,20 +160,23 @@ AttentionResult RankTensors::result() const {
 }
 
 parallel::CoreAttentionOptions options_of(const AttentionCase& c) {
-  return {.heads = c.heads,
-          .mask = c.mask,
-          .dtype = c.dtype,
-          .scale = 1.0 / std::sqrt(static_cast<double>(c.heads.head_dim)),
-          .soft_cap = c.options.soft_cap,
-          .bias_slopes = {c.options.slopes.begin(), c.options.slopes.end()},
-          .dropout = c.options.dropout,
-          .strategy = c.strategy,
-          .in_place = c.in_place,
-          .ranks_per_node = c.ranks_per_node,
-          .gather_heads = c.gather_heads,
-          .sample_layout = [&kind = parallel::layout_kind(c.layout)](const auto&... sample) {
-            return kind.of_sample(sample..., kTight);
-          }};
+  parallel::CoreAttentionOptions options{
+      .heads = c.heads,
+      .mask = c.mask,
+      .dtype = c.dtype,
+      .scale = 1.0 / std::sqrt(static_cast<double>(c.heads.head_dim)),
+      .soft_cap = c.options.soft_cap,
+      .bias_slopes = {c.options.slopes.begin(), c.options.slopes.end()},
+      .dropout = c.options.dropout,
+      .strategy = c.strategy,
+      .in_place = c.in_place,
+      .ranks_per_node = c.ranks_per_node,
+      .gather_heads = c.gather_heads};
+  const parallel::LayoutKind& kind = parallel::layout_kind(c.layout);
+  if (kind.make_for != nullptr) {
+    options.sample_layout = [&kind](const auto&... of) { return kind.make_for(of..., kTight); };
+  }
+  return options;
 }
 
 void run_passes(CoreAttention& attention, const RankTensors& t, Arena& scratch,
@@ -209,7 +215,8 @@ AttentionResult run_core_attention(dist::Group& group, const AttentionCase& c,
   const parallel::TokenLayout layout = layout_of(c, group.size());
   RankTensors tensors(truth, layout.positions(group.rank()), c.dtype);
   if (c.options.dropout > 0) tensors.dropout_key = c.options.dropout_key;
-  CoreAttention attention(group, layout, options_of(c), table);
+  CoreAttention attention(group, parallel::layout_kind(c.layout).make(c.tokens, group.size()),
+                          options_of(c), table);
   Arena scratch_plan = Arena::measure("scratch"), communication_plan = Arena::measure("buffers");
   // As in training: measured while the sample is one document. Workspace may depend on the
   // segments.
