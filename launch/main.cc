@@ -2,6 +2,7 @@
 #include <array>
 
 #include "launch/bench/bench_command.h"
+#include "launch/check/check_command.h"
 #include "launch/cli/command.h"
 #include "launch/cli/data_command.h"
 #include "launch/doctor/doctor_command.h"
@@ -10,11 +11,14 @@
 
 int main(int argc, char** argv) {
   using namespace longhaul::launch;
-  const std::array<Command, 5> commands = {
+  const std::array<Command, 6> commands = {
       Command{.name = "train", .help = "Train a model", .add = add_train_command},
       Command{.name = "plan",
               .help = "What each strategy would cost on N ranks, without starting any",
               .add = add_plan_command},
+      Command{.name = "check",
+              .help = "Compare attention over the ranks with one rank's, before a run",
+              .add = add_check_command},
       Command{.name = "data",
               .help = "Prepare, inspect or synthesize token files",
               .subcommands = data_commands()},

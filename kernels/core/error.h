@@ -16,7 +16,7 @@ enum class ErrorCode : int {
   kCheckpoint = 4,     // a checkpoint that is missing, damaged or of another model
   kEnvironment = 5,    // memory, disk, MPI launch, device
   kCommunication = 6,  // a deadline passed or a peer is gone
-  kNumerics = 7,       // a NaN or infinity in training
+  kNumerics = 7,       // a NaN or infinity in training, or attention that `check` found wrong
   kInterrupted = 75,   // stopped by a signal after saving a checkpoint: start again to go on
 };
 

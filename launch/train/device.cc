@@ -2,6 +2,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "dist/mpi/mpi.h"
+#include "dist/nccl/nccl.h"
 #include "kernels/core/cuda_runtime.h"
 
 namespace longhaul::launch {
@@ -22,6 +23,17 @@ Device device_of(const dist::Group& world, const Config& config) {
                     count == 1 ? " GPU" : " GPUs",
                     ": NCCL wants one for each rank; start fewer ranks per node or set "
                     "parallel { gpu_transport: HOST }"));
+}
+
+// A GPU may be missing on one node only.
+OwnedStream open_device(dist::Group& world, const Config& config) {
+  OwnedStream stream;
+  world.agree(attempt([&] { stream = OwnedStream(device_of(world, config)); }), "finding the GPU");
+  const Device device = stream.get().device;
+  if (device != kCpu && world.size() > 1 && config.parallel().gpu_transport() == Parallel::NCCL) {
+    world.use(dist::make_nccl_transport(world, device));
+  }
+  return stream;
 }
 
 }  // namespace longhaul::launch

@@ -4,7 +4,6 @@
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
-#include "dist/nccl/nccl.h"
 #include "kernels/core/transfer.h"
 #include "kernels/pointwise.h"
 #include "launch/train/device.h"
@@ -14,14 +13,17 @@
 
 namespace longhaul::launch {
 
+const parallel::LayoutKind& layout_kind(const Config& config) {
+  return parallel::layout_kind(config.parallel().layout());
+}
+
 parallel::TokenLayout make_layout(const Config& config, int ranks) {
-  return parallel::layout_kind(config.parallel().layout())
-      .make(config.data().sequence_length(), ranks);
+  return layout_kind(config).make(config.data().sequence_length(), ranks);
 }
 
 static std::function<parallel::TokenLayout(const parallel::Documents&, const parallel::Mask&, int)>
 sample_layout(const Config& config) {
-  const parallel::LayoutKind& kind = parallel::layout_kind(config.parallel().layout());
+  const parallel::LayoutKind& kind = layout_kind(config);
   if (kind.make_for == nullptr) return {};
   const parallel::BalancedOptions options{.row_price = config.parallel().row_price()};
   return [&kind, options](const parallel::Documents& documents, const parallel::Mask& mask,
@@ -44,6 +46,15 @@ parallel::CoreAttentionOptions attention_options(const Config& config) {
   options.in_place = config.parallel().in_place() && config.device() == Config::CPU;
   options.ranks_per_node = config.parallel().ranks_per_node();
   options.sample_layout = sample_layout(config);
+  return options;
+}
+
+parallel::CoreAttentionOptions attention_options(const Config& config,
+                                                 const SettledStrategies& settled) {
+  parallel::CoreAttentionOptions options = attention_options(config);
+  options.strategy = settled.forward;
+  options.backward_strategy = settled.backward;
+  options.ranks_per_node = settled.ranks_per_node;
   return options;
 }
 
@@ -75,25 +86,6 @@ parallel::TokenLayout checked_layout(dist::Group& world, const Config& config,
               }),
               "making the layout");
   return std::move(*layout);
-}
-
-parallel::CoreAttentionOptions with(parallel::CoreAttentionOptions options,
-                                    const SettledStrategies& settled) {
-  options.strategy = settled.forward;
-  options.backward_strategy = settled.backward;
-  options.ranks_per_node = settled.ranks_per_node;
-  return options;
-}
-
-// A GPU may be missing on one node only. Groups split off the world later use its transport, too.
-OwnedStream open_device(dist::Group& world, const Config& config) {
-  OwnedStream stream;
-  world.agree(attempt([&] { stream = OwnedStream(device_of(world, config)); }), "finding the GPU");
-  const Device device = stream.get().device;
-  if (device != kCpu && world.size() > 1 && config.parallel().gpu_transport() == Parallel::NCCL) {
-    world.use(dist::make_nccl_transport(world, device));
-  }
-  return stream;
 }
 
 // Memory may be missing on one node only.
@@ -133,7 +125,7 @@ Engine::Engine(dist::Group& world, const Config& config, const EngineOptions& op
       pool_(config.parallel().threads()),
       strategies_(settle(config, options)),
       attention_(mesh_.sequence(), make_layout(config, config.parallel().sequence()),
-                 with(attention_options(config), strategies_)),
+                 attention_options(config, strategies_)),
       memory_(reserve(world, measure(*this, config))),
       replica_(*this, config, memory_) {}
 

@@ -21,13 +21,18 @@
 
 namespace longhaul::launch {
 
+// Of parallel.layout.
+const parallel::LayoutKind& layout_kind(const Config& config);
 // The layout of parallel.layout for the ranks that share a sample of one document, or a sample with
 // other documents, which has as many rows on every rank; throws Error(kConfig).
 parallel::TokenLayout make_layout(const Config& config, int ranks);
 parallel::TokenLayout make_layout(const Config& config, int ranks,
                                   const parallel::Documents& documents);
-// Attention as configured; its strategies may still be "auto", and ranks_per_node 0 (as found).
+// Attention as configured: its strategies may still be "auto", and ranks_per_node 0 (as found).
 parallel::CoreAttentionOptions attention_options(const Config& config);
+// With the strategies that are used.
+parallel::CoreAttentionOptions attention_options(const Config& config,
+                                                 const SettledStrategies& settled);
 
 // What strategy "auto" goes by.
 struct EngineOptions {
@@ -47,6 +52,7 @@ class Engine {
   const RankMemory& memory() const { return memory_; }
   parallel::CoreAttention& attention() { return attention_; }
   const SettledStrategies& strategies() const { return strategies_; }
+  const Context& context() const { return replica_.ctx; }
   const parallel::ParameterStore& parameters() const { return replica_.store; }
 
   // Forward and backward over one sample of this replica: adds the gradients of

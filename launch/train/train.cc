@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "checkpoint/checkpoint.h"
+#include "launch/check/check.h"
 #include "launch/cli/signals.h"
 #include "launch/data/batch.h"
 #include "launch/train/engine.h"
@@ -143,6 +144,7 @@ class Run {
                 "making the run folder");
     measure_peak();
     introduce();
+    check();
   }
 
   void steps() {
@@ -161,6 +163,18 @@ class Run {
   }
 
  private:
+  void check() {
+    if (!config_.train().check_attention()) return;
+    const auto begin = Clock::now();
+    world_.job().place = "check of attention";
+    const CheckedAttention attention = checked_attention(config_, engine_.strategies());
+    const std::vector<Deviation> deviations =
+        check_attention(engine_.mesh().sequence(), engine_.context(), attention);
+    require_small(world_, attention, deviations);
+    metrics_->say(
+        absl::StrFormat("check: %s; %.2f s", summary(attention, deviations), seconds_since(begin)));
+  }
+
   // From the newest checkpoint that rank 0 sees; load() fails on all ranks if one cannot read it.
   void resume() {
     if (!config_.checkpoint().resume()) return;

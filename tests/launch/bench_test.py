@@ -168,6 +168,60 @@ class Bench(unittest.TestCase):
                    command=["atention"])
 
 
+class Sequence(unittest.TestCase):
+    """Attention over ranks."""
+    CASES = ["--n", "96", "--d", "32", "--heads", "2", "--window", "24", "--mean-document", "20",
+             "--seconds", "0.001"]
+
+    def figures(self, *arguments):
+        result = run("sequence", *self.CASES, "--json", *arguments)
+        self.assertEqual((result.returncode, result.stderr), (0, ""), result.stdout)
+        return [json.loads(line) for line in result.stdout.splitlines()]
+
+    def test_every_strategy_beside_the_kernel_alone(self):
+        figures = self.figures("--ranks", "2")
+        strategies = {figure["case"]["strategy"] for figure in figures}
+        self.assertLessEqual({"ring", "ulysses"}, strategies)
+        self.assertEqual(len(figures), len(strategies) * 3 * 2)  # masks x passes
+        for figure in figures:
+            case = figure["case"]
+            self.assertEqual((figure["bench"], case["ranks"], figure["unit"]),
+                             ("sequence", 2, "GFLOP/s"))
+            self.assertAlmostEqual(figure["ratio"], figure["value"] / figure["limit"])
+            self.assertGreaterEqual(figure["repetitions"], 5)
+            self.assertGreaterEqual(figure["imbalance"], 1)
+            self.assertGreaterEqual(figure["waited_seconds"], 0)
+            if case["strategy"] != "ring" or case["mask"] != "causal":
+                continue
+            # Keys and values of 48 rows, twice (both ways), f32; their gradients travel.
+            one = 2 * 2 * 48 * 2 * 32 * 4
+            both = case["op"] == "both"
+            self.assertEqual(figure["in_place_bytes"], 2 * one if both else one)
+            self.assertEqual(figure["moved_bytes"], one if both else 0)
+
+    def test_moved_and_dtypes(self):
+        figures = self.figures("--ranks", "3", "--moved", "--strategy", "ring", "--dtype", "bf16",
+                               "--mask", "full", "--op", "backward", "--layout", "zigzag,striped")
+        self.assertEqual([f["case"]["layout"] for f in figures], ["zigzag", "striped"])
+        for figure in figures:
+            self.assertEqual(figure["in_place_bytes"], 0)
+            self.assertGreater(figure["moved_bytes"], 0)
+
+    def test_refusals(self):
+        for command, part in [(["--strategy", "spiral"], "--strategy spiral: one of ring"),
+                              (["--n", "0"], "--n 0: 1 or more"),
+                              (["--heads", "4", "--kv-heads", "3"], "does not divide")]:
+            result = run("sequence", *command)
+            self.assertEqual((result.returncode, result.stdout), (2, ""))
+            self.assertIn(part, result.stderr)
+
+    def test_table(self):
+        result = run("sequence", *self.CASES, "--ranks", "2", "--mask", "causal")
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+        self.assertIn("2 ranks", result.stdout.splitlines()[0])
+        self.assertIn("imbalance", result.stdout.splitlines()[1])
+
+
 if __name__ == "__main__":
     suite = unittest.defaultTestLoader.loadTestsFromTestCase(Bench)
     sys.exit(not unittest.TextTestRunner(verbosity=2).run(suite).wasSuccessful())

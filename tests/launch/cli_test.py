@@ -77,8 +77,23 @@ class Shell(CommandLine):
             self.assertIn("Usage: ", result.stdout)
         self.assertIn("--config", self.run_program("train", "--help").stdout)
 
+    def test_check(self):
+        result = self.run_program("check", "--config", self.config, "--ranks", "3")
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+        self.assertIn("strategy ring on layout zigzag, 3 sequence ranks", result.stdout)
+        result = self.run_program("check", "--config", self.config, "--ranks", "2", "--json",
+                                  "--set", "train.dtype=BF16", "--set", "parallel.strategy=ulysses")
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+        lines = [json.loads(line) for line in result.stdout.splitlines()]
+        self.assertEqual([line["tensor"] for line in lines], ["out", "lse", "dq", "dk", "dv"] * 2)
+        self.assertEqual([line["dtype"] for line in lines], ["f64"] * 5 + ["bf16"] * 5)
+        for line in lines:
+            self.assertLessEqual(line["max_relative_error"], line["limit"])
+        self.error(2, "parallel.strategy", "did you mean `ring`?",
+                   command=["check", "--config", self.config, "--set", "parallel.strategy=rign"])
+
     def test_unknown_names(self):
-        self.error(2, "one of: train, plan, data, bench, doctor", command=[])
+        self.error(2, "one of: train, plan, check, data, bench, doctor", command=[])
         self.error(2, "unknown subcommand `tran`", "did you mean `train`?", command=["tran"])
         self.error(2, "longhaul data: unknown subcommand `prpare`", "did you mean `prepare`?",
                    command=["data", "prpare"])

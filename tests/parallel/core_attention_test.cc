@@ -144,7 +144,7 @@ TEST(CoreAttention, EveryStrategyEqualsNaiveAttention) {
     ++runs[c.strategy];
   }
   for (const parallel::Strategy& strategy : strategies) {
-    EXPECT_GE(runs[std::string(strategy.name)], 20) << strategy.name;
+    EXPECT_GE(runs[std::string(strategy.name)], 3) << strategy.name;
   }
 }
 

@@ -1,0 +1,83 @@
+#include "launch/check/check_command.h"
+
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/str_format.h"
+#include "dist/mesh.h"
+#include "launch/check/check.h"
+#include "launch/cli/configured_run.h"
+#include "launch/train/device.h"
+#include "launch/train/engine.h"
+
+namespace longhaul::launch {
+namespace {
+
+struct Options {
+  ConfiguredRun run;
+  bool json = false;
+};
+
+struct Size {
+  int ranks, threads;
+};
+void print(const CheckedAttention& attention, Size size, std::span<const Deviation> deviations,
+           bool json) {
+  if (!json) {
+    std::printf("check: strategy %s, %d sequence ranks x %d threads\n%-7s %-5s %12s %12s\n",
+                attention.name().c_str(), size.ranks, size.threads, "tensor", "dtype", "deviation",
+                "limit");
+  }
+  for (const Deviation& d : deviations) {
+    if (json) {
+      const nlohmann::ordered_json line = {{"tensor", d.tensor},
+                                           {"dtype", std::string(name(d.dtype))},
+                                           {"max_relative_error", d.max_relative_error},
+                                           {"limit", d.limit}};
+      std::printf("%s\n", line.dump().c_str());
+    } else {
+      std::printf("%-7s %-5s %12.3g %12.3g%s\n", d.tensor.c_str(),
+                  std::string(name(d.dtype)).c_str(), d.max_relative_error, d.limit,
+                  d.too_large() ? "  too large" : "");
+    }
+  }
+  std::fflush(stdout);
+}
+
+void check(dist::Group& world, const Config& config, bool json) {
+  const OwnedStream stream = open_device(world, config);
+  dist::Mesh mesh(world,
+                  {.data = config.parallel().data(), .sequence = config.parallel().sequence()});
+  ThreadPool pool(config.parallel().threads());
+  Arena none("nothing", 0, stream.get().device);
+  const Context ctx{.stream = stream.get(), .pool = &pool, .scratch = &none};
+  const int64_t tokens = config.data().sequence_length();
+  const SettledStrategies settled =
+      settle_strategies(world, mesh.sequence(), ctx, config,
+                        {.layout = make_layout(config, mesh.sequence().size()),
+                         .documents = parallel::Documents::whole(tokens),
+                         .options = attention_options(config),
+                         .record_path = ""});
+  const CheckedAttention attention = checked_attention(config, settled);
+  const std::vector<Deviation> deviations = check_attention(mesh.sequence(), ctx, attention);
+  if (world.rank() == 0) {
+    print(attention, {mesh.sequence().size(), config.parallel().threads()}, deviations, json);
+  }
+  require_small(world, attention, deviations);
+}
+
+}  // namespace
+
+Action add_check_command(CLI::App& app) {
+  auto options = std::make_shared<Options>();
+  add_configured_run(app, options->run);
+  app.add_flag("--json", options->json, "One JSON object a line for each tensor");
+  return [options] {
+    return run_configured(options->run, [&](dist::Group& world, const Config& config) {
+      check(world, config, options->json);
+    });
+  };
+}
+
+}  // namespace longhaul::launch
