@@ -234,7 +234,7 @@ TEST(PlanRounds, LightSeqIsEqualWorkForAll) {
 // Whatever the mask leaves of the last block is halved.
 TEST(PlanRounds, LightSeqHalvesTheLastBlockByHeads) {
   const TokenLayout layout = TokenLayout::contiguous(400, 2);
-  const Documents documents = random_documents(400, 150, 3);
+  const Documents documents(400, {0, 90, 160, 330});  // one of them straddles the ranks
   const auto block = [&](const HeadShape& heads, int rank) {
     const Problem problem{layout, documents, {true, 120}, heads};
     int64_t pairs = 0;
