@@ -237,8 +237,9 @@ TEST(PlanRounds, LightSeqHalvesTheLastBlockByHeads) {
   const Documents documents(400, {0, 90, 160, 330});  // one of them straddles the ranks
   const auto block = [&](const HeadShape& heads, int rank) {
     const Problem problem{layout, documents, {true, 120}, heads};
+    const Plan plan = plan_lightseq(problem, Direction::kForward, rank);
     int64_t pairs = 0;
-    for (const Task& task : plan_lightseq(problem, Direction::kForward, rank).steps.at(1).tasks) {
+    for (const Task& task : plan.steps.at(1).tasks) {
       for (const Segment& segment : task.segments) pairs += area(segment) * task.q_heads.length;
     }
     return pairs;
