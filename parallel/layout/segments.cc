@@ -151,8 +151,12 @@ std::vector<Segment> cut_segments(const RunList& q, const RunList& k, const Docu
         append_document(q_run, k_run, documents.begin(d), documents.end(d), mask, segments);
       }
     }
-    std::stable_sort(segments.begin() + first_of_run, segments.end(),
-                     [](const Segment& a, const Segment& b) { return a.q_row < b.q_row; });
+    // Against one run of keys they are in order already.
+    const auto by_row = [](const Segment& a, const Segment& b) { return a.q_row < b.q_row; };
+    const auto begin = segments.begin() + first_of_run;
+    if (!std::is_sorted(begin, segments.end(), by_row)) {
+      std::stable_sort(begin, segments.end(), by_row);
+    }
   }
   return segments;
 }
