@@ -10,6 +10,7 @@ Action add_attention_bench(CLI::App& app);
 Action add_auto_bench(CLI::App& app);
 Action add_comm_bench(CLI::App& app);
 Action add_gemm_bench(CLI::App& app);
+Action add_layout_bench(CLI::App& app);
 Action add_linear_bench(CLI::App& app);
 Action add_pointwise_bench(CLI::App& app);
 Action add_sequence_bench(CLI::App& app);

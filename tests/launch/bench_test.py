@@ -122,6 +122,29 @@ class Bench(unittest.TestCase):
                 self.assertAlmostEqual(mine[op]["value"] * mine[op]["seconds"] * 1e9,
                                        passes * 24 * 64 * size, places=3)
 
+    def test_layout(self):
+        result = run("layout", "--ranks", "4", "--scale", "1", "--tokens", "4096", "--samples", "2",
+                     "--json")
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+        figures = [json.loads(line) for line in result.stdout.splitlines()]
+        layouts = ["contiguous", "zigzag", "greedy", "balanced <= 1.05", "balanced"]
+        self.assertEqual([(f["case"]["mix"], f["case"]["layout"]) for f in figures],
+                         [(mix, layout) for mix in ["uniform", "prolong", "wlb", "long"]
+                          for layout in layouts])
+        for figure in figures:
+            self.assertGreaterEqual(figure["max_over_mean_area"], 1)
+            self.assertGreaterEqual(figure["most_rows"], figure["value"])
+            if figure["case"]["layout"] == "balanced <= 1.05":
+                # One query's keys are little beside a rank's work.
+                self.assertLess(figure["max_over_mean_area"], 1.06)
+                self.assertGreaterEqual(figure["value"], 0.99 * figure["limit"])
+        self.error("--ranks", "0", command=["layout", "--ranks", "0"])
+        self.error("--mix", "`wlb`", command=["layout", "--mix", "wlbb"])
+        frontier = run("layout", "--ranks", "4", "--scale", "8", "--tokens", "4096", "--detail",
+                       "frontier", "--mix", "prolong").stdout.splitlines()
+        self.assertTrue(frontier[0].startswith("| mix | x | ranks |"), frontier)
+        self.assertGreater(len(frontier), 7)
+
     def test_tables(self):
         for name in TINY:
             lines = self.table(name, "--dtype", "f32", "--op",
