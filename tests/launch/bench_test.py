@@ -139,7 +139,7 @@ class Bench(unittest.TestCase):
                 self.assertLess(figure["max_over_mean_area"], 1.06)
                 self.assertGreaterEqual(figure["value"], 0.99 * figure["limit"])
         self.error("--ranks", "0", command=["layout", "--ranks", "0"])
-        self.error("--mix", "`wlb`", command=["layout", "--mix", "wlbb"])
+        self.error("--mix", "wlb, long", command=["layout", "--mix", "wlbb"])
         frontier = run("layout", "--ranks", "4", "--scale", "8", "--tokens", "4096", "--detail",
                        "frontier", "--mix", "prolong").stdout.splitlines()
         self.assertTrue(frontier[0].startswith("| mix | x | ranks |"), frontier)
