@@ -61,24 +61,39 @@ Tensor random_values(const Context& ctx, DType dtype, const Shape& shape) {
   return there;
 }
 
-// Attention of `rows` queries and keys, as segments of any size.
+// The heads that are computed: as many as the threads need to be busy, since more take longer.
+HeadShape measured_heads(const Context& ctx, const HeadShape& heads) {
+  HeadShape fewer = heads;
+  if (ctx.device() == kCpu) {
+    fewer.q_heads = std::min<int64_t>(heads.q_heads, ctx.pool->threads());
+    const int64_t group = std::min(heads.group(), fewer.q_heads);
+    fewer.kv_heads = fewer.q_heads / group;
+    fewer.q_heads = fewer.kv_heads * group;
+  }
+  return fewer;
+}
+
+// Attention of `rows` queries and keys, as segments of any size. The heads that are computed lie
+// among all others, as they do in a model.
 class KernelWork {
  public:
-  KernelWork(const Context& ctx, const HeadShape& heads, DType dtype, int64_t rows)
+  KernelWork(const Context& ctx, const HeadShape& all, DType dtype, int64_t rows)
       : rows_(rows),
-        heads_(heads),
-        q_(random_values(ctx, dtype, {rows, heads.q_heads, heads.head_dim})),
-        k_(random_values(ctx, dtype, {rows, heads.kv_heads, heads.head_dim})),
-        v_(random_values(ctx, dtype, {rows, heads.kv_heads, heads.value_dim})),
-        dout_(random_values(ctx, dtype, {rows, heads.q_heads, heads.value_dim})),
-        out_(accumulator(dtype), {rows, heads.q_heads, heads.value_dim}, ctx.device()),
-        lse_(accumulator(dtype), {heads.q_heads, rows}, ctx.device()),
-        delta_(accumulator(dtype), {heads.q_heads, rows}, ctx.device()),
-        dq_(accumulator(dtype), q_.shape(), ctx.device()),
-        dk_(accumulator(dtype), k_.shape(), ctx.device()),
-        dv_(accumulator(dtype), v_.shape(), ctx.device()) {
+        heads_(measured_heads(ctx, all)),
+        q_(random_values(ctx, dtype, {rows, all.q_heads, all.head_dim})),
+        k_(random_values(ctx, dtype, {rows, all.kv_heads, all.head_dim})),
+        v_(random_values(ctx, dtype, {rows, all.kv_heads, all.value_dim})),
+        dout_(random_values(ctx, dtype, {rows, all.q_heads, all.value_dim})),
+        out_(accumulator(dtype), {rows, heads_.q_heads, all.value_dim}, ctx.device()),
+        lse_(accumulator(dtype), {heads_.q_heads, rows}, ctx.device()),
+        delta_(accumulator(dtype), {heads_.q_heads, rows}, ctx.device()),
+        dq_(accumulator(dtype), {rows, heads_.q_heads, all.head_dim}, ctx.device()),
+        dk_(accumulator(dtype), {rows, heads_.kv_heads, all.head_dim}, ctx.device()),
+        dv_(accumulator(dtype), {rows, heads_.kv_heads, all.value_dim}, ctx.device()) {
     kernels::attention_init(ctx, out_, lse_);
   }
+
+  int64_t q_heads() const { return heads_.q_heads; }
 
   // Segments of queries x keys, all pairs seen, so many that they visit every row.
   std::vector<Segment> segments(int64_t queries, int64_t keys) const {
@@ -103,20 +118,20 @@ class KernelWork {
     if (direction == Direction::kForward) {
       kernels::attention_forward(ctx, {.segments = segments,
                                        .heads = map,
-                                       .q = q_,
-                                       .k = k_,
-                                       .v = v_,
+                                       .q = computed(q_, heads_.q_heads),
+                                       .k = computed(k_, heads_.kv_heads),
+                                       .v = computed(v_, heads_.kv_heads),
                                        .options = options,
                                        .out_acc = out_,
                                        .lse = lse_});
     } else {
       kernels::attention_backward(ctx, {.segments = segments,
                                         .heads = map,
-                                        .q = q_,
-                                        .k = k_,
-                                        .v = v_,
+                                        .q = computed(q_, heads_.q_heads),
+                                        .k = computed(k_, heads_.kv_heads),
+                                        .v = computed(v_, heads_.kv_heads),
                                         .options = options,
-                                        .dout = dout_,
+                                        .dout = computed(dout_, heads_.q_heads),
                                         .lse = lse_,
                                         .delta = delta_,
                                         .dq_acc = dq_,
@@ -143,22 +158,14 @@ class KernelWork {
   }
 
  private:
+  static TensorView computed(const Tensor& tensor, int64_t heads) {
+    return tensor.view().slice(1, 0, heads);
+  }
+
   int64_t rows_;
   HeadShape heads_;
   Tensor q_, k_, v_, dout_, out_, lse_, delta_, dq_, dk_, dv_;
 };
-
-// As many heads as the threads need to be busy: more would take longer to measure.
-HeadShape measured_heads(const Context& ctx, const HeadShape& heads) {
-  HeadShape fewer = heads;
-  if (ctx.device() == kCpu) {
-    fewer.q_heads = std::min<int64_t>(heads.q_heads, ctx.pool->threads());
-    const int64_t group = std::min(heads.group(), fewer.q_heads);
-    fewer.kv_heads = fewer.q_heads / group;
-    fewer.q_heads = fewer.kv_heads * group;
-  }
-  return fewer;
-}
 
 // A message on its way from each rank to the next, in the memory of the context's device.
 struct ShiftBuffers {
@@ -179,8 +186,7 @@ struct ShiftBuffers {
 double processor_share(dist::Group& group, const Context& ctx, const std::vector<int>& next,
                        int64_t bytes, double alone) {
   constexpr int64_t kRows = 256;
-  const HeadShape heads = measured_heads(
-      ctx, {.q_heads = ctx.device() == kCpu ? ctx.pool->threads() : 32, .kv_heads = 1});
+  const HeadShape heads{.q_heads = ctx.device() == kCpu ? ctx.pool->threads() : 32};
   const KernelWork work(ctx, heads, DType::kF32, kRows);
   const std::vector<Segment> segments = work.segments(kRows, kRows);
   Arena scratch = work.scratch_for(ctx, Direction::kForward, segments);
@@ -312,20 +318,16 @@ std::vector<int> next_ranks(const std::vector<int>& node_of, bool same) {
 }
 
 KernelCosts measure_kernel(const Context& ctx, const HeadShape& heads, DType dtype, int64_t rows) {
-  constexpr std::array<int64_t, 4> kLengths{16, 64, 256, 1024};
-  const HeadShape few = measured_heads(ctx, heads);
+  // As long as takes some milliseconds a head.
+  const int64_t most = ctx.device() == kCpu ? 512 : 4096;
   KernelCosts costs;
   KernelProfile& profile = costs.profile;
   profile.dtype = dtype;
   profile.head_dim = heads.head_dim;
-  for (int64_t length : kLengths) {
-    if (length < rows) profile.lengths.push_back(length);
-  }
-  const int64_t longest = std::clamp<int64_t>(rows, 1, kLengths.back());
-  if (profile.lengths.empty() || profile.lengths.back() < longest) {
-    profile.lengths.push_back(longest);
-  }
-  const KernelWork work(ctx, few, dtype, longest);
+  const int64_t longest = std::clamp<int64_t>(rows, 1, most);
+  for (int64_t length = 16; length < longest; length *= 4) profile.lengths.push_back(length);
+  profile.lengths.push_back(longest);
+  const KernelWork work(ctx, heads, dtype, longest);
   for (Direction direction : {Direction::kForward, Direction::kBackward}) {
     std::vector<double>& seconds =
         direction == Direction::kForward ? profile.forward : profile.backward;
@@ -336,7 +338,7 @@ KernelCosts measure_kernel(const Context& ctx, const HeadShape& heads, DType dty
         const std::vector<Segment> segments = work.segments(queries, keys);
         const double taken = work.seconds(ctx, direction, segments);
         const auto pairs = static_cast<double>(static_cast<int64_t>(segments.size()) * queries *
-                                               keys * few.q_heads);
+                                               keys * work.q_heads());
         seconds.push_back(std::max(taken - call, 0.1 * taken) / pairs);
       }
     }
@@ -346,7 +348,7 @@ KernelCosts measure_kernel(const Context& ctx, const HeadShape& heads, DType dty
     const double taken = work.seconds(ctx, direction, {triangle}) - call;
     const auto rows_longest = static_cast<double>(longest);
     const double rate = profile.seconds_per_pair(direction, rows_longest, 0.5 * rows_longest);
-    const double computed = taken / (rate * static_cast<double>(few.q_heads));
+    const double computed = taken / (rate * static_cast<double>(work.q_heads()));
     const double wasted = (computed - static_cast<double>(area(triangle))) / rows_longest;
     (direction == Direction::kForward ? profile.forward_border : profile.backward_border) =
         std::clamp(wasted, 0.0, 0.5 * rows_longest);

@@ -204,6 +204,26 @@ class Shell(CommandLine):
         self.error(5, "cannot write", command=["bench", "comm", "--bytes", "8", "--write",
                                                "nowhere/x", "--dtype", "f32", "--head-dim", "16"])
 
+    def test_bench_auto(self):
+        result = self.run_program("bench", "auto", "--ranks", "2", "--n", "97", "--mask",
+                                  "causal,packed", "--mean-document", "20", "--d", "16",
+                                  "--seconds", "0", "--json")
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+        *figures, summary = [json.loads(line) for line in result.stdout.splitlines()]
+        self.assertEqual([(f["case"]["mask"], f["case"]["op"]) for f in figures],
+                         [(mask, op) for mask in ["causal", "packed"]
+                          for op in ["forward", "backward"]])
+        for figure in figures:
+            times = {name: s["seconds"] for name, s in figure["strategies"].items()}
+            self.assertEqual(figure["limit"], 1e3 * min(times.values()))
+            self.assertEqual(figure["value"], 1e3 * times[figure["chosen"]])
+            self.assertAlmostEqual(figure["regret"], figure["value"] / figure["limit"] - 1)
+            predicted = {name: s["predicted_seconds"] for name, s in figure["strategies"].items()}
+            self.assertEqual(predicted[figure["chosen"]], min(predicted.values()))
+        regrets = sorted(f["regret"] for f in figures)
+        self.assertAlmostEqual(summary["value"], (regrets[1] + regrets[2]) / 2)
+        self.error(2, "--kv-heads 3 does not divide", command=["bench", "auto", "--kv-heads", "3"])
+
     def test_missing_corpus(self):
         for ranks in ["1", "3"]:
             self.error(3, f"{self.folder.name}/none",
