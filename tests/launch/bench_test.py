@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The benchmarks of single operations: what they print and refuse. No time is asserted.
+"""The benchmarks of single operations and of attention over ranks: what they print and refuse. No time is asserted.
 
 usage: bench_test.py PROGRAM
 """
@@ -246,5 +246,6 @@ class Sequence(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    suite = unittest.defaultTestLoader.loadTestsFromTestCase(Bench)
+    load = unittest.defaultTestLoader.loadTestsFromTestCase
+    suite = unittest.TestSuite([load(Bench), load(Sequence)])
     sys.exit(not unittest.TextTestRunner(verbosity=2).run(suite).wasSuccessful())

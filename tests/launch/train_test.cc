@@ -86,6 +86,18 @@ class TrainTest : public testing::Test {
   TempFolder folder_;
 };
 
+TEST_F(TrainTest, AttentionIsCheckedBeforeStepOneUnlessToldNotTo) {
+  for (const bool check : {true, false}) {
+    testing::internal::CaptureStdout();
+    run(2, text(absl::StrCat("check", check), 1),
+        {absl::StrCat("train.check_attention=", check ? "true" : "false")});
+    const std::string said = testing::internal::GetCapturedStdout();
+    const size_t line = said.find("check: ring on layout zigzag equals one rank");
+    EXPECT_EQ(line != std::string::npos, check) << said;
+    EXPECT_TRUE(!check || line < said.find("1/1")) << said;
+  }
+}
+
 TEST_F(TrainTest, ResumeOnTheSameRanksIsBitIdentical) {
   run(3, text("whole"));
   begin_from("whole", 10, "resumed");
