@@ -30,7 +30,6 @@ namespace longhaul::launch {
 
 namespace {
 
-constexpr const char* kWhat = "sequence bench";
 constexpr double kDrift = 0.05;
 constexpr size_t kLeastRepetitions = 5;
 
