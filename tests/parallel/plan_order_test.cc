@@ -99,7 +99,9 @@ std::string stuck(const std::vector<Plan>& plans, Grouping grouping) {
 }
 
 // Whether its plans depend on the ranks of a node.
-bool looks_at_nodes(const parallel::Strategy& strategy) { return strategy.name == "double_ring"; }
+bool looks_at_nodes(const parallel::Strategy& strategy) {
+  return strategy.name == "double_ring" || strategy.name == "usp";
+}
 
 std::vector<Plan> plans_of(const parallel::Strategy& strategy, const Problem& problem,
                            Direction direction) {
