@@ -33,8 +33,8 @@ IndexRange keys_in_reach(int64_t first, int64_t last, const Documents& documents
 // whose rows follow each other from q_row and k_row on; all runs of both lists have the same stride
 // or length <= 1 (true within one layout). Segments are trimmed to the rows that see or are seen,
 // and are in ascending order of their first query row. With a prefix a piece is up to three
-// segments. Time: pieces (q run x k run x document) that overlap, plus a comparison for each pair of
-// runs.
+// segments. Time: pieces (q run x k run x document) that overlap, plus a comparison for each pair
+// of runs.
 std::vector<Segment> cut_segments(const RunList& q, const RunList& k, const Documents& documents,
                                   const Mask& mask, int64_t q_row = 0, int64_t k_row = 0);
 
