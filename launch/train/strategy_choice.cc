@@ -160,6 +160,7 @@ void refuse_impossible(dist::Group& world, const SettledStrategies& settled,
 std::string describe(const parallel::Mask& mask) {
   std::string text = mask.causal ? "causal" : "full";
   if (mask.window > 0) absl::StrAppend(&text, ", window ", mask.window);
+  if (mask.prefix > 0) absl::StrAppend(&text, ", prefix ", mask.prefix);
   return text;
 }
 

@@ -124,7 +124,8 @@ IndexRange keys_in_reach(int64_t first, int64_t last, const Documents& documents
   const int64_t last_document = documents.at(last);
   IndexRange reach{documents.begin(documents.at(first)), documents.end(last_document)};
   if (mask.causal) {
-    const int64_t prefix_end = std::min(reach.end, documents.begin(last_document) + mask.prefix);
+    const int64_t begin = documents.begin(last_document);
+    const int64_t prefix_end = begin + std::min(mask.prefix, reach.end - begin);
     reach.end = std::max(prefix_end, std::min(reach.end, last + 1));
   }
   // A window hides no prefix.

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <limits>
 #include <random>
 
 #include "absl/strings/str_cat.h"
@@ -93,7 +94,10 @@ constexpr Mask kMasks[] = {{true, 0},     {false, 0},    {true, 1},    {true, 2}
 TEST(Segments, KeysInReachAreBetweenTheFirstAndTheLastSeen) {
   constexpr int64_t kTokens = 40;
   std::mt19937_64 random(5);
-  for (const Mask& mask : {Mask{true, 0}, Mask{false, 0}, Mask{true, 6}, Mask{false, 6}}) {
+  constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
+  for (const Mask& mask :
+       {Mask{true, 0}, Mask{false, 0}, Mask{true, 6}, Mask{false, 6}, Mask{true, 0, 4},
+        Mask{true, 6, 4}, Mask{false, 6, 4}, Mask{true, 0, kMost}}) {
     const Documents documents = random_documents(kTokens, 15, random);
     for (int64_t first = 0; first < kTokens; ++first) {
       for (int64_t last = first; last < kTokens; ++last) {
