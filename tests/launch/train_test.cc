@@ -117,6 +117,17 @@ TEST_F(TrainTest, ResumeOnTheSameRanksIsBitIdentical) {
   EXPECT_EQ(shards, 3);
 }
 
+TEST_F(TrainTest, LayoutsThatChangeResumeBitIdentically) {
+  const std::vector<std::string> set{"parallel.layout=balanced", "parallel.row_price=0",
+                                     "parallel.strategy=group_cast"};
+  run(3, text("whole"), set);
+  begin_from("whole", 10, "resumed");
+  run(3, text("resumed"), set);
+  const auto whole = losses("whole"), resumed = losses("resumed");
+  ASSERT_EQ(resumed.size(), 10u);
+  for (int64_t step = 11; step <= 20; ++step) EXPECT_EQ(resumed.at(step), whole.at(step)) << step;
+}
+
 TEST_F(TrainTest, ResumeOnOtherRanksSeesTheSameTokens) {
   for (const auto& [from, to] : std::vector<std::pair<int, int>>{{4, 2}, {4, 3}, {2, 3}}) {
     const std::string whole = absl::StrCat("on", from);
