@@ -78,6 +78,7 @@ class CommBench {
         node_of_(parallel::nodes_of(world)) {}
 
   void run() {
+    if (!options_.file.empty()) put("", std::ios::app);  // before half a minute of measuring
     for (const bool same : {true, false}) {
       if (!pair(same)) continue;
       for (int64_t bytes : options_.bytes) ping_pong(same, bytes);
@@ -88,6 +89,7 @@ class CommBench {
       for (int64_t bytes : options_.bytes) read_in_place(bytes);
     }
     const parallel::LinkCosts links = parallel::measure_links(world_, ctx_, node_of_);
+    if (links.within_rank) print_link("within_rank", *links.within_rank);
     if (links.within_node) print_link("within_node", *links.within_node);
     if (links.between_nodes) print_link("between_nodes", *links.between_nodes);
     if (!options_.file.empty()) write(links);
@@ -211,7 +213,8 @@ class CommBench {
 
   // The description, with what rank 0 measured of kernels and memory.
   void write(const parallel::LinkCosts& links) {
-    parallel::Cluster cluster{.within_node = links.within_node,
+    parallel::Cluster cluster{.within_rank = links.within_rank,
+                              .within_node = links.within_node,
                               .between_nodes = links.between_nodes,
                               .ranks_per_node = parallel::ranks_per_node(node_of_),
                               .seconds_to_publish = links.seconds_to_publish,
@@ -228,12 +231,17 @@ class CommBench {
         cluster.profiles.push_back(std::move(kernel.profile));
       }
     }
+    put(absl::StrCat("# Written by `longhaul bench comm` on ", world_.size(), " ranks with ",
+                     pool_.threads(), " threads each.\n", list_text(to_message(cluster))),
+        std::ios::trunc);
+  }
+
+  // Rank 0 writes the file; every rank throws if it cannot.
+  void put(const std::string& text, std::ios::openmode mode) {
     world_.agree(attempt([&] {
                    if (world_.rank() != 0) return;
-                   std::ofstream out(options_.file, std::ios::trunc);
-                   out << "# Written by `longhaul bench comm` on " << world_.size()
-                       << " ranks with " << pool_.threads() << " threads each.\n"
-                       << list_text(to_message(cluster));
+                   std::ofstream out(options_.file, std::ios::out | mode);
+                   out << text;
                    if (!out.flush()) {
                      fail(ErrorCode::kEnvironment,
                           absl::StrCat("cannot write ", options_.file,

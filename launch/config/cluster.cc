@@ -102,6 +102,9 @@ void set_link(const parallel::Link& from, Link& to) {
 parallel::Cluster from_message(const Cluster& message, const std::string& name) {
   const Checks checks(name);
   parallel::Cluster cluster;
+  if (message.has_within_rank()) {
+    cluster.within_rank = link_of(checks, "within_rank", message.within_rank());
+  }
   if (message.has_within_node()) {
     cluster.within_node = link_of(checks, "within_node", message.within_node());
   }
@@ -137,6 +140,7 @@ parallel::Cluster load_cluster(const std::string& path) {
 
 Cluster to_message(const parallel::Cluster& cluster) {
   Cluster message;
+  if (cluster.within_rank) set_link(*cluster.within_rank, *message.mutable_within_rank());
   if (cluster.within_node) set_link(*cluster.within_node, *message.mutable_within_node());
   if (cluster.between_nodes) set_link(*cluster.between_nodes, *message.mutable_between_nodes());
   message.set_ranks_per_node(cluster.ranks_per_node);

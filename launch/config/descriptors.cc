@@ -35,9 +35,11 @@ std::vector<std::string> value_names(const pb::EnumDescriptor& type) {
 }
 
 std::string block_name(const pb::Descriptor& message, const pb::Descriptor& root) {
+  if (&root != Config::descriptor()) {
+    return &message == &root ? "the file" : absl::StrCat("a block of type ", message.name());
+  }
   const std::string name = holder(root, message);
-  if (!name.empty()) return absl::StrCat("block `", name, "`");
-  return &root == Config::descriptor() ? "the configuration" : "the file";
+  return name.empty() ? "the configuration" : absl::StrCat("block `", name, "`");
 }
 
 const pb::EnumDescriptor* enum_of_field(const pb::Descriptor& message, const std::string& field) {

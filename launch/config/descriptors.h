@@ -11,8 +11,8 @@ namespace longhaul::launch {
 std::vector<std::string> field_names(const google::protobuf::Descriptor& message);
 std::vector<std::string> value_names(const google::protobuf::EnumDescriptor& type);
 
-// "block `model`", or "the configuration" for the outermost message `root` if that is Config, and
-// "the file" if it is another one.
+// "block `model`", or "the configuration" for the outermost message. In files with another root,
+// where several fields may have one type: "a block of type Link", or "the file".
 std::string block_name(const google::protobuf::Descriptor& message,
                        const google::protobuf::Descriptor& root);
 

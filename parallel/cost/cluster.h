@@ -42,6 +42,7 @@ struct KernelProfile {
 };
 
 struct Cluster {
+  std::optional<Link> within_rank;     // between slots of a rank; none: at the speed of memory
   std::optional<Link> within_node;     // moved between ranks of a node; none: not known
   std::optional<Link> between_nodes;   // none: not known
   int ranks_per_node = 0;              // consecutive ranks; 0: not known

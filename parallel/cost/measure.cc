@@ -248,6 +248,19 @@ Link measure_link(dist::Group& group, const Context& ctx, const std::vector<int>
       .processor_share = processor_share(group, ctx, next, kLarge, seconds)};
 }
 
+// Messages of a rank to itself: no other processor makes them.
+Link measure_within_rank(dist::Group& group, const Context& ctx) {
+  constexpr int64_t kSmall = 8, kLarge = int64_t{1} << 20;
+  std::vector<int> itself;
+  for (int rank = 0; rank < group.size(); ++rank) itself.push_back(rank);
+  const double latency = shift_seconds(group, ctx, itself, kSmall);
+  const double seconds = shift_seconds(group, ctx, itself, kLarge);
+  return {
+      .seconds_per_message = latency,
+      .bytes_per_second = static_cast<double>(kLarge) / std::max(seconds - latency, 0.1 * seconds),
+      .processor_share = 1};
+}
+
 // Half of a round trip of publishing.
 double publish_seconds(dist::Group& group, const std::pair<int, int>& pair) {
   constexpr uint64_t kRounds = 100;
@@ -413,6 +426,7 @@ double shift_seconds(dist::Group& group, const Context& ctx, const std::vector<i
 
 LinkCosts measure_links(dist::Group& group, const Context& ctx, const std::vector<int>& node_of) {
   LinkCosts costs;
+  costs.within_rank = measure_within_rank(group, ctx);
   if (const auto pair = first_pair(node_of, true)) {
     costs.within_node = measure_link(group, ctx, node_of, true, *pair);
     costs.seconds_to_publish = publish_seconds(group, *pair);
@@ -430,7 +444,8 @@ Cluster measure_cluster(dist::Group& group, const Context& ctx, const std::vecto
   group.barrier("measuring kernels");
   const double memory = measure_memory(ctx);
   const LinkCosts links = measure_links(group, ctx, node_of);
-  return {.within_node = links.within_node,
+  return {.within_rank = links.within_rank,
+          .within_node = links.within_node,
           .between_nodes = links.between_nodes,
           .seconds_to_publish = links.seconds_to_publish,
           .seconds_per_task = kernel.seconds_per_task,

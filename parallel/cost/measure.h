@@ -35,7 +35,7 @@ double measure_memory(const Context& ctx);
 // nodes; bandwidth by a shift of all ranks, within nodes and to the next node. Links that the group
 // does not have are left out. Collective; takes some tenths of a second.
 struct LinkCosts {
-  std::optional<Link> within_node, between_nodes;
+  std::optional<Link> within_rank, within_node, between_nodes;
   double seconds_to_publish = 0;
 };
 LinkCosts measure_links(dist::Group& group, const Context& ctx, const std::vector<int>& node_of);

@@ -193,8 +193,13 @@ class Simulation {
   void price(Message& message, const Transfer& t) {
     double bytes = 0;
     for (Field field : t.fields.list()) bytes += field_size(t, field);
+    const auto on = [&](const Link& link) {
+      return static_cast<double>(t.fields.list().size()) * link.seconds_per_message +
+             bytes / link.bytes_per_second;
+    };
     if (message.sent.rank == message.received.rank) {
-      message.processor = memory_seconds(kCopied * bytes) / 2;
+      message.processor = 0.5 * (cluster_.within_rank ? on(*cluster_.within_rank)
+                                                      : memory_seconds(kCopied * bytes));
       return;
     }
     message.between_nodes = node(message.sent.rank) != node(message.received.rank);
@@ -209,11 +214,9 @@ class Simulation {
                         "); measure them on such a job with `longhaul bench comm "
                         "--write FILE`, or write them into the cluster description"));
     }
-    const Link& link = *known;
-    message.seconds = static_cast<double>(t.fields.list().size()) * link.seconds_per_message +
-                      bytes / link.bytes_per_second;
+    message.seconds = on(*known);
     // Links are measured with every rank sending and receiving.
-    message.processor = link.processor_share * message.seconds / 2;
+    message.processor = known->processor_share * message.seconds / 2;
   }
 
   // Longest chains of entries and messages: what a node waits for has a smaller level (a message

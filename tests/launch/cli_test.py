@@ -189,7 +189,7 @@ class Shell(CommandLine):
         figures = [json.loads(line) for line in result.stdout.splitlines()]
         found = [(f["case"]["op"], f["case"].get("bytes")) for f in figures]
         self.assertEqual(found, [(op, size) for op in ["ping_pong", "shift", "all_gather", "read"]
-                                 for size in [8, 4096]] + [("link", None)])
+                                 for size in [8, 4096]] + 2 * [("link", None)])
         for figure in figures:
             self.assertEqual((figure["bench"], figure["unit"]), ("comm", "GB/s"))
             self.assertEqual((figure["case"]["ranks"], figure["case"]["ranks_per_node"]), (2, 2))

@@ -23,6 +23,7 @@ using ::testing::Not;
 constexpr std::chrono::seconds kDeadline(120);
 
 constexpr const char* kCluster = R"(
+  within_rank { seconds_per_message: 1e-7 bytes_per_second: 7e9 processor_share: 1 }
   within_node { seconds_per_message: 1e-6 bytes_per_second: 5e9 processor_share: 0.5 }
   between_nodes { seconds_per_message: 2e-5 bytes_per_second: 1e9 }
   ranks_per_node: 4
@@ -61,10 +62,10 @@ TEST(ClusterDescription, WhatIsWrongIsOneSentence) {
     return error_of([&] { parse_cluster(text, "c.txtpb"); });
   };
   EXPECT_EQ(broken("adapters_per_node", "adaptors_per_node"),
-            "c.txtpb:5:3: unknown field `adaptors_per_node` in the file; did you mean "
+            "c.txtpb:6:3: unknown field `adaptors_per_node` in the file; did you mean "
             "`adapters_per_node`?");
   EXPECT_THAT(broken("seconds_per_message: 2e-5", "latency: 1"),
-              HasSubstr("unknown field `latency` in block `within_node`"));
+              HasSubstr("unknown field `latency` in a block of type Link"));
   EXPECT_EQ(broken("5e9", "0"),
             "c.txtpb: within_node.bytes_per_second is 0; a finite number above 0 is wanted");
   EXPECT_THAT(broken("2e10", "-1"), HasSubstr("memory_bytes_per_second is -1"));

@@ -12,7 +12,8 @@ namespace longhaul::test {
 // pair of a query and a key.
 inline parallel::Cluster free_cluster(double rate, DType dtype, int64_t head_dim) {
   const parallel::Link fast{.bytes_per_second = std::numeric_limits<double>::infinity()};
-  return {.within_node = fast,
+  return {.within_rank = fast,
+          .within_node = fast,
           .between_nodes = fast,
           .memory_bytes_per_second = std::numeric_limits<double>::infinity(),
           .profiles = {{.dtype = dtype,

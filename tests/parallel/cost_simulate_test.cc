@@ -216,6 +216,18 @@ TEST(Simulate, SumsAndPackingCostMemoryTraffic) {
   EXPECT_EQ(seconds(plans, cluster, {0, 0}), (Seconds{10, 20}));
 }
 
+TEST(Simulate, WhatARankSendsToItselfKeepsItsProcessorBusy) {
+  Cluster cluster = tiny_cluster(1);
+  cluster.within_rank.reset();
+  cluster.memory_bytes_per_second = 4;
+  std::vector<Plan> plans{sends({{0, 5}})};
+  plans[0].slots.push_back(receives(0, 5).slots[1]);
+  plans[0].steps[0].transfers.push_back(receives(0, 5).steps[0].transfers[0]);
+  EXPECT_EQ(seconds(plans, cluster, {0}), (Seconds{10}));  // 20 bytes, read and written
+  cluster.within_rank = Link{.seconds_per_message = 3, .bytes_per_second = 5};
+  EXPECT_EQ(seconds(plans, cluster, {0}), (Seconds{7}));
+}
+
 TEST(Simulate, PlansThatDoNotFitAreRefused) {
   const Cluster cluster = tiny_cluster(1);
   const auto code = [&](std::vector<Plan> plans, const Cluster& on, std::vector<int> nodes) {
