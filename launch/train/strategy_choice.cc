@@ -65,7 +65,8 @@ bool usable(const SavedChoice& saved) {
   for (const auto& [choice, given] :
        {std::pair(&saved.forward(), &saved.problem().strategy()),
         std::pair(&saved.backward(), &saved.problem().backward_strategy())}) {
-    if (attempt([&] { parallel::strategy(choice->strategy()); })) return false;
+    const std::string& strategy = choice->strategy();
+    if (attempt([&] { parallel::strategy(strategy); })) return false;
     if (is_auto(*given) && choice->candidates().empty()) return false;
   }
   return true;
