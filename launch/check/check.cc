@@ -86,7 +86,8 @@ Tensor local(const Context& ctx, const Values& values, const std::vector<int64_t
   return on_device(ctx, std::move(host));
 }
 
-// One rank's results, [row][head][dim]. The last, dsink, is a sum over all ranks.
+// One rank's results, [row][head][dim]. The last, dsink, is a sum over all ranks; its heads, one
+// number each, count as one head's row.
 constexpr std::array<const char*, 6> kNames{"out", "lse", "dq", "dk", "dv", "dsink"};
 constexpr size_t kSinkGradient = 5;
 using Results = std::array<Values, kNames.size()>;
@@ -185,7 +186,7 @@ class Layer {
                          .dsink = dsink,
                          .dropout_key = dropout_key});
     if (measuring) return {};
-    Values sink_gradient = on_host(ctx, dsink.view().reshape({sinks.dim, 1}), true);
+    Values sink_gradient = on_host(ctx, dsink.view().reshape({1, 1, sinks.dim}), false);
     Stream host;
     group_
         .all_reduce(host,

@@ -170,17 +170,14 @@ ExecutionSetup CoreAttention::setup(const Context& ctx, Direction direction, Are
           .communication = &communication};
 }
 
-// One rank's plan may need more than was measured. Once for a sample.
-void CoreAttention::agree_on_memory(Direction direction, int64_t needed, int64_t free) {
-  group_.agree(attempt([&] {
-                 if (needed <= free) return;
-                 fail(ErrorCode::kEnvironment,
-                      absl::StrCat("strategy ", std::string(strategy_.name), " needs ", needed,
-                                   " bytes of buffers for a sample of ", documents_->count(),
-                                   " documents, but ", free,
-                                   " were reserved; set parallel.strategy: \"ring\""));
-               }),
-               "memory of a plan");
+// Once for a sample. An error of one rank ends the job.
+void CoreAttention::check_memory(Direction direction, int64_t needed, int64_t free) {
+  if (needed > free) {
+    fail(ErrorCode::kEnvironment,
+         absl::StrCat("strategy ", std::string(strategy_.name), " needs ", needed,
+                      " bytes of buffers for a sample of ", documents_->count(), " documents, but ",
+                      free, " were reserved; set parallel.strategy: \"ring\""));
+  }
   fits_[static_cast<size_t>(direction)] = true;
 }
 
@@ -195,7 +192,7 @@ CoreAttention::Pending CoreAttention::begin(const Context& ctx, Arena& communica
   if (!ctx.measuring()) {
     LONGHAUL_CHECK(documents_.has_value(), "prepare() for a sample first");
     if (!fits_[0]) {
-      agree_on_memory(
+      check_memory(
           Direction::kForward,
           needed_bytes(ctx, setup(ctx, Direction::kForward, communication, args.dropout_key), home),
           free_bytes(communication));
@@ -231,7 +228,7 @@ void CoreAttention::backward(const Context& ctx, Arena& communication,
   at(home, Field::kDV) = args.dv_acc;
   if (!ctx.measuring()) {
     if (!fits_[1]) {
-      agree_on_memory(
+      check_memory(
           Direction::kBackward,
           needed_bytes(ctx, setup(ctx, Direction::kBackward, communication, args.dropout_key),
                        home),

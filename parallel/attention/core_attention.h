@@ -84,7 +84,7 @@ class CoreAttention {
 
   // Layout and plans for a sample; layers share them. The same arguments on every rank. What a
   // measuring run took before the first sample is enough for every sample; if a plan needs more
-  // after all, begin and backward throw Error(kEnvironment) on every rank.
+  // after all, begin and backward throw Error(kEnvironment) on that rank.
   void prepare(const Documents& documents);
 
   // A forward pass under way: its first transfers move while the caller does other work.
@@ -116,7 +116,7 @@ class CoreAttention {
   void make_plans(const Documents& documents, const Mask& mask);
   ExecutionSetup setup(const Context&, Direction direction, Arena& communication,
                        const std::optional<RandomKey>& dropout_key);
-  void agree_on_memory(Direction direction, int64_t needed, int64_t free);
+  void check_memory(Direction direction, int64_t needed, int64_t free);
 
   dist::Group& group_;
   TokenLayout layout_;
@@ -129,7 +129,7 @@ class CoreAttention {
   uint64_t epoch_ = 0;                    // attention operations begun; equal on all ranks
   int64_t forward_count_ = 0;
   std::optional<Documents> documents_;  // none: the plans are for measuring
-  std::array<bool, 2> fits_{};  // by direction: every rank has found memory for the sample's plan
+  std::array<bool, 2> fits_{};          // by direction: there is memory for the sample's plan
   Plan forward_plan_;
   Plan backward_plan_;
 };
