@@ -196,9 +196,16 @@ class Sequence(unittest.TestCase):
     CASES = ["--n", "96", "--d", "32", "--heads", "2", "--window", "24", "--mean-document", "20",
              "--seconds", "0.001"]
 
+    def run_cases(self, *arguments):
+        result = run("sequence", *self.CASES, *arguments)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        # What a strategy cannot do is said, and nothing else.
+        for line in result.stderr.splitlines():
+            self.assertRegex(line, r"^# strategy \w+ needs ")
+        return result
+
     def figures(self, *arguments):
-        result = run("sequence", *self.CASES, "--json", *arguments)
-        self.assertEqual((result.returncode, result.stderr), (0, ""), result.stdout)
+        result = self.run_cases("--json", *arguments)
         return [json.loads(line) for line in result.stdout.splitlines()]
 
     def test_every_strategy_beside_the_kernel_alone(self):
@@ -239,8 +246,7 @@ class Sequence(unittest.TestCase):
             self.assertIn(part, result.stderr)
 
     def test_table(self):
-        result = run("sequence", *self.CASES, "--ranks", "2", "--mask", "causal")
-        self.assertEqual((result.returncode, result.stderr), (0, ""))
+        result = self.run_cases("--ranks", "2", "--mask", "causal")
         self.assertIn("2 ranks", result.stdout.splitlines()[0])
         self.assertIn("imbalance", result.stdout.splitlines()[1])
 
