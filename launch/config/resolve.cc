@@ -233,6 +233,7 @@ void resolve_parallel(Parallel& parallel, int ranks, int threads) {
   known_strategy("parallel.strategy", parallel.strategy());
   known_strategy("parallel.backward_strategy", parallel.backward_strategy());
   at_least("parallel.ranks_per_node", parallel.ranks_per_node(), 0);
+  at_least("parallel.gather_heads", parallel.gather_heads(), 0);
   if (!parallel.has_threads()) parallel.set_threads(threads);
   at_least("parallel.threads", parallel.threads(), 1);
   positive("parallel.timeout_seconds", parallel.timeout_seconds());

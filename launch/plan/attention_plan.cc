@@ -139,7 +139,8 @@ AttentionPlan plan_attention(const Config& config) {
                                   .documents = documents,
                                   .mask = options.mask,
                                   .heads = options.heads,
-                                  .ranks_per_node = plan.ranks_per_node};
+                                  .ranks_per_node = plan.ranks_per_node,
+                                  .gather_heads = options.gather_heads};
   plan.balance = area_balance(problem);
   const std::vector<int> nodes = parallel::nodes_in_order(plan.ranks, plan.ranks_per_node);
   const auto choose = [&](parallel::Direction direction) {

@@ -45,6 +45,7 @@ parallel::CoreAttentionOptions attention_options(const Config& config) {
   // Windows are memory of the host.
   options.in_place = config.parallel().in_place() && config.device() == Config::CPU;
   options.ranks_per_node = config.parallel().ranks_per_node();
+  options.gather_heads = config.parallel().gather_heads();
   options.sample_layout = sample_layout(config);
   return options;
 }

@@ -24,7 +24,8 @@ parallel::Problem problem_of(const StrategySetting& setting, int ranks_per_node)
           .documents = setting.documents,
           .mask = setting.options.mask,
           .heads = setting.options.heads,
-          .ranks_per_node = ranks_per_node};
+          .ranks_per_node = ranks_per_node,
+          .gather_heads = setting.options.gather_heads};
 }
 
 ChoiceProblem choice_problem(const Config& config, const StrategySetting& setting,

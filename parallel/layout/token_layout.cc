@@ -152,10 +152,11 @@ std::vector<int64_t> TokenLayout::positions(int rank) const {
 }
 
 std::span<const LayoutKind> layout_kinds() {
-  static constexpr std::array<LayoutKind, 4> kKinds{{{"contiguous", TokenLayout::contiguous},
-                                                     {"zigzag", TokenLayout::zigzag},
-                                                     {"striped", TokenLayout::striped},
-                                                     {"balanced", TokenLayout::contiguous, balanced}}};
+  static constexpr std::array<LayoutKind, 4> kKinds{
+      {{"contiguous", TokenLayout::contiguous},
+       {"zigzag", TokenLayout::zigzag},
+       {"striped", TokenLayout::striped},
+       {"balanced", TokenLayout::contiguous, balanced}}};
   return kKinds;
 }
 
