@@ -21,6 +21,7 @@ done
 run() {
   local rate=$1
   shift
+  # shellcheck disable=SC2016  # the inner shell expands them
   unshare --net bash -c '
     set -euo pipefail
     rate=$1; shift
