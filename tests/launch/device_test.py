@@ -92,10 +92,13 @@ class Device(unittest.TestCase):
                                self.train("alibi-cpu", 1, *alibi)[STEPS], delta=1e-10)
 
     def test_ranks_as_threads(self):
-        for strategy in ["ring", "ulysses", "double_ring"]:
+        for strategy, layout in [("ring", "zigzag"), ("double_ring", "striped"),
+                                 ("ulysses", "zigzag"), ("usp", "contiguous"),
+                                 ("all_gather", "zigzag"), ("query_ring", "zigzag"),
+                                 ("group_cast", "balanced"), ("lightseq", "contiguous")]:
             with self.subTest(strategy=strategy):
                 losses = self.train("two-" + strategy, 2, "device=CUDA", "train.dtype=F64",
-                                    "parallel.strategy=" + strategy)
+                                    "parallel.strategy=" + strategy, "parallel.layout=" + layout)
                 self.assert_close(losses, "F64", 1e-10)
 
     def test_uneven_ranks_and_recomputation(self):
