@@ -63,19 +63,7 @@ void check(const Options& o) {
     fail(ErrorCode::kConfig, absl::StrCat("--kv-heads ", o.kv_heads, " does not divide --heads ",
                                           o.heads, "; choose a divisor"));
   }
-  if (o.threads < 0 || o.threads > 1024) {
-    fail(ErrorCode::kConfig, absl::StrCat("--threads ", o.threads, ": 1 to 1024, or 0"));
-  }
-  if (!(o.least_seconds >= 0)) {
-    fail(ErrorCode::kConfig, absl::StrCat("--seconds ", o.least_seconds, ": 0 or more"));
-  }
-  if (o.ranks != 0) check_ranks_option(o.ranks);
-}
-
-double median(std::vector<double> values) {
-  std::ranges::sort(values);
-  const size_t middle = values.size() / 2;
-  return values.size() % 2 == 1 ? values[middle] : 0.5 * (values[middle - 1] + values[middle]);
+  check_timing_over_ranks(o.ranks, o.threads, o.least_seconds);
 }
 
 struct Timed {

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "launch/bench/kernel_benches.h"
 #include "launch/bench/train_bench.h"
+#include "launch/cli/configured_run.h"
 #include "launch/cli/ranks.h"
 
 namespace longhaul::launch {
@@ -27,12 +28,7 @@ int run_train_bench(const BenchTrainOptions& options) {
 
 Action add_train_bench(CLI::App& app) {
   auto options = std::make_shared<BenchTrainOptions>();
-  app.add_option("--config", options->config, "Configuration, in Protobuf text format")
-      ->required()
-      ->type_name("FILE");
-  app.add_option("--set", options->overrides, "Override, e.g. model.layers=8 (repeatable)")
-      ->allow_extra_args(false)
-      ->type_name("BLOCK.FIELD=VALUE");
+  add_config_options(app, options->config, options->overrides);
   app.add_option("--ranks", options->ranks, "Ranks as threads, a case each, e.g. 1,2")
       ->delimiter(',')
       ->allow_extra_args(false)

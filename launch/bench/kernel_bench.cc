@@ -36,13 +36,6 @@ double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
 }
 
-double median(std::span<const double> values) {
-  std::vector<double> sorted(values.begin(), values.end());
-  std::ranges::sort(sorted);
-  const size_t middle = sorted.size() / 2;
-  return sorted.size() % 2 == 1 ? sorted[middle] : 0.5 * (sorted[middle - 1] + sorted[middle]);
-}
-
 int threads_of(const KernelBenchOptions& options) {
   if (options.threads == 0) return available_cores().usable;
   if (options.threads < 1 || options.threads > kMostThreads) {
@@ -126,6 +119,13 @@ void add_kernel_options(CLI::App& app, KernelBenchOptions& options) {
                  "BASELINE; limits are those of the same set")
       ->type_name("NAME");
   app.add_flag("--json", options.json, "One JSON object a line instead of the table");
+}
+
+double median(std::span<const double> values) {
+  std::vector<double> sorted(values.begin(), values.end());
+  std::ranges::sort(sorted);
+  const size_t middle = sorted.size() / 2;
+  return sorted.size() % 2 == 1 ? sorted[middle] : 0.5 * (sorted[middle - 1] + sorted[middle]);
 }
 
 void check_positive(std::string_view option, std::span<const int64_t> values) {

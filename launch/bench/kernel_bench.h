@@ -48,6 +48,9 @@ void check_positive(std::string_view option, std::span<const int64_t> values);
 void check_known(std::string_view option, std::span<const std::string> values,
                  const std::vector<std::string>& known);
 
+// Of one value or more.
+double median(std::span<const double> values);
+
 // What a figure is held against.
 enum class Limit {
   kMultiplyAdds,  // work is FLOPs; the peak of the case's dtype

@@ -4,7 +4,10 @@
 #include <chrono>
 #include <cmath>
 
+#include "absl/strings/str_cat.h"
+#include "kernels/core/error.h"
 #include "launch/bench/kernel_bench.h"
+#include "launch/cli/ranks.h"
 
 namespace longhaul::launch {
 
@@ -91,6 +94,16 @@ SequenceTiming SequenceTimer::time(SequencePass pass) {
           .waited = group_.sum(after.waited_seconds - before.waited_seconds, kWhat) / group_.size(),
           .moved_bytes = total(&dist::Traffic::Counter::received_bytes),
           .in_place_bytes = total(&dist::Traffic::Counter::in_place_bytes)};
+}
+
+void check_timing_over_ranks(int64_t ranks, int64_t threads, double least_seconds) {
+  if (threads < 0 || threads > 1024) {
+    fail(ErrorCode::kConfig, absl::StrCat("--threads ", threads, ": 1 to 1024, or 0"));
+  }
+  if (!(least_seconds >= 0)) {
+    fail(ErrorCode::kConfig, absl::StrCat("--seconds ", least_seconds, ": 0 or more"));
+  }
+  if (ranks != 0) check_ranks_option(ranks);
 }
 
 }  // namespace longhaul::launch

@@ -52,4 +52,8 @@ class SequenceTimer {
   double imbalance_ = 1;
 };
 
+// Options --ranks and --threads (0: not given) and --seconds of benchmarks over ranks; throws
+// Error(kConfig), naming the option and what would do.
+void check_timing_over_ranks(int64_t ranks, int64_t threads, double least_seconds);
+
 }  // namespace longhaul::launch

@@ -7,13 +7,17 @@
 
 namespace longhaul::launch {
 
-void add_configured_run(CLI::App& app, ConfiguredRun& options) {
-  app.add_option("--config", options.config, "Configuration, in Protobuf text format")
+void add_config_options(CLI::App& app, std::string& config, std::vector<std::string>& overrides) {
+  app.add_option("--config", config, "Configuration, in Protobuf text format")
       ->required()
       ->type_name("FILE");
-  app.add_option("--set", options.overrides, "Override, e.g. model.layers=8 (repeatable)")
+  app.add_option("--set", overrides, "Override, e.g. model.layers=8 (repeatable)")
       ->allow_extra_args(false)
       ->type_name("BLOCK.FIELD=VALUE");
+}
+
+void add_configured_run(CLI::App& app, ConfiguredRun& options) {
+  add_config_options(app, options.config, options.overrides);
   app.add_option("--ranks", options.ranks, "Ranks as threads of this process, without MPI")
       ->type_name("N");
 }

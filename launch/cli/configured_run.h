@@ -13,6 +13,9 @@
 
 namespace longhaul::launch {
 
+// --config and --set, also of subcommands that start ranks otherwise or none.
+void add_config_options(CLI::App& app, std::string& config, std::vector<std::string>& overrides);
+
 struct ConfiguredRun {
   std::string config;
   std::vector<std::string> overrides;

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "launch/cli/configured_run.h"
 #include "launch/cli/ranks.h"
 #include "launch/doctor/host.h"
 #include "launch/plan/attention_plan.h"
@@ -39,12 +40,7 @@ int run(const Options& options) {
 
 Action add_plan_command(CLI::App& app) {
   auto options = std::make_shared<Options>();
-  app.add_option("--config", options->config, "Configuration, in Protobuf text format")
-      ->required()
-      ->type_name("FILE");
-  app.add_option("--set", options->overrides, "Override, e.g. model.layers=8 (repeatable)")
-      ->allow_extra_args(false)
-      ->type_name("BLOCK.FIELD=VALUE");
+  add_config_options(app, options->config, options->overrides);
   app.add_option("--ranks", options->ranks, "Ranks to plan for; none are started")
       ->capture_default_str()
       ->type_name("N");

@@ -45,6 +45,8 @@ ChoiceProblem choice_problem(const Config& config, const StrategySetting& settin
   problem.set_strategy(config.parallel().strategy());
   problem.set_backward_strategy(config.parallel().backward_strategy());
   problem.set_cluster(config.parallel().cluster());
+  problem.set_gather_heads(options.gather_heads);
+  problem.set_row_price(config.parallel().row_price());
   return problem;
 }
 
