@@ -42,6 +42,14 @@ void check_options(const AttentionOptions& options, int64_t q_heads) {
   }
 }
 
+// Some heads of a dense tensor: kernels go from head to head and from row to row.
+void expect_heads(const TensorView& view, std::string_view what, DType dtype, const Shape& shape) {
+  expect_rows(view, what, dtype, shape);
+  LONGHAUL_CHECK(view.dim(0) <= 1 || view.stride(0) % view.dim(2) == 0,
+                 absl::StrCat(std::string(what), ": rows begin ", view.stride(0),
+                              " elements apart, which are no whole heads of ", view.dim(2)));
+}
+
 // What forward and backward share.
 template <class Args>
 void check_operands(const Args& args) {
@@ -78,7 +86,7 @@ void attention_forward(const Context& ctx, const AttentionForward& args) {
   check_operands(args);
   const DType dtype = args.q.dtype(), acc = accumulator(dtype);
   const int64_t queries = args.q.dim(0), q_heads = args.q.dim(1), value_dim = args.v.dim(2);
-  expect_dense(args.out_acc, "attention: out_acc", acc, {queries, q_heads, value_dim});
+  expect_heads(args.out_acc, "attention: out_acc", acc, {queries, q_heads, value_dim});
   expect_dense(args.lse, "attention: lse", acc, {q_heads, queries});
   choose(ctx, dtype, args.q.dim(2), value_dim).forward(ctx, args);
 }
@@ -101,7 +109,7 @@ void attention_backward(const Context& ctx, const AttentionBackward& args) {
   expect(args.dout, "attention: dout", dtype, {queries, q_heads, value_dim});
   expect_dense(args.lse, "attention: lse", acc, {q_heads, queries});
   expect_dense(args.delta, "attention: delta", acc, {q_heads, queries});
-  expect_dense(args.dq_acc, "attention: dq_acc", acc, args.q.shape());
+  expect_heads(args.dq_acc, "attention: dq_acc", acc, args.q.shape());
   expect_dense(args.dk_acc, "attention: dk_acc", acc, args.k.shape());
   expect_dense(args.dv_acc, "attention: dv_acc", acc, args.v.shape());
   choose(ctx, dtype, args.q.dim(2), value_dim).backward(ctx, args);

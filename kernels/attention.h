@@ -1,8 +1,9 @@
 // Softmax attention on segments (kernels/segment.h), forward and backward.
 //
 //   q [Tq, Hq, D]   k [Tk, Hkv, D]   v [Tk, Hkv, Dv]    one dtype: bf16, f32 or f64; last dim dense
-//   out_acc [Tq, Hq, Dv]   lse [Hq, Tq]                  accumulator type, dense; lse is
-//   natural-log
+//   out_acc [Tq, Hq, Dv]   lse [Hq, Tq]                  accumulator type; lse is natural-log, dense
+//
+// out_acc, and dq_acc of backward, may be some heads of a dense tensor of more heads.
 //
 // Results are folded: out_acc and lse hold the attention over all keys seen so far, and a call adds
 // the keys of its segments. An empty row has lse = -inf and out = 0. Online softmax after
@@ -67,7 +68,7 @@ struct AttentionBackward {
   AttentionOptions options;
   ConstTensorView dout;               // [Tq, Hq, Dv], dtype of q
   ConstTensorView lse, delta;         // [Hq, Tq]: the FINAL lse over all keys of all calls
-  TensorView dq_acc, dk_acc, dv_acc;  // shapes of q, k, v in the accumulator type, dense; +=
+  TensorView dq_acc, dk_acc, dv_acc;  // shapes of q, k, v in the accumulator type; +=
 };
 
 // lse = -inf, out_acc = 0: what the first fold starts from.

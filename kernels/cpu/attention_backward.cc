@@ -383,7 +383,7 @@ class TileRun {
     }
   }
 
-  int64_t dq_stride() const { return args_.q.dim(1) * head_dim_; }
+  int64_t dq_stride() const { return args_.dq_acc.stride(0); }
   A* dq_row(int64_t row, int64_t h) const {
     return args_.dq_acc.data<A>() + row * dq_stride() + h * head_dim_;
   }

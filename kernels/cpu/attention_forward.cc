@@ -306,9 +306,9 @@ class BlockRun {
   }
   A* lse_of(int64_t row) const { return args_.lse.data<A>() + head_ * args_.q.dim(0) + row; }
   A* out_of(int64_t row) const {
-    return args_.out_acc.data<A>() + (row * args_.q.dim(1) + head_) * value_dim_;
+    return args_.out_acc.data<A>() + row * out_stride() + head_ * value_dim_;
   }
-  int64_t out_stride() const { return args_.q.dim(1) * value_dim_; }
+  int64_t out_stride() const { return args_.out_acc.stride(0); }
 
   const T* q_row(int64_t row) const {
     return args_.q.data<T>() + row * args_.q.stride(0) + head_ * args_.q.stride(1);

@@ -45,6 +45,7 @@ struct AttentionArguments {
   A *out = nullptr, *lse = nullptr;                // forward
   const A *final_lse = nullptr, *delta = nullptr;  // backward
   A *dq = nullptr, *dk = nullptr, *dv = nullptr;
+  int64_t out_stride = 0, dq_stride = 0;  // between rows; their heads are dense
 
   // Query heads [begin, end) that use a kv head.
   __device__ IndexRange group_of(int64_t kv_head) const {
@@ -72,6 +73,7 @@ AttentionArguments<T> arguments(const AttentionForward& args) {
   using A = Accumulator<T>;
   AttentionArguments<T> result = shared_arguments<T>(args);
   result.out = args.out_acc.data<A>();
+  result.out_stride = args.out_acc.stride(0);
   result.lse = args.lse.data<A>();
   return result;
 }
@@ -83,6 +85,7 @@ AttentionArguments<T> arguments(const AttentionBackward& args) {
   result.final_lse = args.lse.data<A>();
   result.delta = args.delta.data<A>();
   result.dq = args.dq_acc.data<A>();
+  result.dq_stride = args.dq_acc.stride(0);
   result.dk = args.dk_acc.data<A>();
   result.dv = args.dv_acc.data<A>();
   return result;

@@ -145,7 +145,7 @@ __device__ __forceinline__ void merge_rows(const AttentionArguments<bf16>& args,
       __syncwarp();  // all have read lse
       if (!added) continue;
       if (mma_column() == 0) *lse = f.lse;
-      float* const to = args.out + (row * args.q_heads + head) * args.v.dim;
+      float* const to = args.out + row * args.out_stride + head * args.v.dim;
       const float take = f.second / total;
 #pragma unroll
       for (int n = 0; n < Shape::kDim / 8; ++n) {

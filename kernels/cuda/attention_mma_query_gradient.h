@@ -115,8 +115,8 @@ __global__ void __launch_bounds__(kMmaThreads)
       add_products<kDim>(ds, k + from * kPaddedRow<kDim>, dq);
     }
   }
-  add_rows(dq, args.options.scale, args.dq + (tile.begin * args.q_heads + head) * args.q.dim,
-           args.q_heads * args.q.dim, first, count, args.q.dim);
+  add_rows(dq, args.options.scale, args.dq + tile.begin * args.dq_stride + head * args.q.dim,
+           args.dq_stride, first, count, args.q.dim);
 }
 
 }  // namespace longhaul::kernels::cuda

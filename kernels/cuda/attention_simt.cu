@@ -197,7 +197,7 @@ __global__ void __launch_bounds__(kThreads)
     const MergeFactors<A> f = merge_factors(lse, part);
     __syncwarp();  // all have read lse
     if (lane() == 0) lse = f.lse;
-    A* to = args.out + (row * args.q_heads + head) * args.v.dim;
+    A* to = args.out + row * args.out_stride + head * args.v.dim;
 #pragma unroll
     for (int n = 0; n < kColumns; ++n) {
       const int column = n * kSide + lane();
@@ -260,8 +260,8 @@ __global__ void __launch_bounds__(kThreads)
     }
     add_products(weights, k, right, dq);
   });
-  add_rows(dq, args.options.scale, args.dq + (tile.begin * args.q_heads + head) * args.q.dim,
-           args.q_heads * args.q.dim, count, args.q.dim);
+  add_rows(dq, args.options.scale, args.dq + tile.begin * args.dq_stride + head * args.q.dim,
+           args.dq_stride, count, args.q.dim);
 }
 
 template <class T, bool kGeneral, class A = Accumulator<T>>

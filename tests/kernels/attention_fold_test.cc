@@ -99,6 +99,52 @@ TEST(AttentionFold, MergeEqualsFolding) {
   });
 }
 
+// Calls for some of the heads, whose accumulators lie among those of the others; the borders cut
+// through heads that share keys.
+TEST(AttentionFold, SomeHeadsAtATime) {
+  for_each_row(&Backend::attention, [](const AttentionKernel& row) {
+    Rig rig(3);
+    const Problem p = problem(row.dtype);
+    const AttentionTruth truth = p.truth();
+    const Forward f(p);
+    const Backward b(p);
+    const auto heads = [&](int64_t begin) {
+      return HeadMap{.q_begin = begin, .kv_begin = 0, .group = kShape.heads.group};
+    };
+    const std::pair<int64_t, int64_t> ranges[] = {{3, 1}, {0, 1}, {1, 2}};  // first, count
+    rig.run([&](const Context& ctx) {
+      row.init(ctx, f.out, f.lse);
+      for (const auto& [first, count] : ranges) {
+        row.forward(ctx, {.segments = p.segments,
+                          .heads = heads(first),
+                          .q = p.q.view().slice(1, first, count),
+                          .k = p.k,
+                          .v = p.v,
+                          .options = p.options,
+                          .out_acc = f.out.view().slice(1, first, count),
+                          .lse = f.lse.view().slice(0, first, count)});
+      }
+      row.delta(ctx, f.out, p.dout, b.delta);
+      for (const auto& [first, count] : ranges) {
+        row.backward(ctx, {.segments = p.segments,
+                           .heads = heads(first),
+                           .q = p.q.view().slice(1, first, count),
+                           .k = p.k,
+                           .v = p.v,
+                           .options = p.options,
+                           .dout = p.dout.view().slice(1, first, count),
+                           .lse = f.lse.view().slice(0, first, count),
+                           .delta = b.delta.view().slice(0, first, count),
+                           .dq_acc = b.dq.view().slice(1, first, count),
+                           .dk_acc = b.dk,
+                           .dv_acc = b.dv});
+      }
+    });
+    expect_forward(row, truth, f);
+    expect_backward(row, truth, b);
+  });
+}
+
 // A call that adds no key to a row leaves its bits alone.
 TEST(AttentionFold, UntouchedRowsKeepTheirBits) {
   for_each_row(&Backend::attention, [](const AttentionKernel& row) {
