@@ -12,7 +12,9 @@
 #include "absl/strings/str_cat.h"
 #include "dist/local/local.h"
 #include "parallel/plan/parts.h"
+#include "parallel/plan/planners.h"
 #include "tests/parallel/core_attention_cases.h"
+#include "tests/parallel/random_tasks.h"
 
 namespace longhaul::test {
 namespace {
@@ -96,8 +98,18 @@ Plan plan_fetch(const Problem& problem, Direction direction, int rank) {
 Plan plan_hungry(const Problem& problem, Direction direction, int rank) {
   return fetch(problem, direction, rank, true);
 }
+// Core attention disaggregation: queries, keys and heads of every pair of ranks are cut at random,
+// and any rank computes any part, also where it holds the queries, the keys or both. The same cuts
+// for all samples of a layout.
+Plan plan_disaggregated(const Problem& problem, Direction direction, int rank) {
+  std::mt19937_64 random(static_cast<uint64_t>(problem.heads.q_heads));
+  const auto tasks =
+      random_tasks(problem.layout, problem.heads, random, all_ranks(problem.layout.ranks()));
+  return parallel::plan_tasks(problem, direction, tasks, rank);
+}
 constexpr Strategy kTable[] = {{"fetch", plan_fetch, refuses_nothing},
-                               {"hungry", plan_hungry, refuses_nothing}};
+                               {"hungry", plan_hungry, refuses_nothing},
+                               {"disaggregated", plan_disaggregated, refuses_nothing}};
 
 AttentionCase fetch_case(const Documents& documents, const std::string& layout, bool in_place) {
   return {.strategy = "fetch",
@@ -167,6 +179,59 @@ TEST(Execution, TooLittleMemoryIsAnErrorThatEndsAllRanks) {
   EXPECT_NE(std::string(error->what()).find("strategy hungry needs "), std::string::npos)
       << error->what();
   EXPECT_EQ(failed, kRanks);
+}
+
+// Whether a rank computes a part of the heads of queries that it owns.
+bool splits_heads_at_home(const Plan& plan, const parallel::HeadShape& heads) {
+  for (const parallel::Step& step : plan.steps) {
+    for (const parallel::Task& task : step.tasks) {
+      if (task.q_slot == 0 && task.q_heads.length < heads.q_heads) return true;
+    }
+  }
+  return false;
+}
+
+TEST(Execution, TasksOfAnyRowsAndHeadsOnAnyServer) {
+  constexpr int64_t kTokens = 97;
+  for (const auto& [q_heads, kv_heads] : {std::pair(8, 2), {5, 5}, {4, 1}}) {
+    const auto options = score_options(q_heads).back().options;  // all of them
+    for (const char* layout : {"contiguous", "zigzag", "striped"}) {
+      for (const DType dtype : {DType::kF64, DType::kF32}) {
+        const AttentionCase c{.strategy = "disaggregated",
+                              .layout = layout,
+                              .tokens = kTokens,
+                              .heads = {q_heads, kv_heads, 6, 4},
+                              .mask = {true, 30, 5},
+                              .documents = random_documents(kTokens, 30, 2),
+                              .dtype = dtype,
+                              .options = options};
+        SCOPED_TRACE(c.name());
+        const parallel::TokenLayout rows = layout_of(c, kRanks);
+        const Problem problem{rows, c.documents, c.mask, c.heads};
+        int splitting = 0;
+        for (int rank = 0; rank < kRanks; ++rank) {
+          const Plan plan = plan_disaggregated(problem, Direction::kBackward, rank);
+          splitting += splits_heads_at_home(plan, c.heads) ? 1 : 0;
+        }
+        EXPECT_EQ(splitting, kRanks);
+        const AttentionTruth truth = truth_of(c, 3);
+        dist::run_local(kRanks, kDeadline, [&](dist::Group& group) {
+          CoreAttention attention(group, rows, options_of(c), kTable);
+          attention.prepare(c.documents);
+          RankTensors tensors(truth, rows.positions(group.rank()), c.dtype);
+          tensors.dropout_key = c.options.dropout_key;
+          // Parcels of other samples may be cut into more slots, so memory is not measured here.
+          Arena scratch("scratch", 1 << 22), buffers("buffers", 1 << 22);
+          scratch.poison();
+          buffers.poison();
+          run_passes(attention, tensors, scratch, buffers);
+          for (double e : errors(group, c, truth, tensors.result())) {
+            EXPECT_LE(e, dtype == DType::kF64 ? 1e-12 : 2e-6);
+          }
+        });
+      }
+    }
+  }
 }
 
 // Two nodes: what lies on the other one travels, into slots whose keys were read in place before.
