@@ -53,18 +53,22 @@ CoreAttention::Pending::~Pending() = default;
 CoreAttention::CoreAttention(dist::Group& group, const TokenLayout& layout,
                              const CoreAttentionOptions& options, std::span<const Strategy> table)
     : group_(group),
-      layout_(layout),
       options_(options),
       strategy_(strategy(options.strategy, table)),
       backward_strategy_(options.backward_strategy.empty()
                              ? strategy_
-                             : strategy(options.backward_strategy, table)) {
+                             : strategy(options.backward_strategy, table)),
+      measured_{.documents = Documents::whole(layout.tokens()),
+                .layout = layout,
+                .forward = {},
+                .backward = {}},
+      sample_(&measured_) {
   LONGHAUL_CHECK(layout.ranks() == group.size());
   LONGHAUL_CHECK(options_.bias_slopes.empty() ||
                      static_cast<int64_t>(options_.bias_slopes.size()) == options_.heads.q_heads,
                  absl::StrCat(options_.bias_slopes.size(), " slopes for ", options_.heads.q_heads,
                               " query heads"));
-  const Documents whole = Documents::whole(layout_.tokens());
+  const Documents& whole = measured_.documents;
   const auto refusal = [&](const TokenLayout& rows, const Mask& mask) {
     const Problem problem{.layout = rows,
                           .documents = whole,
@@ -77,12 +81,12 @@ CoreAttention::CoreAttention(dist::Group& group, const TokenLayout& layout,
   };
   // Layouts of samples may mix the tokens of ranks as zigzag does.
   const TokenLayout mixed =
-      options_.sample_layout ? TokenLayout::zigzag(layout_.tokens(), layout_.ranks()) : layout_;
+      options_.sample_layout ? TokenLayout::zigzag(layout.tokens(), layout.ranks()) : layout;
   if (const auto why = refusal(mixed, options_.mask)) fail(ErrorCode::kConfig, *why);
   if (options_.in_place && group_.size() > 1) {
     const HeadShape& h = options_.heads;
     const int64_t bytes =
-        layout_.most_rows() * h.kv_heads * (h.head_dim + h.value_dim) * size_of(options_.dtype);
+        layout.most_rows() * h.kv_heads * (h.head_dim + h.value_dim) * size_of(options_.dtype);
     window_ = group_.make_window(2, bytes);
   }
   if (window_ != nullptr) node_of_ = nodes(group_, *window_);
@@ -90,7 +94,7 @@ CoreAttention::CoreAttention(dist::Group& group, const TokenLayout& layout,
   // layout, no rank needs more than all keys of all others, as under a mask that hides nothing.
   // Plans of a strategy that refuses such a mask move no more for some documents than for one.
   const Mask open{.causal = false};
-  make_plans(whole, refusal(layout_, open) ? options_.mask : open);
+  measured_ = make_plans(whole, layout, refusal(layout, open) ? options_.mask : open);
 }
 
 CoreAttention::~CoreAttention() = default;
@@ -101,41 +105,46 @@ void CoreAttention::announce(int64_t layer, Direction direction) {
 }
 
 void CoreAttention::prepare(const Documents& documents) {
-  LONGHAUL_CHECK(documents.tokens() == layout_.tokens());
-  if (documents_ == documents) return;
-  documents_ = documents;
-  fits_ = {};
-  if (options_.sample_layout) {
-    TokenLayout layout = options_.sample_layout(documents, options_.mask, group_.size());
-    // What was measured and reserved for one sample serves all.
-    for (int r = 0; r < group_.size(); ++r) {
-      LONGHAUL_CHECK(layout.rows(r) == layout_.rows(r),
-                     absl::StrCat("rank ", r, " has ", layout.rows(r), " rows of this sample and ",
-                                  layout_.rows(r), " of others"));
-    }
-    layout_ = std::move(layout);
+  LONGHAUL_CHECK(documents.tokens() == layout().tokens());
+  if (SamplePlans* known = plans_.find(documents)) {
+    sample_ = known;
+    return;
   }
-  make_plans(documents, options_.mask);
+  const TokenLayout layout = options_.sample_layout
+                                 ? options_.sample_layout(documents, options_.mask, group_.size())
+                                 : measured_.layout;
+  // What was measured and reserved for one sample serves all.
+  for (int r = 0; r < group_.size(); ++r) {
+    LONGHAUL_CHECK(layout.rows(r) == measured_.layout.rows(r),
+                   absl::StrCat("rank ", r, " has ", layout.rows(r), " rows of this sample and ",
+                                measured_.layout.rows(r), " of others"));
+  }
+  sample_ = &plans_.add(make_plans(documents, layout, options_.mask));
+  measured_.forward = measured_.backward = {};  // their time is over
+  ++planned_count_;
 }
 
-void CoreAttention::make_plans(const Documents& documents, const Mask& mask) {
-  const Problem problem{.layout = layout_,
+SamplePlans CoreAttention::make_plans(const Documents& documents, const TokenLayout& layout,
+                                      const Mask& mask) const {
+  const Problem problem{.layout = layout,
                         .documents = documents,
                         .mask = mask,
                         .heads = options_.heads,
                         .ranks_per_node = options_.ranks_per_node,
                         .gather_heads = options_.gather_heads};
-  forward_plan_ = strategy_.plan(problem, Direction::kForward, group_.rank());
-  backward_plan_ = backward_strategy_.plan(problem, Direction::kBackward, group_.rank());
+  return {.documents = documents,
+          .layout = layout,
+          .forward = strategy_.plan(problem, Direction::kForward, group_.rank()),
+          .backward = backward_strategy_.plan(problem, Direction::kBackward, group_.rank())};
 }
 
 const Plan& CoreAttention::plan(Direction direction) const {
-  return direction == Direction::kForward ? forward_plan_ : backward_plan_;
+  return direction == Direction::kForward ? sample_->forward : sample_->backward;
 }
 
 int64_t CoreAttention::forward_area() const {
   int64_t total = 0;
-  for (const Step& step : forward_plan_.steps) {
+  for (const Step& step : sample_->forward.steps) {
     for (const Task& task : step.tasks) {
       for (const Segment& segment : task.segments) {
         total += area(segment) * task.q_heads.length;
@@ -161,7 +170,7 @@ ExecutionSetup CoreAttention::setup(const Context& ctx, Direction direction, Are
   }
   return {.group = &group_,
           .plan = &plan(direction),
-          .layout = &layout_,
+          .layout = &layout(),
           .direction = direction,
           .heads = options_.heads,
           .dtype = options_.dtype,
@@ -170,15 +179,15 @@ ExecutionSetup CoreAttention::setup(const Context& ctx, Direction direction, Are
           .communication = &communication};
 }
 
-// Once for a sample. An error of one rank ends the job.
+// Once for a sample that is remembered. An error of one rank ends the job.
 void CoreAttention::check_memory(Direction direction, int64_t needed, int64_t free) {
   if (needed > free) {
     fail(ErrorCode::kEnvironment,
          absl::StrCat("strategy ", std::string(strategy_.name), " needs ", needed,
-                      " bytes of buffers for a sample of ", documents_->count(), " documents, but ",
-                      free, " were reserved; set parallel.strategy: \"ring\""));
+                      " bytes of buffers for a sample of ", sample_->documents.count(),
+                      " documents, but ", free, " were reserved; set parallel.strategy: \"ring\""));
   }
-  fits_[static_cast<size_t>(direction)] = true;
+  sample_->fits[static_cast<size_t>(direction)] = true;
 }
 
 CoreAttention::Pending CoreAttention::begin(const Context& ctx, Arena& communication,
@@ -190,8 +199,8 @@ CoreAttention::Pending CoreAttention::begin(const Context& ctx, Arena& communica
   at(home, Field::kOut) = args.out_acc;
   at(home, Field::kLse) = args.lse;
   if (!ctx.measuring()) {
-    LONGHAUL_CHECK(documents_.has_value(), "prepare() for a sample first");
-    if (!fits_[0]) {
+    LONGHAUL_CHECK(sample_ != &measured_, "prepare() for a sample first");
+    if (!sample_->fits[0]) {
       check_memory(
           Direction::kForward,
           needed_bytes(ctx, setup(ctx, Direction::kForward, communication, args.dropout_key), home),
@@ -227,7 +236,7 @@ void CoreAttention::backward(const Context& ctx, Arena& communication,
   at(home, Field::kDK) = args.dk_acc;
   at(home, Field::kDV) = args.dv_acc;
   if (!ctx.measuring()) {
-    if (!fits_[1]) {
+    if (!sample_->fits[1]) {
       check_memory(
           Direction::kBackward,
           needed_bytes(ctx, setup(ctx, Direction::kBackward, communication, args.dropout_key),

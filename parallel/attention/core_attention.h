@@ -5,7 +5,6 @@
 // (dist/window.h) instead of being moved, wherever the plan allows.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -18,6 +17,7 @@
 #include "kernels/attention.h"
 #include "kernels/core/context.h"
 #include "kernels/core/random.h"
+#include "parallel/attention/plan_cache.h"
 #include "parallel/plan/strategy.h"
 
 namespace longhaul::parallel {
@@ -82,9 +82,10 @@ class CoreAttention {
   // Says where this rank is, for messages about hangs.
   void announce(int64_t layer, Direction direction);
 
-  // Layout and plans for a sample; layers share them. The same arguments on every rank. What a
-  // measuring run took before the first sample is enough for every sample; if a plan needs more
-  // after all, begin and backward throw Error(kEnvironment) on that rank.
+  // Layout and plans for a sample; layers share them, and so do samples with the same documents as
+  // long as these are remembered (plan_cache.h). The same arguments on every rank. What a measuring
+  // run took before the first sample is enough for every sample; if a plan needs more after all,
+  // begin and backward throw Error(kEnvironment) on that rank.
   void prepare(const Documents& documents);
 
   // A forward pass under way: its first transfers move while the caller does other work.
@@ -106,20 +107,23 @@ class CoreAttention {
 
   // Attention forwards run since construction: proves that recomputation redoes none.
   int64_t forward_count() const { return forward_count_; }
+  // Samples that plans were made for since construction: proves that those of a sample that comes
+  // again are not made again.
+  int64_t planned_count() const { return planned_count_; }
   // Exact (query, key) pairs of this rank's forward tasks, times query heads: the causal work.
   int64_t forward_area() const;
 
-  const TokenLayout& layout() const { return layout_; }  // of the prepared sample
+  const TokenLayout& layout() const { return sample_->layout; }  // of the prepared sample
   const Plan& plan(Direction direction) const;
 
  private:
-  void make_plans(const Documents& documents, const Mask& mask);
+  SamplePlans make_plans(const Documents& documents, const TokenLayout& layout,
+                         const Mask& mask) const;
   ExecutionSetup setup(const Context&, Direction direction, Arena& communication,
                        const std::optional<RandomKey>& dropout_key);
   void check_memory(Direction direction, int64_t needed, int64_t free);
 
   dist::Group& group_;
-  TokenLayout layout_;
   CoreAttentionOptions options_;
   const Strategy& strategy_;
   const Strategy& backward_strategy_;
@@ -127,11 +131,10 @@ class CoreAttention {
   std::vector<int> node_of_;              // a node number per rank; equal: shared memory
   std::unique_ptr<dist::Window> window_;  // k and v of the running operation
   uint64_t epoch_ = 0;                    // attention operations begun; equal on all ranks
-  int64_t forward_count_ = 0;
-  std::optional<Documents> documents_;  // none: the plans are for measuring
-  std::array<bool, 2> fits_{};          // by direction: there is memory for the sample's plan
-  Plan forward_plan_;
-  Plan backward_plan_;
+  int64_t forward_count_ = 0, planned_count_ = 0;
+  SamplePlans measured_;  // memory is measured on these
+  PlanCache plans_;       // of samples
+  SamplePlans* sample_;   // in use
 };
 
 }  // namespace longhaul::parallel
