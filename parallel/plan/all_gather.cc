@@ -11,7 +11,7 @@ namespace longhaul::parallel {
 namespace {
 
 // Ranges of kv heads follow each other: range i is gathered during step i, into two slots in turn,
-// computed during step i + 1, and its results return during step i + 2.
+// computed during step i + 1, and its gradients return during step i + 2.
 class AllGather {
  public:
   AllGather(const Problem& problem, Direction direction, int rank)
@@ -33,22 +33,20 @@ class AllGather {
     Plan plan;
     plan.slots.push_back(home_slot(problem_, direction_, rank_));
     if (problem_.layout.rows(rank_) == 0) return plan;  // neither has keys nor needs any
-    plan.steps.resize(static_cast<size_t>(ranges_ + 2));
-    if (backward) plan.steps.front().clears.push_back({0, kKeyGradients});
+    plan.steps.resize(static_cast<size_t>(ranges_ + (backward ? 2 : 1)));
+    plan.steps.front().clears.push_back({0, home_outputs(direction_)});
     Step whole;  // of the mask: the segments are the same for all heads
     add_task(whole, problem_, {}, problem_.layout.runs(rank_), runs_of(pieces_));
     for (int i = 0; i < ranges_; ++i) {
       const int slot = 1 + i;
       plan.slots.push_back(range_slot(i));
-      const Slot& range = plan.slots.back();
       gather(plan.steps[static_cast<size_t>(i)], i);
       Step& compute = plan.steps[static_cast<size_t>(i + 1)];
-      compute.clears.push_back(
-          {slot, query_outputs(direction_) | (backward ? kKeyGradients : Fields{})});
+      if (backward) compute.clears.push_back({slot, kKeyGradients});
       for (const Task& task : whole.tasks) {
-        compute.tasks.push_back({slot, slot, range.q_heads, task.segments});
+        compute.tasks.push_back({0, slot, q_heads(i), task.segments});
       }
-      give_back(plan.steps[static_cast<size_t>(i + 2)], i);
+      if (backward) reduce_scatter(plan.steps[static_cast<size_t>(i + 2)], i);
     }
     return plan;
   }
@@ -64,16 +62,14 @@ class AllGather {
     const Span heads = kv_heads(range);
     return {heads.begin * problem_.heads.group(), heads.length * problem_.heads.group()};
   }
-  Span own_rows() const { return {0, problem_.layout.rows(rank_)}; }
 
-  // Kernels want the results of a task dense: this rank's queries of the range are here, too. The
-  // first ranges have the most heads, so that the others can take over their memory in turn.
+  // The first ranges have the most heads, so that the others can take over their memory in turn.
   Slot range_slot(int range) const {
-    return {.q_rows = own_rows().length,
+    return {.q_rows = 0,
             .k_rows = problem_.layout.tokens(),
-            .q_heads = q_heads(range),
+            .q_heads = {},
             .kv_heads = kv_heads(range),
-            .fields = query_inputs(direction_) | query_outputs(direction_) | key_fields(direction_),
+            .fields = key_fields(direction_),
             .memory_of = range < 2 ? -1 : 1 + range % 2};
   }
 
@@ -88,15 +84,11 @@ class AllGather {
       add_receive(step, {piece.rank, slot, kKeys, piece.slot_rows(), kv_heads(range), done_by},
                   Reduce::kStore);
     }
-    copy(step, query_inputs(direction_), 0, slot, range, done_by);
   }
 
-  // Results go home, and in backward every rank's part of the gradients (a reduce-scatter): the
-  // parts are added in order of rank.
-  void give_back(Step& step, int range) const {
+  // Every rank's part of the gradients goes home; there the parts are added in order of rank.
+  void reduce_scatter(Step& step, int range) const {
     const int slot = 1 + range, done_by = range + 3;
-    copy(step, query_outputs(direction_), slot, 0, range, done_by);
-    if (direction_ == Direction::kForward) return;
     for (const Piece& piece : pieces_) {
       add_send(step,
                {piece.rank, slot, kKeyGradients, piece.slot_rows(), kv_heads(range), done_by});
@@ -107,12 +99,6 @@ class AllGather {
                     Reduce::kAdd);
       }
     }
-  }
-
-  // This rank's query rows, within the rank.
-  void copy(Step& step, Fields fields, int from, int to, int range, int done_by) const {
-    add_send(step, {rank_, from, fields, own_rows(), q_heads(range), done_by});
-    add_receive(step, {rank_, to, fields, own_rows(), q_heads(range), done_by}, Reduce::kStore);
   }
 
   const Problem& problem_;

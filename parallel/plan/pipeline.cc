@@ -76,34 +76,22 @@ void Pipeline::add(int round, const PlacedTask& task, int buffer) {
   }
   LONGHAUL_CHECK((round == 0) == (buffer == 0), "rows of others need a buffer");
   if (round > 0) borrow(round, owner, buffer, parcel(keys));
-  const bool copies = copies_queries(round, task);
-  if (copies) {
-    const Parcel queries = parcel(false);
-    lend(round, rank_, queries);
-    borrow(round, rank_, buffer, queries);
-  }
-  step(round).tasks.push_back({.q_slot = keys && !copies ? 0 : buffer,
+  step(round).tasks.push_back({.q_slot = keys ? 0 : buffer,
                                .k_slot = keys ? buffer : 0,
                                .q_heads = task.q_heads,
                                .segments = std::move(segments)});
 }
 
-bool Pipeline::copies_queries(int round, const PlacedTask& task) const {
-  return round > 0 && task.q_owner == task.server && task.q_heads.length < problem_.heads.q_heads;
-}
-
 Slot Pipeline::buffer_for(const PlacedTask& task) const {
-  const bool keys = task.q_owner == task.server;
   Slot slot;
-  if (keys) {
+  if (task.q_owner == task.server) {
     slot.k_rows = problem_.layout.most_rows();
     slot.kv_heads = kv_heads_of(task.q_heads, problem_.heads);
     slot.fields = key_fields(direction_);
-  }
-  if (!keys || copies_queries(1, task)) {
+  } else {
     slot.q_rows = problem_.layout.most_rows();
     slot.q_heads = task.q_heads;
-    slot.fields = slot.fields | query_inputs(direction_) | query_outputs(direction_);
+    slot.fields = query_inputs(direction_) | query_outputs(direction_);
   }
   return slot;
 }

@@ -21,9 +21,8 @@ class Pipeline {
   // the other that the mask lets take part come from their owner during step i - 1 into `buffer`;
   // step i computes, and what comes of them (out and lse of queries, gradients) goes back during
   // step i + 1. In a round a rank may be the server of one task and lend its rows for one; tasks of
-  // others are ignored. Some of all heads of the server's own queries are copied to the buffer, as
-  // kernels want accumulators dense. Rounds come in ascending order, on all ranks alike. In rounds
-  // that follow each other a server uses different buffers.
+  // others are ignored. Rounds come in ascending order, on all ranks alike. In rounds that follow
+  // each other a server uses different buffers.
   void add(int round, const PlacedTask& task, int buffer = 0);
 
   Plan finish();
@@ -33,7 +32,6 @@ class Pipeline {
 
   void borrow(int round, int owner, int buffer, const Parcel& parcel);
   void lend(int round, int server, const Parcel& parcel);
-  bool copies_queries(int round, const PlacedTask& task) const;
   Slot buffer_for(const PlacedTask& task) const;
   Step& step(int index);
   // What travels back for rows of this side.
