@@ -21,18 +21,20 @@ std::string used(const std::string& configured, const parallel::Choice& choice) 
 
 void print_direction(const char* name, const std::string& configured,
                      const parallel::Choice& choice) {
-  std::printf("\n%-14s %10s %11s %14s %14s %12s %6s %9s\n", name, "ms", "exposed ms",
-              "received mean", "received max", "of it read", "steps", "max/mean");
+  std::printf("\n%-14s %10s %11s %14s %14s %12s %6s %9s %8s\n", name, "ms", "exposed ms",
+              "received mean", "received max", "of it read", "steps", "max/mean", "plan ms");
   for (const parallel::Candidate& c : choice.candidates) {
     if (c.refused()) {
-      std::printf("  %-12s refuses: %s\n", c.strategy.c_str(), c.refusal.c_str());
+      std::printf(
+          "  %-12s refuses: %s%s\n", c.strategy.c_str(), c.refusal.c_str(),
+          c.planning > 0 ? absl::StrFormat(" (planned in %.3g ms)", 1e3 * c.planning).c_str() : "");
       continue;
     }
-    std::printf("%s %-12s %10.3f %11.3f %14s %14s %12s %6d %9.2f\n",
+    std::printf("%s %-12s %10.3f %11.3f %14s %14s %12s %6d %9.2f %8.3f\n",
                 c.strategy == used(configured, choice) ? "*" : " ", c.strategy.c_str(),
                 1e3 * c.seconds, 1e3 * c.exposed, human_bytes(c.received_mean).c_str(),
                 human_bytes(static_cast<double>(c.received_max)).c_str(),
-                human_bytes(c.in_place_mean).c_str(), c.steps, c.balance);
+                human_bytes(c.in_place_mean).c_str(), c.steps, c.balance, 1e3 * c.planning);
   }
   std::printf("%s\n", choice.why.c_str());
   if (configured != kAutoStrategy && configured != choice.winner().strategy) {
@@ -45,7 +47,10 @@ Json json_of(const std::string& configured, const parallel::Choice& choice) {
   Json candidates = Json::array();
   for (const parallel::Candidate& c : choice.candidates) {
     if (c.refused()) {
-      candidates.push_back({{"strategy", c.strategy}, {"refusal", c.refusal}});
+      candidates.push_back({{"strategy", c.strategy},
+                            {"refusal", c.refusal},
+                            {"planning_seconds", c.planning},
+                            {"bands", c.bands}});
       continue;
     }
     candidates.push_back({{"strategy", c.strategy},
@@ -54,7 +59,9 @@ Json json_of(const std::string& configured, const parallel::Choice& choice) {
                           {"received_bytes", {{"mean", c.received_mean}, {"max", c.received_max}}},
                           {"in_place_bytes_mean", c.in_place_mean},
                           {"steps", c.steps},
-                          {"area_max_over_mean", c.balance}});
+                          {"area_max_over_mean", c.balance},
+                          {"planning_seconds", c.planning},
+                          {"bands", c.bands}});
   }
   return {{"configured", configured},
           {"used", used(configured, choice)},

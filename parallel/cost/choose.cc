@@ -1,7 +1,9 @@
 #include "parallel/cost/choose.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
+#include <limits>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -71,15 +73,31 @@ std::vector<int> nodes_in_order(int ranks, int per_node) {
   return node_of;
 }
 
-Candidate predict(const Strategy& strategy, const Problem& problem, Direction direction,
-                  DType dtype, const Cluster& cluster, const std::vector<int>& node_of,
-                  bool in_place) {
+namespace {
+
+// What one rank's plan tells.
+Candidate planned(const Strategy& strategy, const Problem& problem, Direction direction) {
   Candidate candidate;
   candidate.strategy = strategy.name;
   if (const auto why = strategy.refusal(problem)) {
     candidate.refusal = *why;
     return candidate;
   }
+  const auto begin = std::chrono::steady_clock::now();
+  const Plan plan = strategy.plan(problem, direction, 0);
+  candidate.planning =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  for (const Step& step : plan.steps) {
+    for (const Task& task : step.tasks) {
+      candidate.bands += static_cast<int64_t>(task.segments.size());
+    }
+  }
+  return candidate;
+}
+
+void simulate_all(const Strategy& strategy, const Problem& problem, Direction direction,
+                  DType dtype, const Cluster& cluster, const std::vector<int>& node_of,
+                  bool in_place, Candidate& candidate) {
   std::vector<Plan> plans;
   for (int rank = 0; rank < problem.layout.ranks(); ++rank) {
     plans.push_back(strategy.plan(problem, direction, rank));
@@ -103,18 +121,50 @@ Candidate predict(const Strategy& strategy, const Problem& problem, Direction di
     most_pairs = std::max(most_pairs, time.pairs);
   }
   if (pairs > 0) candidate.balance = most_pairs / pairs;
+}
+
+void pass_over_many_bands(std::vector<Candidate>& candidates) {
+  int64_t fewest = std::numeric_limits<int64_t>::max();
+  for (const Candidate& c : candidates) {
+    if (!c.refused()) fewest = std::min(fewest, c.bands);
+  }
+  for (Candidate& c : candidates) {
+    if (c.refused() || c.bands <= std::max(kMostBands, kTimesFewestBands * fewest)) continue;
+    c.refusal = absl::StrCat(
+        "auto passes over ", c.strategy, ", which cuts the mask of this sample into ", c.bands,
+        " bands for one rank, more than ", kMostBands, " and than ", kTimesFewestBands,
+        " times the ", fewest, " that do; use a layout without stripes for packed samples");
+  }
+}
+
+}  // namespace
+
+Candidate predict(const Strategy& strategy, const Problem& problem, Direction direction,
+                  DType dtype, const Cluster& cluster, const std::vector<int>& node_of,
+                  bool in_place) {
+  Candidate candidate = planned(strategy, problem, direction);
+  if (!candidate.refused()) {
+    simulate_all(strategy, problem, direction, dtype, cluster, node_of, in_place, candidate);
+  }
   return candidate;
 }
 
 Choice choose(const Problem& problem, Direction direction, DType dtype, const Cluster& cluster,
               const std::vector<int>& node_of, bool in_place) {
   Choice choice{.direction = direction, .candidates = {}, .why = {}};
-  std::vector<std::string> refusals;
   for (const Strategy& strategy : strategies()) {
-    choice.candidates.push_back(
-        predict(strategy, problem, direction, dtype, cluster, node_of, in_place));
-    const Candidate& candidate = choice.candidates.back();
-    if (candidate.refused()) refusals.push_back(candidate.refusal);
+    choice.candidates.push_back(planned(strategy, problem, direction));
+  }
+  pass_over_many_bands(choice.candidates);
+  std::vector<std::string> refusals;
+  for (size_t i = 0; i < choice.candidates.size(); ++i) {
+    Candidate& candidate = choice.candidates[i];
+    if (candidate.refused()) {
+      refusals.push_back(candidate.refusal);
+    } else {
+      simulate_all(strategies()[i], problem, direction, dtype, cluster, node_of, in_place,
+                   candidate);
+    }
   }
   std::ranges::stable_sort(choice.candidates, {}, [](const Candidate& candidate) {
     return std::pair(candidate.refused(), candidate.seconds);

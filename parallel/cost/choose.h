@@ -13,7 +13,9 @@ namespace longhaul::parallel {
 
 struct Candidate {
   std::string strategy;
-  std::string refusal;       // why it cannot do the problem; the rest is then 0
+  std::string refusal;       // why it cannot do the problem, or auto passes it over
+  double planning = 0;       // seconds that rank 0's plan took to make, here and now
+  int64_t bands = 0;         // segments of rank 0's plan; all below is 0 if refused
   double seconds = 0;        // of the slowest rank, predicted
   double exposed = 0;        // mean over ranks: seconds beyond computing (RankTime::exposed)
   double received_mean = 0;  // bytes of a rank
@@ -33,8 +35,15 @@ struct Choice {
   const Candidate& winner() const { return candidates.front(); }
 };
 
+// A plan is made for each new sample, in a time that goes with its bands: 2^16 of them take some
+// milliseconds and 5 MB. Strategies whose plans have more are passed over where others do with an
+// eighth.
+inline constexpr int64_t kMostBands = int64_t{1} << 16;
+inline constexpr int64_t kTimesFewestBands = 8;
+
 // Every strategy of the table, on the same cluster. node_of: a node number for each rank.
-// Deterministic. Throws Error(kConfig) if all strategies refuse, naming the reasons.
+// Deterministic, but for `planning`, which nothing depends on. Throws Error(kConfig) if all
+// strategies refuse, naming the reasons.
 Choice choose(const Problem& problem, Direction direction, DType dtype, const Cluster& cluster,
               const std::vector<int>& node_of, bool in_place);
 

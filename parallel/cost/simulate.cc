@@ -25,6 +25,7 @@ struct Message {
   };
   End sent, received;
   double seconds = 0;    // on its ports; none between slots of one rank
+  double latency = 0;    // and then on its way, while the ports serve others
   double processor = 0;  // seconds of each end's processor
   bool between_nodes = false;
   int level = 0;
@@ -193,9 +194,9 @@ class Simulation {
   void price(Message& message, const Transfer& t) {
     double bytes = 0;
     for (Field field : t.fields.list()) bytes += field_size(t, field);
+    const auto fields = static_cast<double>(t.fields.list().size());
     const auto on = [&](const Link& link) {
-      return static_cast<double>(t.fields.list().size()) * link.seconds_per_message +
-             bytes / link.bytes_per_second;
+      return fields * link.seconds_per_message + bytes / link.bytes_per_second;
     };
     if (message.sent.rank == message.received.rank) {
       message.processor = 0.5 * (cluster_.within_rank ? on(*cluster_.within_rank)
@@ -214,9 +215,13 @@ class Simulation {
                         "); measure them on such a job with `longhaul bench comm "
                         "--write FILE`, or write them into the cluster description"));
     }
-    message.seconds = on(*known);
+    // What the processor does for one message it cannot do for another; the rest of a message's
+    // start is a way that those of all fields, and of other transfers, go at the same time.
+    message.latency = (1 - known->processor_share) * known->seconds_per_message;
+    message.seconds = known->processor_share * fields * known->seconds_per_message +
+                      bytes / known->bytes_per_second;
     // Links are measured with every rank sending and receiving.
-    message.processor = known->processor_share * message.seconds / 2;
+    message.processor = known->processor_share * on(*known) / 2;
   }
 
   // Longest chains of entries and messages: what a node waits for has a smaller level (a message
@@ -305,7 +310,8 @@ class Simulation {
     double& out = port(message, message.sent.rank, true);
     double& in = port(message, message.received.rank, false);
     start = std::max({start, out, in});
-    message.done = out = in = start + message.seconds;
+    out = in = start + message.seconds;
+    message.done = out + message.latency;
   }
 
   // When the port is free.

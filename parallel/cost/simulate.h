@@ -3,8 +3,10 @@
 //
 // A rank enters a step once its transfers due there are complete; it folds what has arrived,
 // clears, packs what it sends and computes the step's tasks, one after the other. A transfer starts
-// once both ends have started it and its ports are free, and then takes alpha x fields + bytes /
-// beta. A rank has a port in each direction for its node's ranks and one for other nodes (or its
+// once both ends have started it and its ports are free. It takes alpha and bytes / beta. Of alpha,
+// the share that a processor spends keeps the ports busy, once for each field, as the bytes do; the
+// rest is on the way, and other messages go meanwhile (LogP's overhead and latency, Culler et al.
+// 1993). A rank has a port in each direction for its node's ranks and one for other nodes (or its
 // share of the node's adapters). Ports serve transfers in an order that is fixed before the clock
 // runs: by the longest chain of steps and transfers before them, then the earliest due, then the
 // distance of the ranks (so that an all-to-all is a sequence of shifts). Keys and values that are

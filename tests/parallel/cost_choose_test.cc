@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <limits>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/core/error.h"
@@ -24,8 +25,8 @@ HeadShape shape(int64_t heads, int64_t kv_heads) {
 }
 
 // Nothing but bytes takes time.
-Cluster bandwidth_bound() {
-  Cluster cluster = free_cluster(kAlmostFree, DType::kBF16, kDim);
+Cluster bandwidth_bound(DType dtype = DType::kBF16, int64_t head_dim = kDim) {
+  Cluster cluster = free_cluster(kAlmostFree, dtype, head_dim);
   cluster.within_node = Link{.bytes_per_second = 1e9};
   cluster.between_nodes = Link{.bytes_per_second = 1e9};
   return cluster;
@@ -37,13 +38,22 @@ struct Case {
   Mask mask{.causal = true, .window = 0};
   int per_node = 0;  // 0: all
   int64_t rows = kRows;
+  int64_t document = 0;  // tokens of each; 0: one document
+  int64_t gather_heads = 0;
+  std::string layout = "zigzag";
+  DType dtype = DType::kBF16;
 };
 Choice chosen(const Case& c, Direction direction, const Cluster& cluster, bool in_place = false) {
-  const TokenLayout layout = TokenLayout::zigzag(c.rows * c.ranks, c.ranks);
-  const Documents documents = Documents::whole(layout.tokens());
+  const int64_t tokens = c.rows * c.ranks;
+  const TokenLayout layout = layout_kind(c.layout).make(tokens, c.ranks);
+  std::vector<int64_t> begins{0};
+  while (c.document > 0 && begins.back() + c.document < tokens) {
+    begins.push_back(begins.back() + c.document);
+  }
+  const Documents documents(tokens, begins);
   const int per_node = c.per_node == 0 ? c.ranks : c.per_node;
-  return choose({layout, documents, c.mask, c.heads, per_node}, direction, DType::kBF16, cluster,
-                nodes_in_order(c.ranks, per_node), in_place);
+  const Problem problem{layout, documents, c.mask, c.heads, per_node, c.gather_heads};
+  return choose(problem, direction, c.dtype, cluster, nodes_in_order(c.ranks, per_node), in_place);
 }
 
 const Candidate& of(const Choice& choice, const std::string& strategy) {
@@ -115,6 +125,123 @@ TEST(Choose, GroupCastMovesOnlyWhatAWindowNeeds) {
     EXPECT_LT(of(choice, "group_cast").received_max, of(choice, "ring").received_max / 4);
     EXPECT_LT(of(choice, "group_cast").seconds, of(choice, "ring").seconds / 4);
   }
+}
+
+TEST(Choose, GroupCastWinsForPackedDocuments) {
+  // Documents of half a chunk: some straddle two ranks.
+  for (Direction direction : {Direction::kForward, Direction::kBackward}) {
+    const Choice choice =
+        chosen({.ranks = 8, .heads = shape(8, 8), .document = 19}, direction, bandwidth_bound());
+    EXPECT_EQ(choice.winner().strategy, "group_cast") << choice.why;
+    EXPECT_LT(choice.winner().received_mean, of(choice, "ring").received_mean / 8);
+  }
+}
+
+// A ring's backward receives K (d+e) (b+g) for each row, query_ring's H ((d+e) b + d g + 2 g).
+// Which is less turns on K/H, (2b+g)/(2b+2g) for d = e but for the statistics; kv heads that divide
+// query heads are all of them or half of them at most, so the widths lead across the line here.
+TEST(Choose, QueriesTravelInBackwardWhereTheyAreLess) {
+  struct Line {
+    DType dtype;
+    int64_t heads, kv_heads, dim, value_dim;
+    bool queries_are_less;
+  };
+  for (const Line& line :
+       {// K = H: (d+e) g against d g + 2 g, at e = 2.
+        Line{DType::kBF16, 1, 1, 16, 3, true}, Line{DType::kBF16, 1, 1, 16, 1, false},
+        Line{DType::kF32, 1, 1, 16, 3, true}, Line{DType::kF32, 1, 1, 16, 1, false},
+        Line{DType::kF32, 8, 8, 64, 64, true}, Line{DType::kBF16, 8, 8, 64, 64, true},
+        // K = H/2 is below 2/3, and for bf16 the line is at e = 3 d + 8.
+        Line{DType::kBF16, 8, 4, 64, 64, false}, Line{DType::kBF16, 2, 1, 4, 21, true},
+        Line{DType::kBF16, 2, 1, 4, 19, false},
+        // In f32 keys and values are always less.
+        Line{DType::kF32, 8, 4, 64, 64, false}, Line{DType::kF32, 2, 1, 4, 400, false}}) {
+    const HeadShape heads{line.heads, line.kv_heads, line.dim, line.value_dim};
+    const Case full{.heads = heads, .mask = {.causal = false}, .dtype = line.dtype};
+    const Choice choice = chosen(full, Direction::kBackward, bandwidth_bound(line.dtype, line.dim));
+    const double b = line.dtype == DType::kBF16 ? 2 : 4, g = 4;
+    const auto h = static_cast<double>(line.heads), k = static_cast<double>(line.kv_heads);
+    const auto d = static_cast<double>(line.dim), e = static_cast<double>(line.value_dim);
+    EXPECT_EQ(of(choice, "ring").received_mean, 3 * kRows * k * (d + e) * (b + g));
+    EXPECT_EQ(of(choice, "query_ring").received_mean,
+              3 * kRows * h * ((d + e) * b + d * g + 2 * g));
+    EXPECT_EQ(of(choice, "query_ring").seconds < of(choice, "ring").seconds, line.queries_are_less)
+        << line.heads << "/" << line.kv_heads << " of " << line.dim << ", " << line.value_dim;
+    // One head leaves nothing to exchange for rows, so it is one of the two.
+    if (line.heads == 1) {
+      EXPECT_EQ(choice.winner().strategy, line.queries_are_less ? "query_ring" : "ring")
+          << choice.why;
+    }
+  }
+}
+
+// Keys that are read where they lie are no reason to move queries.
+TEST(Choose, ReadingInPlaceTakesTheKeysOffTheScales) {
+  const Case full{.heads = {1, 1, 16, 16}, .mask = {.causal = false}};
+  const Choice moved = chosen(full, Direction::kBackward, bandwidth_bound());
+  const Choice read = chosen(full, Direction::kBackward, bandwidth_bound(), true);
+  EXPECT_EQ(moved.winner().strategy, "query_ring") << moved.why;
+  EXPECT_NE(read.winner().strategy, "query_ring") << read.why;
+  EXPECT_EQ(of(read, "query_ring").in_place_mean, 0);
+  EXPECT_LT(read.winner().seconds, moved.winner().seconds);
+}
+
+// Where only starting a message takes time, a chain of hops pays for each.
+TEST(Choose, OneGatherWinsWhereLatencyIsAll) {
+  Cluster cluster = free_cluster(kAlmostFree, DType::kBF16, kDim);
+  cluster.within_node = Link{.seconds_per_message = 1e-5,
+                             .bytes_per_second = std::numeric_limits<double>::infinity()};
+  const Case small{.ranks = 8, .heads = shape(4, 4), .rows = 16, .gather_heads = 4};
+  const Choice forward = chosen(small, Direction::kForward, cluster);
+  EXPECT_EQ(forward.winner().strategy, "all_gather") << forward.why;
+  EXPECT_NEAR(of(forward, "all_gather").seconds, 1e-5, 1e-9);
+  EXPECT_NEAR(of(forward, "ring").seconds, 7e-5, 1e-9);
+  EXPECT_NEAR(of(forward, "ulysses").seconds, 2e-5, 1e-9);  // there and back
+  const Choice backward = chosen(small, Direction::kBackward, cluster);
+  EXPECT_NEAR(of(backward, "all_gather").seconds, 2e-5, 1e-9);
+  EXPECT_NEAR(of(backward, "ring").seconds, 9e-5, 1e-9);  // P + 1 steps
+  EXPECT_NEAR(backward.winner().seconds, 2e-5, 1e-9);
+}
+
+// Nodes far apart: strategies with two levels send least between them. With as many kv heads as
+// ranks on a node they send equally much there, and usp is done in fewer steps; with fewer kv heads
+// its ranks need the same keys, and double_ring sends each once.
+TEST(Choose, TwoLevelsWinWhereNodesAreFarApart) {
+  for (const auto& [kv_heads, winner] : {std::pair(8, "usp"), {1, "double_ring"}}) {
+    for (Direction direction : {Direction::kForward, Direction::kBackward}) {
+      Cluster cluster = bandwidth_bound();
+      cluster.within_node = Link{.seconds_per_message = 1e-6, .bytes_per_second = 1e11};
+      const Case nodes{.ranks = 8, .heads = shape(32, kv_heads), .per_node = 4};
+      const Choice choice = chosen(nodes, direction, cluster);
+      for (const char* flat : {"ring", "all_gather", "query_ring"}) {
+        EXPECT_LT(of(choice, "usp").seconds, of(choice, flat).seconds) << flat;
+        EXPECT_LT(of(choice, "double_ring").seconds, of(choice, flat).seconds) << flat;
+      }
+      EXPECT_EQ(choice.winner().strategy, winner) << choice.why;
+    }
+  }
+}
+
+// Stripes of all ranks gathered on one are a band for each pair of stripes and document.
+TEST(Choose, PassesOverStrategiesWhosePlansTakeLong) {
+  Case packed{.ranks = 32, .heads = shape(32, 32), .rows = 32 * 128, .document = 32 * 32};
+  // So fast is the exchange that nothing else counts.
+  const Cluster cluster = bandwidth_bound();
+  packed.layout = "striped";
+  const Choice striped = chosen(packed, Direction::kForward, cluster);
+  for (const char* name : {"ulysses", "usp"}) {
+    const Candidate& gathered = of(striped, name);
+    EXPECT_GT(gathered.bands, kMostBands);
+    EXPECT_GT(gathered.planning, 0);
+    EXPECT_THAT(gathered.refusal, HasSubstr(absl::StrCat("auto passes over ", name)));
+    EXPECT_EQ(gathered.seconds, 0) << "nobody simulates it";
+  }
+  EXPECT_FALSE(of(striped, "ring").refused());
+  EXPECT_LT(of(striped, "ring").bands, kMostBands);
+  packed.layout = "zigzag";
+  const Choice zigzag = chosen(packed, Direction::kForward, cluster);
+  EXPECT_FALSE(of(zigzag, "ulysses").refused());
+  EXPECT_LT(of(zigzag, "ulysses").bands, 1000);
 }
 
 TEST(Choose, RefusedStrategiesStandLastWithTheirReason) {

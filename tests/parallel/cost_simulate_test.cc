@@ -46,8 +46,8 @@ void expect_time(const RankTime& time, double computing, double copying, double 
 
 TEST(Simulate, TransfersHideBehindTasksUntilTheyTakeLonger) {
   Cluster cluster = tiny_cluster(1);
-  // k and v are two messages: 2 x 1 s + 16 bytes / 8 bytes a second = the 4 s of step 0's task.
-  cluster.within_node = Link{.seconds_per_message = 1, .bytes_per_second = 8};
+  // k and v go together: 2 s + 16 bytes / 8 bytes a second = the 4 s of step 0's task.
+  cluster.within_node = Link{.seconds_per_message = 2, .bytes_per_second = 8};
   for (const RankTime& time : simulate(two_ranks(), cluster, tiny_options({0, 0}))) {
     expect_time(time, 8, 0, 0);
     EXPECT_EQ(time.received_bytes, 16);
@@ -62,6 +62,7 @@ TEST(Simulate, TransfersHideBehindTasksUntilTheyTakeLonger) {
 
 TEST(Simulate, AProcessorThatMakesTheTransfersCannotComputeMeanwhile) {
   Cluster cluster = tiny_cluster(1);
+  // k and v are two messages to the processor: 2 x 1 s + 2 s.
   cluster.within_node = Link{.seconds_per_message = 1, .bytes_per_second = 8, .processor_share = 1};
   for (const RankTime& time : simulate(two_ranks(), cluster, tiny_options({0, 0}))) {
     expect_time(time, 8, 4, 0);
@@ -174,6 +175,17 @@ TEST(Simulate, ARankSendsOneMessageAtATime) {
   EXPECT_EQ(seconds(plans, cluster, {0, 0, 0}), (Seconds{12, 5, 12}));
   // The way to other nodes is another one.
   EXPECT_EQ(seconds(plans, cluster, {0, 0, 1}), (Seconds{14, 5, 14}));
+}
+
+TEST(Simulate, MessagesAreOnTheirWayTogether) {
+  Cluster cluster = tiny_cluster(1);
+  cluster.within_node = Link{.seconds_per_message = 100, .bytes_per_second = 4};
+  const std::vector<Plan> plans{sends({{1, 5}, {2, 7}}), receives(0, 5), receives(0, 7)};
+  EXPECT_EQ(seconds(plans, cluster, {0, 0, 0}), (Seconds{112, 105, 112}));
+  cluster.within_node->processor_share = 0.25;  // of alpha, too: 25 s each on the port
+  // Half of the processor's work for a message, a quarter of its 105 or 107 s, is at each end, done
+  // before the next step.
+  EXPECT_EQ(seconds(plans, cluster, {0, 0, 0}), (Seconds{25 + 5 + 25 + 7 + 75, 105, 137}));
 }
 
 TEST(Simulate, RanksOfANodeShareItsAdapters) {
