@@ -4,17 +4,21 @@
 //
 // over a grid of lengths and masks, forward and backward. Costs are measured once, as `train` does;
 // then every strategy that does not refuse is timed on the same operands, all in turns, so that
-// what disturbs one disturbs all.
+// what disturbs one disturbs all. Strategies that make the same plans are timed once, as the first
+// of them: the luckiest of many equals would be none to beat.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "launch/bench/kernel_bench.h"
 #include "launch/bench/kernel_benches.h"
+#include "launch/bench/layout_mixes.h"
 #include "launch/bench/packed_documents.h"
 #include "launch/bench/sequence_timer.h"
 #include "launch/cli/ranks.h"
@@ -38,16 +42,25 @@ struct Options {
   int64_t kv_heads = 2;
   int64_t head_dim = 64;
   int64_t window = 512;
+  int64_t prefix = 512;
   int64_t mean_document = 512;
+  std::string mix;      // of documents; empty: log-normal lengths of that mean
   int64_t ranks = 0;    // as threads; 0: as launched
   int64_t threads = 0;  // of a rank; 0: its share of the cores
   double least_seconds = 0.2;
+  int64_t least_rounds = 5;
   bool moved = false;
   bool json = false;
 };
 
+const std::vector<std::string> kMasks = {"causal", "full",   "window",
+                                         "prefix", "packed", "packed-window"};
+
 void check(const Options& o) {
-  check_known("--mask", o.masks, {"causal", "full", "window", "packed"});
+  check_known("--mask", o.masks, kMasks);
+  std::vector<std::string> mixes;
+  for (const LengthMix& mix : length_mixes()) mixes.emplace_back(mix.name);
+  if (!o.mix.empty()) check_known("--mix", std::span(&o.mix, 1), mixes);
   check_known("--dtype", o.dtypes, {"f32", "bf16"});
   std::vector<std::string> layouts;
   for (const auto& kind : parallel::layout_kinds()) layouts.emplace_back(kind.name);
@@ -57,6 +70,8 @@ void check(const Options& o) {
                                                       {"--kv-heads", o.kv_heads},
                                                       {"--d", o.head_dim},
                                                       {"--window", o.window},
+                                                      {"--prefix", o.prefix},
+                                                      {"--rounds", o.least_rounds},
                                                       {"--mean-document", o.mean_document}};
   for (const auto& [option, value] : positive) check_positive(option, std::span(&value, 1));
   if (o.heads % o.kv_heads != 0) {
@@ -68,9 +83,10 @@ void check(const Options& o) {
 
 struct Timed {
   std::string strategy;
-  std::unique_ptr<SequenceTimer> timer;
+  std::vector<std::string> same{};  // strategies that make the same plans
+  SequenceTimer* timer = nullptr;
   double predicted = 0;
-  std::vector<double> seconds;
+  std::vector<double> seconds{};
 };
 
 struct Case {
@@ -106,7 +122,9 @@ class AutoBench {
                       .kv_heads = o.kv_heads,
                       .head_dim = o.head_dim,
                       .value_dim = o.head_dim},
-            .mask = {.causal = c.mask != "full", .window = c.mask == "window" ? o.window : 0},
+            .mask = {.causal = c.mask != "full",
+                     .window = c.mask.ends_with("window") ? o.window : 0,
+                     .prefix = c.mask == "prefix" ? o.prefix : 0},
             .dtype = c.dtype == "bf16" ? DType::kBF16 : DType::kF32,
             .scale = 1 / std::sqrt(static_cast<double>(o.head_dim)),
             .strategy = strategy,
@@ -136,53 +154,73 @@ class AutoBench {
     return parse_cluster(world_.broadcast(list_text(to_message(mine)), 0, "costs"), "rank 0's");
   }
 
+  parallel::Documents documents_of(const Case& c) const {
+    if (!c.mask.starts_with("packed")) return parallel::Documents::whole(c.tokens);
+    if (options_.mix.empty()) return packed_documents(c.tokens, options_.mean_document);
+    constexpr uint64_t kSeed = 1;
+    return mixed_documents(*std::ranges::find(length_mixes(), options_.mix, &LengthMix::name),
+                           c.tokens, 1, kSeed);
+  }
+
   void measure(const Case& c, const parallel::Cluster& cluster) {
     const auto kinds = parallel::layout_kinds();
     const auto kind = std::ranges::find(kinds, options_.layout, &parallel::LayoutKind::name);
     const parallel::TokenLayout layout = kind->make(c.tokens, world_.size());
-    const parallel::Documents documents = c.mask == "packed"
-                                              ? packed_documents(c.tokens, options_.mean_document)
-                                              : parallel::Documents::whole(c.tokens);
+    const parallel::Documents documents = documents_of(c);
     const parallel::CoreAttentionOptions any = attention(c, "");
     const parallel::Problem problem{.layout = layout,
                                     .documents = documents,
                                     .mask = any.mask,
                                     .heads = any.heads,
                                     .ranks_per_node = any.ranks_per_node};
-    std::vector<Timed> timed;
-    for (const parallel::Strategy& strategy : parallel::strategies()) {
-      if (strategy.refusal(problem)) continue;
-      timed.push_back({.strategy = std::string(strategy.name),
-                       .timer = std::make_unique<SequenceTimer>(
-                           world_, context(),
-                           SequenceCase{.layout = layout,
-                                        .documents = documents,
-                                        .attention = attention(c, std::string(strategy.name))}),
-                       .predicted = 0,
-                       .seconds = {}});
-    }
+    std::map<std::string, SequenceTimer> timers;
     for (const auto& [direction, pass] :
          {std::pair(Direction::kForward, SequencePass::kForward),
           std::pair(Direction::kBackward, SequencePass::kBackward)}) {
       const parallel::Choice choice =
           parallel::choose(problem, direction, any.dtype, cluster, node_of_, any.in_place);
+      std::vector<Timed> timed = contenders(problem, direction);
       for (Timed& one : timed) {
         one.predicted =
             std::ranges::find(choice.candidates, one.strategy, &parallel::Candidate::strategy)
                 ->seconds;
+        const SequenceCase sequence{
+            .layout = layout, .documents = documents, .attention = attention(c, one.strategy)};
+        one.timer = &timers.try_emplace(one.strategy, world_, context(), sequence).first->second;
       }
       time(timed, pass);
       print(c, direction, choice.winner().strategy, timed);
     }
   }
 
+  // Those that do not refuse, without timers.
+  static std::vector<Timed> contenders(const parallel::Problem& problem, Direction direction) {
+    std::vector<Timed> timed;
+    std::vector<std::vector<parallel::Plan>> plans;  // of all ranks
+    for (const parallel::Strategy& strategy : parallel::strategies()) {
+      if (strategy.refusal(problem)) continue;
+      std::vector<parallel::Plan> mine;
+      for (int rank = 0; rank < problem.layout.ranks(); ++rank) {
+        mine.push_back(strategy.plan(problem, direction, rank));
+      }
+      const std::string name(strategy.name);
+      if (const auto equal = std::ranges::find(plans, mine); equal != plans.end()) {
+        timed[static_cast<size_t>(equal - plans.begin())].same.push_back(name);
+        continue;
+      }
+      timed.push_back({.strategy = name});
+      plans.push_back(std::move(mine));
+    }
+    return timed;
+  }
+
   // All ranks see the same times, so they stop after the same round.
   void time(std::vector<Timed>& timed, SequencePass pass) const {
-    constexpr size_t kLeastRounds = 5;
+    const auto rounds = static_cast<size_t>(options_.least_rounds);
     for (Timed& one : timed) one.seconds.clear();
     double total = 0;
     for (size_t round = 0;
-         round < kLeastRounds || total < options_.least_seconds * static_cast<double>(timed.size());
+         round < rounds || total < options_.least_seconds * static_cast<double>(timed.size());
          ++round) {
       for (Timed& one : timed) {
         one.seconds.push_back(one.timer->time(pass).seconds);
@@ -195,7 +233,9 @@ class AutoBench {
              const std::vector<Timed>& timed) {
     const auto seconds = [](const Timed& one) { return median(one.seconds); };
     const Timed& best = *std::ranges::min_element(timed, {}, seconds);
-    const Timed& taken = *std::ranges::find(timed, chosen, &Timed::strategy);
+    const Timed& taken = *std::ranges::find_if(timed, [&](const Timed& one) {
+      return one.strategy == chosen || std::ranges::find(one.same, chosen) != one.same.end();
+    });
     const double regret = seconds(taken) / seconds(best) - 1;
     regrets_.push_back(regret);
     if (world_.rank() != 0) return;
@@ -207,12 +247,12 @@ class AutoBench {
                     absl::StrCat(options_.heads, "/", options_.kv_heads).c_str(),
                     absl::StrCat(options_.head_dim).c_str(),
                     options_.moved ? "moved" : "read in place");
-        std::printf("%-8s %-5s %-6s %7s %-12s %9s %9s %-12s %9s %7s\n", "op", "dtype", "mask", "n",
+        std::printf("%-8s %-5s %-13s %7s %-12s %9s %9s %-12s %9s %7s\n", "op", "dtype", "mask", "n",
                     "chosen", "predicted", "ms", "fastest", "ms", "regret");
       }
       std::printf(
           "%s\n",
-          absl::StrFormat("%-8s %-5s %-6s %7d %-12s %9.3f %9.3f %-12s %9.3f %6.1f%%", op, c.dtype,
+          absl::StrFormat("%-8s %-5s %-13s %7d %-12s %9.3f %9.3f %-12s %9.3f %6.1f%%", op, c.dtype,
                           c.mask, c.tokens, chosen, 1e3 * taken.predicted, 1e3 * seconds(taken),
                           best.strategy, 1e3 * seconds(best), 100 * regret)
               .c_str());
@@ -221,7 +261,8 @@ class AutoBench {
     }
     Json all = Json::object();
     for (const Timed& one : timed) {
-      all[one.strategy] = {{"seconds", seconds(one)}, {"predicted_seconds", one.predicted}};
+      all[one.strategy] = {
+          {"seconds", seconds(one)}, {"predicted_seconds", one.predicted}, {"same", one.same}};
     }
     const Json json = {{"bench", "auto"},
                        {"case", description(op, c)},
@@ -248,6 +289,9 @@ class AutoBench {
             {"mask", c.mask},
             {"heads", o.heads},
             {"kv_heads", o.kv_heads},
+            {"window", o.window},
+            {"prefix", o.prefix},
+            {"documents", o.mix.empty() ? absl::StrCat("log-normal ", o.mean_document) : o.mix},
             {"layout", o.layout},
             {"in_place", !o.moved},
             {"ranks", world_.size()},
@@ -298,7 +342,7 @@ Action add_auto_bench(CLI::App& app) {
       ->type_name("N");
   number("--threads", o->threads, "Threads of a rank; 0: its share of the cores");
   add_list(app, "--n", o->lengths, "Tokens of a sample");
-  add_list(app, "--mask", o->masks, "causal, full, window, packed");
+  add_list(app, "--mask", o->masks, absl::StrJoin(kMasks, ", "));
   add_list(app, "--dtype", o->dtypes, "f32, bf16");
   app.add_option("--layout", o->layout, "A layout")->capture_default_str()->type_name("NAME");
   app.add_option("--cluster", o->cluster, "A cluster description, instead of measuring")
@@ -306,8 +350,12 @@ Action add_auto_bench(CLI::App& app) {
   number("--heads", o->heads, "Query heads");
   number("--kv-heads", o->kv_heads, "Key and value heads");
   number("--d", o->head_dim, "Head dimension");
-  number("--window", o->window, "Keys that a query of the mask `window` sees");
-  number("--mean-document", o->mean_document, "Mean tokens of a document of the mask `packed`");
+  number("--window", o->window, "Keys that a query of the masks `window`, `packed-window` sees");
+  number("--prefix", o->prefix, "First tokens that all see, of the mask `prefix`");
+  number("--mean-document", o->mean_document, "Mean tokens of a document of the masks `packed`");
+  app.add_option("--mix", o->mix, "Lengths of these documents, as of `bench layout`, instead")
+      ->type_name("NAME");
+  number("--rounds", o->least_rounds, "Time each strategy so often, or more often");
   app.add_option("--seconds", o->least_seconds, "Time each strategy for so long, or longer")
       ->capture_default_str()
       ->type_name("S");
