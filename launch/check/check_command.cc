@@ -53,12 +53,12 @@ void check(dist::Group& world, const Config& config, bool json) {
   Arena none("nothing", 0, stream.get().device);
   const Context ctx{.stream = stream.get(), .pool = &pool, .scratch = &none};
   const int64_t tokens = config.data().sequence_length();
-  const SettledStrategies settled =
-      settle_strategies(world, mesh.sequence(), ctx, config,
-                        {.layout = make_layout(config, mesh.sequence().size()),
-                         .documents = parallel::Documents::whole(tokens),
-                         .options = attention_options(config),
-                         .record_path = ""});
+  const SettledStrategies settled = settle_strategies(
+      world, mesh.sequence(), ctx, config,
+      {.layout = [&](double) { return make_layout(config, mesh.sequence().size()); },
+       .documents = parallel::Documents::whole(tokens),
+       .options = attention_options(config),
+       .record_path = ""});
   const CheckedAttention attention = checked_attention(config, settled);
   const std::vector<Deviation> deviations = check_attention(mesh.sequence(), ctx, attention);
   if (world.rank() == 0) {

@@ -105,6 +105,17 @@ int per_node(const Config& config, const parallel::Cluster& cluster, int ranks,
   return std::min(wanted, ranks);
 }
 
+std::optional<parallel::RowPrice> price_of_a_row(const Config& config, const AttentionPlan& plan,
+                                                 const parallel::CoreAttentionOptions& options,
+                                                 int64_t rows, const std::vector<int>& nodes) {
+  if (layout_kind(config).make_for == nullptr) return std::nullopt;
+  if (config.parallel().has_row_price()) {
+    return parallel::RowPrice{config.parallel().row_price(), "as configured, parallel.row_price"};
+  }
+  return parallel::row_price(plan.cluster, options.heads, options.dtype, rows, nodes,
+                             options.in_place);
+}
+
 // Pairs of the queries that the fullest rank owns, over the mean.
 double area_balance(const parallel::Problem& problem) {
   double sum = 0, most = 0;
@@ -131,10 +142,14 @@ AttentionPlan plan_attention(const Config& config) {
   plan.ranks = config.parallel().sequence();
   const parallel::CoreAttentionOptions options = attention_options(config);
   const parallel::Documents documents = typical_documents(config, plan.sources);
-  const parallel::TokenLayout layout = make_layout(config, plan.ranks, documents);
+  const int64_t rows = make_layout(config, plan.ranks).most_rows();
   plan.documents = documents.count();
-  plan.cluster = figures(config, options, layout.most_rows(), plan.sources);
+  plan.cluster = figures(config, options, rows, plan.sources);
   plan.ranks_per_node = per_node(config, plan.cluster, plan.ranks, plan.sources);
+  const std::vector<int> nodes = parallel::nodes_in_order(plan.ranks, plan.ranks_per_node);
+  plan.row_price = price_of_a_row(config, plan, options, rows, nodes);
+  const parallel::TokenLayout layout =
+      make_layout(config, plan.ranks, documents, plan.row_price ? plan.row_price->pairs : 0);
   const parallel::Problem problem{.layout = layout,
                                   .documents = documents,
                                   .mask = options.mask,
@@ -142,7 +157,6 @@ AttentionPlan plan_attention(const Config& config) {
                                   .ranks_per_node = plan.ranks_per_node,
                                   .gather_heads = options.gather_heads};
   plan.balance = area_balance(problem);
-  const std::vector<int> nodes = parallel::nodes_in_order(plan.ranks, plan.ranks_per_node);
   const auto choose = [&](parallel::Direction direction) {
     return parallel::choose(problem, direction, options.dtype, plan.cluster, nodes,
                             options.in_place);

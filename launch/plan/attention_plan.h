@@ -1,11 +1,13 @@
 // Attention of one layer over one sample on a cluster: what every strategy would cost.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "launch/config/config.h"
 #include "parallel/cost/choose.h"
+#include "parallel/cost/row_price.h"
 
 namespace longhaul::launch {
 
@@ -13,7 +15,9 @@ struct AttentionPlan {
   int ranks = 1;  // that share a sample
   int ranks_per_node = 1;
   int64_t documents = 1;  // of the sample that was planned for
-  double balance = 1;     // pairs of the fullest rank / mean, by who owns the queries
+  // With a layout that goes by documents: as configured, or by the figures of the cluster.
+  std::optional<parallel::RowPrice> row_price;
+  double balance = 1;  // pairs of the fullest rank / mean, by who owns the queries
   parallel::Cluster cluster;
   std::vector<std::string> sources;  // where the figures and the documents come from, for people
   parallel::Choice forward, backward;

@@ -92,6 +92,10 @@ void print_table(const Config& config, const AttentionPlan& plan) {
                               std::string(name(options.dtype)))
                   .c_str());
   for (const std::string& source : plan.sources) std::printf("%s\n", source.c_str());
+  if (plan.row_price) {
+    std::printf("a row of another rank: costs %.3g pairs of attention (%s)\n",
+                plan.row_price->pairs, plan.row_price->why.c_str());
+  }
   std::printf("pairs of queries and keys by who owns the queries: largest rank / mean %.3f\n",
               plan.balance);
   print_direction("forward", config.parallel().strategy(), plan.forward);
@@ -111,6 +115,9 @@ void print_json(const Config& config, const AttentionPlan& plan) {
                      {"kv_heads", options.heads.kv_heads},
                      {"head_dim", options.heads.head_dim},
                      {"area_max_over_mean", plan.balance},
+                     {"row_price", plan.row_price ? Json{{"pairs", plan.row_price->pairs},
+                                                         {"why", plan.row_price->why}}
+                                                  : Json(nullptr)},
                      {"sources", plan.sources},
                      {"within_node", json_of(plan.cluster.within_node)},
                      {"between_nodes", json_of(plan.cluster.between_nodes)},

@@ -22,19 +22,19 @@ parallel::TokenLayout make_layout(const Config& config, int ranks) {
 }
 
 static std::function<parallel::TokenLayout(const parallel::Documents&, const parallel::Mask&, int)>
-sample_layout(const Config& config) {
+sample_layout(const Config& config, double row_price) {
   const parallel::LayoutKind& kind = layout_kind(config);
   if (kind.make_for == nullptr) return {};
-  const parallel::BalancedOptions options{.row_price = config.parallel().row_price()};
+  const parallel::BalancedOptions options{.row_price = row_price};
   return [&kind, options](const parallel::Documents& documents, const parallel::Mask& mask,
                           int ranks) { return kind.make_for(documents, mask, ranks, options); };
 }
 
 parallel::TokenLayout make_layout(const Config& config, int ranks,
-                                  const parallel::Documents& documents) {
-  const parallel::CoreAttentionOptions options = attention_options(config);
-  return options.sample_layout ? options.sample_layout(documents, options.mask, ranks)
-                               : make_layout(config, ranks);
+                                  const parallel::Documents& documents, double row_price) {
+  const auto of_sample = sample_layout(config, row_price);
+  return of_sample ? of_sample(documents, attention_options(config).mask, ranks)
+                   : make_layout(config, ranks);
 }
 
 parallel::CoreAttentionOptions attention_options(const Config& config) {
@@ -46,7 +46,6 @@ parallel::CoreAttentionOptions attention_options(const Config& config) {
   options.in_place = config.parallel().in_place() && config.device() == Config::CPU;
   options.ranks_per_node = config.parallel().ranks_per_node();
   options.gather_heads = config.parallel().gather_heads();
-  options.sample_layout = sample_layout(config);
   return options;
 }
 
@@ -56,6 +55,7 @@ parallel::CoreAttentionOptions attention_options(const Config& config,
   options.strategy = settled.forward;
   options.backward_strategy = settled.backward;
   options.ranks_per_node = settled.ranks_per_node;
+  options.sample_layout = sample_layout(config, settled.row_price);
   return options;
 }
 
@@ -76,17 +76,6 @@ model::ModelOptions model_options(const Config& config) {
                              ? model::ActivationPolicy::kRecompute
                              : model::ActivationPolicy::kKeep,
           .loss_tile_rows = config.memory().loss_tile_rows()};
-}
-
-// A layout may refuse; every rank finds the same.
-parallel::TokenLayout checked_layout(dist::Group& world, const Config& config,
-                                     const parallel::Documents& documents) {
-  std::optional<parallel::TokenLayout> layout;
-  world.agree(attempt([&] {
-                layout.emplace(make_layout(config, config.parallel().sequence(), documents));
-              }),
-              "making the layout");
-  return std::move(*layout);
 }
 
 // Memory may be missing on one node only.
@@ -137,7 +126,11 @@ SettledStrategies Engine::settle(const Config& config, const EngineOptions& opti
   const parallel::Documents documents =
       options.documents.value_or(parallel::Documents::whole(config.data().sequence_length()));
   return settle_strategies(world_, mesh_.sequence(), ctx, config,
-                           {.layout = checked_layout(world_, config, documents),
+                           {.layout =
+                                [&](double row_price) {
+                                  return make_layout(config, config.parallel().sequence(),
+                                                     documents, row_price);
+                                },
                             .documents = documents,
                             .options = attention,
                             .record_path = options.strategy_record});

@@ -24,13 +24,15 @@ namespace longhaul::launch {
 // Of parallel.layout.
 const parallel::LayoutKind& layout_kind(const Config& config);
 // The layout of parallel.layout for the ranks that share a sample of one document, or a sample with
-// other documents, which has as many rows on every rank; throws Error(kConfig).
+// other documents, which has as many rows on every rank; throws Error(kConfig). row_price: of the
+// balanced layout, which parallel.row_price may leave open.
 parallel::TokenLayout make_layout(const Config& config, int ranks);
 parallel::TokenLayout make_layout(const Config& config, int ranks,
-                                  const parallel::Documents& documents);
-// Attention as configured: its strategies may still be "auto", and ranks_per_node 0 (as found).
+                                  const parallel::Documents& documents, double row_price);
+// Attention as configured: its strategies may still be "auto", and ranks_per_node 0 (as found); it
+// has no layout of a sample yet.
 parallel::CoreAttentionOptions attention_options(const Config& config);
-// With the strategies that are used.
+// With the strategies and the price of a row that are used.
 parallel::CoreAttentionOptions attention_options(const Config& config,
                                                  const SettledStrategies& settled);
 

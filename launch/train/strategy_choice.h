@@ -1,7 +1,8 @@
 // Which strategies attention runs with: those that are configured, or for "auto" the cheapest by
-// measured or given costs.
+// measured or given costs; and what the balanced layout pays for a row.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -16,14 +17,17 @@ namespace longhaul::launch {
 struct SettledStrategies {
   std::string forward, backward;
   int ranks_per_node = 1;
-  // Of "auto": what was chosen and why, for people; the file that a resumed run reads it from.
+  double row_price = 0;  // in pairs of attention, for layouts that go by documents
+  // Of what was left open: what was chosen and why, for people; the file that a resumed run reads
+  // it from.
   std::vector<std::string> lines;
   std::string record;
 };
 
 // Where a choice is made: one layer over one sample.
 struct StrategySetting {
-  const parallel::TokenLayout& layout;
+  // Given the price of a row; may throw Error(kConfig).
+  std::function<parallel::TokenLayout(double row_price)> layout;
   const parallel::Documents& documents;  // of a typical sample
   const parallel::CoreAttentionOptions& options;
   // The record of an earlier run, which is used again if nothing has changed; may not exist, and ""
@@ -32,7 +36,7 @@ struct StrategySetting {
 };
 
 // Collective over `world` and over `sequence`, the ranks that share a sample. Every rank gets what
-// rank 0 of the world found. Throws SharedError if the strategies refuse, or a file is bad.
+// rank 0 of the world found. Throws SharedError if layout or strategies refuse, or a file is bad.
 SettledStrategies settle_strategies(dist::Group& world, dist::Group& sequence, const Context& ctx,
                                     const Config& config, const StrategySetting& setting);
 
