@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 
@@ -12,6 +13,7 @@
 #include "dist/local/local.h"
 #include "launch/config/text.h"
 #include "launch/data/synthetic.h"
+#include "launch/train/engine.h"
 #include "launch/train/train.h"
 #include "tests/temp_folder.h"
 
@@ -215,6 +217,119 @@ TEST_F(AutoTest, DirectionsAreChosenSeparately) {
                    absl::StrCat("train.run_directory=", other)}),
               Not(HasSubstr("strategy auto")));
   EXPECT_FALSE(std::filesystem::exists(other + "/strategy.txtpb"));
+}
+
+// With a layout that goes by documents and no price of a row, costs decide on that, too.
+TEST_F(AutoTest, ThePriceOfARowIsChosenSavedAndUsedAgain) {
+  const std::vector<std::string> set{"parallel.layout=balanced", "parallel.strategy=group_cast",
+                                     "parallel.in_place=false",
+                                     absl::StrCat("parallel.cluster=", cluster_)};
+  EXPECT_THAT(run(2, 1, set), HasSubstr("layout balanced: a row of another rank costs "));
+  const SavedChoice choice = saved();
+  EXPECT_FALSE(choice.problem().has_row_price());
+  // 2 kv heads, keys and values of 8 and 8 twice, their gradients once, in f32 at 5 GB/s; 49 of 97
+  // rows a rank, between 16 and 64 in the logarithm, over 4 heads.
+  const double share = std::log(49.0 / 16) / std::log(4.0);
+  const auto between = [&](double a, double b, double c) {  // a at both ends short, c both long
+    const double row = std::log(a) * (1 - share) + std::log(b) * share;
+    const double next = std::log(b) * (1 - share) + std::log(c) * share;
+    return std::exp(row * (1 - share) + next * share);
+  };
+  const double pair = 4 * (between(4e-9, 3e-9, 2e-9) + between(9e-9, 8e-9, 7e-9));
+  EXPECT_NEAR(choice.row_price().pairs(), 2 * 16 * 12 / 5e9 / pair, 1e-9);
+  EXPECT_EQ(choice.forward().strategy(), "group_cast");
+  EXPECT_EQ(choice.forward().why(), "it is configured");
+
+  // What is saved counts.
+  SavedChoice changed = choice;
+  changed.mutable_row_price()->set_pairs(0.125);
+  write(record_, list_text(changed));
+  EXPECT_THAT(run(2, 2, set), HasSubstr("costs 0.125 pairs of attention (as before, see "));
+
+  // One that is given wins.
+  std::vector<std::string> given = set;
+  given.emplace_back("parallel.row_price=3");
+  EXPECT_THAT(run(2, 3, given), Not(HasSubstr("a row of another rank")));
+  given.emplace_back("parallel.backward_strategy=auto");
+  EXPECT_THAT(run(2, 4, given),
+              HasSubstr("chosen anew, since backward_strategy is \"auto\" and was"));
+  EXPECT_EQ(saved().problem().row_price(), 3);
+  EXPECT_FALSE(saved().has_row_price());
+  // Given or not is a difference, whatever the price.
+  std::vector<std::string> left_open = given;
+  std::erase(left_open, "parallel.row_price=3");
+  EXPECT_THAT(run(2, 5, left_open), HasSubstr("chosen anew, since row_price is unset and was 3"));
+  EXPECT_EQ(saved().row_price().pairs(), choice.row_price().pairs());
+
+  // Nothing needs to be measured, nor paid, where keys are read where they lie.
+  const std::string other = folder_ / "in_place";
+  EXPECT_THAT(run(2, 1,
+                  {"parallel.layout=balanced", "parallel.strategy=group_cast",
+                   absl::StrCat("train.run_directory=", other)}),
+              HasSubstr("costs 0 pairs of attention (all ranks are on one node"));
+  SavedChoice free;
+  parse_text(read_all(other + "/strategy.txtpb"), other, free);
+  EXPECT_TRUE(free.row_price().has_pairs());
+  EXPECT_FALSE(free.has_cluster());
+}
+
+// Every rank finds other costs, as measurements do; what rank 0 makes of its own is what all do.
+TEST_F(AutoTest, RanksWithOtherCostsDoAsRankZero) {
+  constexpr int kRanks = 3;
+  // Starting messages costs most, or moving bytes does.
+  const auto described = [&](const std::string& name, const char* link) {
+    std::string path = folder_ / name;
+    write(path,
+          absl::StrReplaceAll(
+              kCluster,
+              {{"seconds_per_message: 1e-6 bytes_per_second: 5e9 processor_share: 0.5", link}}));
+    return path;
+  };
+  const std::string paths[] = {
+      described("latency", "seconds_per_message: 1e-2 bytes_per_second: 5e12"),
+      described("bytes", "seconds_per_message: 1e-12 bytes_per_second: 5e4")};
+  // first: whose figures rank 0 has; all others have the other ones, or the same.
+  const auto settle = [&](int first, bool others) {
+    std::vector<SettledStrategies> settled(kRanks);
+    Config config = parse_config(
+        absl::StrCat(R"(model { vocabulary: 16 layers: 1 width: 32 heads: 4 kv_heads: 2 head_dim: 8
+                                mlp_width: 48 norm_eps: 1e-5 rope_theta: 10000 }
+                        data { path: ")",
+                     folder_ / "copy", R"(" sequence_length: 97 validation_fraction: 0 }
+                        train { steps: 1 run_directory: ")",
+                     folder_ / "run", R"(" } parallel { strategy: "auto" layout: "balanced"
+                                                        in_place: false gather_heads: 2 })"),
+        "test");
+    dist::run_local(kRanks, kDeadline, [&](dist::Group& world) {
+      Config mine = config;
+      resolve(mine, world.size(), 1);
+      mine.mutable_parallel()->set_cluster(paths[others && world.rank() > 0 ? 1 - first : first]);
+      ThreadPool pool(1);
+      Arena none("nothing", 0);
+      const Context ctx{.pool = &pool, .scratch = &none};
+      const parallel::Documents documents = parallel::Documents::whole(97);
+      settled[static_cast<size_t>(world.rank())] = settle_strategies(
+          world, world, ctx, mine,
+          {.layout =
+               [&](double row_price) { return make_layout(mine, kRanks, documents, row_price); },
+           .documents = documents,
+           .options = attention_options(mine),
+           .record_path = ""});
+    });
+    for (const SettledStrategies& one : settled) {
+      EXPECT_EQ(one.record, settled[0].record);
+      EXPECT_EQ(one.forward, settled[0].forward);
+      EXPECT_EQ(one.backward, settled[0].backward);
+      EXPECT_EQ(one.row_price, settled[0].row_price);
+    }
+    return settled[0];
+  };
+  const SettledStrategies latency = settle(0, false), bytes = settle(1, false);
+  EXPECT_NE(latency.forward, bytes.forward);
+  EXPECT_NE(latency.row_price, bytes.row_price);
+  EXPECT_EQ(settle(0, true).forward, latency.forward);
+  EXPECT_EQ(settle(0, true).row_price, latency.row_price);
+  EXPECT_EQ(settle(1, true).forward, bytes.forward);
 }
 
 TEST_F(AutoTest, RefusalsAreOneErrorOnAllRanks) {
