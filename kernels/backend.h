@@ -13,6 +13,7 @@
 #include "kernels/attention.h"
 #include "kernels/attention_sink.h"
 #include "kernels/embedding.h"
+#include "kernels/gated_linear_attention.h"
 #include "kernels/gemm.h"
 #include "kernels/linear_attention.h"
 #include "kernels/linear_cross_entropy.h"
@@ -29,6 +30,7 @@ struct Backend {
   std::span<const AttentionKernel> attention;
   std::span<const AttentionSinkKernel> attention_sink;
   std::span<const LinearAttentionKernel> linear_attention;
+  std::span<const GatedLinearAttentionKernel> gated_linear_attention;
   std::span<const GemmKernel> gemm;
   std::span<const RmsNormKernel> rms_norm;
   std::span<const RopeKernel> rope;

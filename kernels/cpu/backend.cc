@@ -25,6 +25,7 @@ const Backend& cpu_backend() {
                                .attention = cpu::attention_table(),
                                .attention_sink = cpu::attention_sink_table(),
                                .linear_attention = cpu::linear_attention_table(),
+                               .gated_linear_attention = cpu::gated_linear_attention_table(),
                                .gemm = cpu::gemm_table(),
                                .rms_norm = cpu::rms_norm_table(),
                                .rope = cpu::rope_table(),

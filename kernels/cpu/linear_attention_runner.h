@@ -23,7 +23,7 @@ class Runner {
         head_dim_(head_dim),
         value_dim_(value_dim),
         schedule_(
-            tokens,
+            tokens.runs, tokens.document_begins, static_cast<int64_t>(tokens.slopes.size()),
             LinearScratch<A>(nullptr, head_dim, value_dim).state_elements * int64_t{sizeof(A)},
             ctx.pool->threads(), use),
         powers_(powers_of<A>(tokens.slopes)),

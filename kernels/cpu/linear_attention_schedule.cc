@@ -11,11 +11,11 @@ int64_t rounds(int64_t tasks, int64_t threads) { return (tasks + threads - 1) / 
 
 // Pieces a run. More than one, where states pass through them, costs the maps of all pieces, about
 // a third of forward, so only if threads would idle for longer.
-int64_t pieces_a_run(const LinearTokens& tokens, int threads, PieceUse use) {
+int64_t pieces_a_run(std::span<const LinearRun> runs, int64_t heads, int threads, PieceUse use) {
   constexpr int64_t kTasksPerThread = 4, kFewestRows = 4 * kBlock;
   int64_t longest = 0;
-  for (const LinearRun& run : tokens.runs) longest = std::max(longest, run.length);
-  const auto units = static_cast<int64_t>(tokens.runs.size() * tokens.slopes.size());
+  for (const LinearRun& run : runs) longest = std::max(longest, run.length);
+  const int64_t units = static_cast<int64_t>(runs.size()) * heads;
   if (units == 0) return 1;
   if (use == PieceUse::kFollow && 3 * rounds(units, threads) * threads <= 4 * units) return 1;
   if (use == PieceUse::kFree && units >= kTasksPerThread * threads) return 1;
@@ -42,19 +42,18 @@ int64_t heads_in_cache(int64_t state_bytes) {
   return std::max<int64_t>(1, kCacheBytes / state_bytes);
 }
 
-LinearSchedule::LinearSchedule(const LinearTokens& tokens, int64_t state_bytes, int threads,
-                               PieceUse use)
-    : runs(tokens.runs.size()), heads(static_cast<int64_t>(tokens.slopes.size())) {
-  const int64_t parts = pieces_a_run(tokens, threads, use);
-  const auto documents = tokens.document_begins;
-  for (size_t r = 0; r < runs; ++r) {
+LinearSchedule::LinearSchedule(std::span<const LinearRun> of_tokens,
+                               std::span<const int64_t> documents, int64_t heads_,
+                               int64_t state_bytes, int threads, PieceUse use)
+    : runs(of_tokens.size()), heads(heads_) {
+  const int64_t parts = pieces_a_run(of_tokens, heads, threads, use);
+  for (const LinearRun& run : of_tokens) {
     const size_t first_piece = pieces.size();
-    const LinearRun& run = tokens.runs[r];
     const int64_t units = rounded_up(run.length, kBlock) / kBlock;
     const int64_t run_parts = std::clamp<int64_t>(units, 1, parts);
     for (int64_t part = 0; part < run_parts; ++part) {
       const Range range = part_of(units, part, run_parts);
-      LinearPiece piece{.run = static_cast<int64_t>(r),
+      LinearPiece piece{.run = &run - of_tokens.data(),
                         .begin = run.begin + range.begin * kBlock,
                         .end = run.begin + std::min(range.end * kBlock, run.length),
                         .first = part == 0,

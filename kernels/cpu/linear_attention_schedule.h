@@ -44,7 +44,8 @@ enum class PieceUse {
 };
 
 struct LinearSchedule {
-  LinearSchedule(const LinearTokens& tokens, int64_t state_bytes, int threads, PieceUse use);
+  LinearSchedule(std::span<const LinearRun> runs, std::span<const int64_t> document_begins,
+                 int64_t heads, int64_t state_bytes, int threads, PieceUse use);
 
   bool chained() const { return pieces.size() > runs; }
   int64_t tasks() const { return static_cast<int64_t>(pieces.size()) * groups; }

@@ -195,7 +195,7 @@ void load_transposed(const T* from, int64_t stride, int64_t rows, int64_t column
 #endif  // HWY_TARGET == HWY_SCALAR
 
 // p(i, j) = a^(i - j) left(i, :) . right(j, :) for j <= i, and 0 for later j up to the end of the
-// row tile, in rows of kBlock. right is given transposed.
+// row tile, in rows of kBlock. right is given transposed. Without a diagonal: a = 1.
 template <class A>
 void decayed_products(int64_t rows, const A* left, int64_t width, int64_t depth, const A* right,
                       const A* diagonal, A* p, Ahead::Part ahead) {
@@ -211,7 +211,7 @@ void decayed_products(int64_t rows, const A* left, int64_t width, int64_t depth,
         const int64_t row = i + r, column = j + v * lanes;
         const auto seen =
             hn::Le(hn::Iota(d, static_cast<A>(column)), hn::Set(d, static_cast<A>(row)));
-        c = hn::Mul(c, hn::LoadU(d, diagonal + column - row));
+        if (diagonal != nullptr) c = hn::Mul(c, hn::LoadU(d, diagonal + column - row));
         hn::StoreU(hn::IfThenElseZero(seen, c), d, p + row * kBlock + column);
       });
     });
@@ -225,9 +225,9 @@ struct RowSums {
   int64_t rows = 0, columns = 0;
   const A* x = nullptr;
   int64_t x_width = 0, depth = 0;
-  const A* state = nullptr;  // [depth][width]; or null
-  const A* factors = nullptr;
-  const A* p = nullptr;  // or null
+  const A* state = nullptr;    // [depth][width]; or null
+  const A* factors = nullptr;  // or null: 1
+  const A* p = nullptr;        // or null
   bool transposed = false;
   const A* y = nullptr;
   int64_t width = 0;  // of state and y
@@ -248,8 +248,10 @@ void make_rows(const RowSums<A>& s) {
       clear(d, tile);
       if (s.state != nullptr) {
         multiply(d, s.x + i * s.x_width, s.x_width, 1, s.state + column, s.width, s.depth, tile);
-        for_tile(tile, [&](int r, int, auto& c)
-                           HWY_ATTR { c = hn::Mul(c, hn::Set(d, s.factors[i + r])); });
+        if (s.factors != nullptr) {
+          for_tile(tile, [&](int r, int, auto& c)
+                             HWY_ATTR { c = hn::Mul(c, hn::Set(d, s.factors[i + r])); });
+        }
       }
       if (column == 0) s.ahead_between.fetch(i, n);
       if (s.p != nullptr && s.transposed) {

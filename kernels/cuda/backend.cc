@@ -20,6 +20,7 @@ const Backend& cuda_backend() {
                                .attention = cuda::attention_table(),
                                .attention_sink = cuda::attention_sink_table(),
                                .linear_attention = {},
+                               .gated_linear_attention = {},
                                .gemm = cuda::gemm_table(),
                                .rms_norm = cuda::rms_norm_table(),
                                .rope = cuda::rope_table(),

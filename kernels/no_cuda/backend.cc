@@ -9,6 +9,7 @@ const Backend& cuda_backend() {
                                .attention = {},
                                .attention_sink = {},
                                .linear_attention = {},
+                               .gated_linear_attention = {},
                                .gemm = {},
                                .rms_norm = {},
                                .rope = {},
