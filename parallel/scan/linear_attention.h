@@ -1,0 +1,122 @@
+// Linear attention over all ranks of a sequence group. Each rank makes the maps of its own runs of
+// tokens (kernels/linear_attention.h), a plan composes them over ranks (parallel/plan/scan.h, run
+// by the same executor as softmax attention), and each run is then computed from the state that
+// enters it. What the methods send and how long they wait: parallel/ALGORITHMS.md, "Scans".
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "dist/group.h"
+#include "kernels/core/context.h"
+#include "parallel/plan/scan.h"
+#include "parallel/plan/strategy.h"
+
+namespace longhaul::parallel {
+
+enum class LinearKind {
+  kDecay,      // a scalar decay per head: lightning attention, retention; slopes of 0: basic
+  kGated,      // a gate per token, head and key dimension: gated linear attention (GLA)
+  kDeltaRule,  // gated delta rule: a gate and a writing strength per token and head
+};
+
+struct LinearAttentionOptions {
+  LinearKind kind = LinearKind::kDecay;
+  int64_t heads = 1;
+  int64_t head_dim = 64;   // D, of queries and keys
+  int64_t value_dim = 64;  // Dv
+  DType dtype = DType::kF32;
+  bool causal = true;                 // false: kDecay only
+  std::string method = "all_gather";  // a row of scan_methods()
+  // Runs with tokens that a rank has at most, over all samples; 0: as many as in the layout given
+  // to LinearAttention. More than that for layouts that depend on the sample (balanced).
+  int64_t most_runs = 0;
+};
+
+// Views of rank 0 (default ones) stand for what is absent. q, k [n, H, D], v, dout [n, H, Dv], n
+// the rank's rows: any row stride, the last dimension dense. Gates and results are dense and of the
+// accumulator type; results are overwritten.
+struct LinearAttentionForwardArgs {
+  ConstTensorView q, k, v;
+  std::span<const double> slopes{};  // kDecay: [H], of this layer, at least 0
+  ConstTensorView log_gate{};        // kGated [n, H, D], kDeltaRule [n, H]: at most 0
+  ConstTensorView beta{};            // kDeltaRule [n, H]
+  TensorView out_acc;                // [n, H, Dv]
+  TensorView states;  // [runs(), H, D, Dv], dense: what enters each run; backward reads it
+  // The state before the sample's first token, the same on every rank, whose first document then
+  // continues the one that it came from. [H, D, Dv] of the accumulator type, dense. Causal only.
+  ConstTensorView initial_state{};
+  // The state after the sample's last token, on every rank; all ranks ask for it, or none does. It
+  // is there after finish().
+  TensorView final_state{};
+};
+struct LinearAttentionBackwardArgs {
+  ConstTensorView q, k, v, dout;
+  std::span<const double> slopes{};
+  ConstTensorView log_gate{}, beta{};
+  ConstTensorView states;             // as forward left them
+  TensorView dq_acc, dk_acc, dv_acc;  // as q, k, v
+  TensorView dlog_gate{}, dbeta{};    // as log_gate, beta
+};
+
+class LinearAttention {
+ public:
+  // Not collective; begin, finish and backward are, over `group` (the ranks that share a sample;
+  // must outlive this). Throws Error(kConfig) on every rank for an unknown method, and for what a
+  // kind cannot do.
+  LinearAttention(dist::Group& group, const TokenLayout& layout,
+                  const LinearAttentionOptions& options);
+  ~LinearAttention();
+
+  // Says where this rank is, for messages about hangs.
+  void announce(int64_t layer, Direction direction);
+
+  // Plans for a sample; layers share them. The same arguments on every rank; as many rows on every
+  // rank as the layout of the constructor. What a measuring run took before the first sample is
+  // enough for every sample with at most runs() runs on a rank; throws Error(kEnvironment), on all
+  // ranks, for more.
+  void prepare(const Documents& documents, const TokenLayout& of_sample);
+
+  // The first dimension of `states`, on every rank and for every sample.
+  int64_t runs() const { return most_runs_; }
+
+  // A forward pass under way: its maps travel while the caller does other work.
+  class Pending;
+  Pending begin(const Context&, Arena& communication, const LinearAttentionForwardArgs&);
+  void finish(const Context&, Pending pending);
+
+  void backward(const Context&, Arena& communication, const LinearAttentionBackwardArgs&);
+
+  // Forwards run since construction: proves that recomputation redoes none.
+  int64_t forward_count() const { return forward_count_; }
+  const Plan& plan(Direction direction) const { return plans_[static_cast<size_t>(direction)]; }
+
+ private:
+  void make_plans(const TokenLayout& runs);
+
+  dist::Group& group_;
+  LinearAttentionOptions options_;
+  const ScanMethod& method_;
+  int64_t most_runs_ = 0;
+  int64_t forward_count_ = 0;
+  std::array<Plan, 2> plans_;  // by direction
+};
+
+class LinearAttention::Pending {
+ public:
+  struct State;
+  explicit Pending(std::unique_ptr<State> state);
+  Pending(Pending&&) noexcept;
+  ~Pending();
+
+ private:
+  friend class LinearAttention;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace longhaul::parallel
