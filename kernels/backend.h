@@ -20,6 +20,7 @@
 #include "kernels/pointwise.h"
 #include "kernels/rms_norm.h"
 #include "kernels/rope.h"
+#include "kernels/state_maps.h"
 #include "kernels/swiglu.h"
 
 namespace longhaul::kernels {
@@ -32,6 +33,7 @@ struct Backend {
   std::span<const LinearAttentionKernel> linear_attention;
   std::span<const GatedLinearAttentionKernel> gated_linear_attention;
   std::span<const GemmKernel> gemm;
+  std::span<const StateMapsKernel> state_maps;
   std::span<const RmsNormKernel> rms_norm;
   std::span<const RopeKernel> rope;
   std::span<const SwigluKernel> swiglu;

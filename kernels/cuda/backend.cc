@@ -22,6 +22,7 @@ const Backend& cuda_backend() {
                                .linear_attention = {},
                                .gated_linear_attention = {},
                                .gemm = cuda::gemm_table(),
+                               .state_maps = {},
                                .rms_norm = cuda::rms_norm_table(),
                                .rope = cuda::rope_table(),
                                .swiglu = cuda::swiglu_table(),

@@ -11,6 +11,7 @@ const Backend& cuda_backend() {
                                .linear_attention = {},
                                .gated_linear_attention = {},
                                .gemm = {},
+                               .state_maps = {},
                                .rms_norm = {},
                                .rope = {},
                                .swiglu = {},

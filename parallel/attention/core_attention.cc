@@ -172,6 +172,7 @@ ExecutionSetup CoreAttention::setup(const Context& ctx, Direction direction, Are
           .plan = &plan(direction),
           .layout = &layout(),
           .direction = direction,
+          .what = direction == Direction::kForward ? "attention forward" : "attention backward",
           .heads = options_.heads,
           .dtype = options_.dtype,
           .kernel_options = kernel_options,

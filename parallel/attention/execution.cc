@@ -9,9 +9,10 @@ namespace longhaul::parallel {
 namespace {
 
 bool is_statistic(Field field) { return field == Field::kLse || field == Field::kDelta; }
+bool is_map(Field field) { return field == Field::kState || field == Field::kDecay; }
 bool is_accumulator(Field field) {
   return field == Field::kOut || field == Field::kLse || field == Field::kDelta ||
-         field == Field::kDQ || field == Field::kDK || field == Field::kDV;
+         field == Field::kDQ || field == Field::kDK || field == Field::kDV || is_map(field);
 }
 constexpr Fields kKeysAndValues{Field::kK, Field::kV};
 
@@ -24,6 +25,11 @@ FieldShape field_shape(const Slot& slot, Field field, const HeadShape& heads, DT
   const int64_t count = (on_key_side(field) ? slot.kv_heads : slot.q_heads).length;
   const DType type = is_accumulator(field) ? accumulator(dtype) : dtype;
   if (is_statistic(field)) return {type, {count, rows}};
+  if (is_map(field)) {
+    const int64_t of_decay = kernels::decay_elements(heads.state_decay, heads.head_dim);
+    const int64_t of_state = heads.head_dim * heads.value_dim;
+    return {type, {rows, count, field == Field::kState ? of_state : of_decay}};
+  }
   const bool of_values =
       field == Field::kOut || field == Field::kDOut || field == Field::kV || field == Field::kDV;
   return {type, {rows, count, of_values ? heads.value_dim : heads.head_dim}};
@@ -103,7 +109,8 @@ StagingBlock Staging::take() {
   return block;
 }
 
-Execution::Execution(const Context& ctx, const ExecutionSetup& setup, const FieldViews& home)
+Execution::Execution(const Context& ctx, const ExecutionSetup& setup, const FieldViews& home,
+                     const FieldViews& kept)
     : setup_(setup), scope_(*setup.communication), stream_(ctx.stream) {
   const Plan& plan = *setup_.plan;
   // A slot whose keys and values are always read in place needs no memory for them.
@@ -121,6 +128,10 @@ Execution::Execution(const Context& ctx, const ExecutionSetup& setup, const Fiel
     for (Field field : plan.slots[i].fields.list()) {
       const size_t memory = memory_slot(plan, static_cast<int>(i));
       if (kKeysAndValues.has(field) && !stores_keys[memory]) continue;
+      if (i == 1 && kept[static_cast<size_t>(field)].rank() > 0) {
+        at(slots_[i], field) = kept[static_cast<size_t>(field)];
+        continue;
+      }
       if (memory != i) {
         at(slots_[i], field) =
             taken_over(at(slots_[memory], field),
@@ -140,7 +151,7 @@ int64_t Execution::staged_bytes(std::span<const Transfer> exchange) const {
   int64_t bytes = 0, largest_fold = 0;
   for (size_t i = 0; i < exchange.size(); ++i) {
     const Transfer& t = exchange[i];
-    if (replaced_by_reading(t)) continue;
+    if (replaced_by_reading(t) || composes_own(exchange, i)) continue;
     const std::span<const Transfer> before = exchange.first(i);
     const Slot& slot = setup_.plan->slots[static_cast<size_t>(t.slot)];
     int64_t fold = 0;
@@ -160,7 +171,7 @@ int64_t Execution::staged_bytes(std::span<const Transfer> exchange) const {
       const bool dense = part.contiguous() && !is_statistic(field);
       const bool folded = !t.send && t.reduce != Reduce::kStore;
       if (!dense || folded) bytes += part.bytes();
-      if (!dense && folded) fold += part.bytes();
+      if (!dense && folded && !is_map(field)) fold += part.bytes();
     }
     largest_fold = std::max(largest_fold, fold);
   }
@@ -189,10 +200,6 @@ TensorView Execution::stage(Pending& pending, const TensorView& part) {
   return pending.staging->take(part.dtype(), part.shape());
 }
 
-std::string_view Execution::what() const {
-  return setup_.direction == Direction::kForward ? "attention forward" : "attention backward";
-}
-
 bool Execution::reads_in_place(const Transfer& t) const {
   return !t.send && t.origin >= 0 && setup_.in_place.shares(setup_.group->rank(), t.origin);
 }
@@ -203,6 +210,15 @@ bool Execution::replaced_by_reading(const Transfer& t) const {
   return t.origin >= 0 && setup_.in_place.shares(receiver, t.origin);
 }
 
+// Whether transfer i is an end of a composition with rows of the rank's own, which is read where it
+// lies: a composing receive from itself, or the send before it.
+bool Execution::composes_own(std::span<const Transfer> exchange, size_t i) const {
+  const Transfer& t = exchange[i];
+  if (t.peer != setup_.group->rank()) return false;
+  if (!t.send) return t.reduce == Reduce::kCompose;
+  return i + 1 < exchange.size() && !exchange[i + 1].send && composes_own(exchange, i + 1);
+}
+
 void Execution::publish_home(const Context& ctx) {
   const InPlace& in_place = setup_.in_place;
   const int me = setup_.group->rank();
@@ -211,7 +227,7 @@ void Execution::publish_home(const Context& ctx) {
                     [&](int reader) { return in_place.shares(me, reader); }));
   if (readers == 0 || ctx.measuring()) return;
   const auto slot = static_cast<int>(in_place.epoch % 2);
-  setup_.group->wait_until([&] { return in_place.window->free(slot); }, what(),
+  setup_.group->wait_until([&] { return in_place.window->free(slot); }, setup_.what,
                            [] { return std::string("a reader of this rank's keys and values"); });
   std::byte* memory = in_place.window->local(slot).data();
   for (Field field : kKeysAndValues.list()) {
@@ -243,7 +259,7 @@ void Execution::alias(const Transfer& t, bool measuring) {
     if (!measuring) memory += view.bytes();
   }
   if (measuring) return;
-  setup_.group->traffic()[what()].in_place_bytes +=
+  setup_.group->traffic()[setup_.what].in_place_bytes +=
       transfer_bytes(t, setup_.group->rank(), setup_.heads, setup_.dtype);
   if (std::ranges::find(aliased_, t.origin) == aliased_.end()) aliased_.push_back(t.origin);
 }
@@ -271,7 +287,8 @@ void Execution::start_transfers(const Context& ctx, int step) {
                     .published_by = {}};
     std::vector<dist::Send> sends;
     std::vector<dist::Recv> recvs;
-    for (const Transfer& t : exchange) {
+    for (size_t i = 0; i < exchange.size(); ++i) {
+      const Transfer& t = exchange[i];
       if (reads_in_place(t) && !ctx.measuring()) pending.published_by.push_back(t.origin);
       if (replaced_by_reading(t)) {
         if (!t.send) pending.landings.push_back({&t, Field::kK, {}});
@@ -279,6 +296,17 @@ void Execution::start_transfers(const Context& ctx, int step) {
       }
       const Slot& slot = setup_.plan->slots[static_cast<size_t>(t.slot)];
       FieldViews& views = slots_[static_cast<size_t>(t.slot)];
+      if (composes_own(exchange, i)) {
+        if (!t.send) continue;
+        const Transfer& receive = exchange[i + 1];
+        LONGHAUL_CHECK(receive.fields == t.fields && receive.rows.length == t.rows.length &&
+                       receive.heads == t.heads);
+        for (Field field : t.fields.list()) {
+          const TensorView part = part_of_field(at(views, field), slot, field, t.rows, t.heads);
+          pending.landings.push_back({&receive, field, part});
+        }
+        continue;
+      }
       for (Field field : t.fields.list()) {
         if (!t.send) {
           LONGHAUL_CHECK(t.slot != 0 || is_accumulator(field));
@@ -297,7 +325,7 @@ void Execution::start_transfers(const Context& ctx, int step) {
       }
     }
     if (!ctx.measuring() && (!sends.empty() || !recvs.empty())) {
-      pending.request = setup_.group->exchange(stream(), sends, recvs, what());
+      pending.request = setup_.group->exchange(stream(), sends, recvs, setup_.what);
     }
     pending_.push_back(std::move(pending));
   }
@@ -313,7 +341,7 @@ void Execution::complete_until(const Context& ctx, int step) {
     for (int owner : pending.published_by) {
       setup_.group->wait_until(
           [&] { return setup_.in_place.window->published(owner, slot, setup_.in_place.epoch); },
-          what(),
+          setup_.what,
           [&] {
             return "rank " + std::to_string(setup_.group->world_rank(owner)) +
                    " (its keys and values)";
@@ -338,6 +366,11 @@ void Execution::land(const Context& ctx, Pending& pending) {
       LONGHAUL_CHECK(landing.field == Field::kOut && i + 1 < pending.landings.size());
       fold(ctx, landing, &pending.landings[i + 1], *pending.staging);
       ++i;
+    } else if (t.reduce == Reduce::kCompose) {
+      const bool map = t.fields.has(Field::kDecay);
+      LONGHAUL_CHECK(landing.field == Field::kState && (!map || i + 1 < pending.landings.size()));
+      compose(ctx, landing, map ? &pending.landings[i + 1] : nullptr);
+      if (map) ++i;
     } else {
       fold(ctx, landing, nullptr, *pending.staging);
     }
@@ -385,12 +418,28 @@ void Execution::fold(const Context& ctx, const Landing& landing, const Landing* 
   staging.release(mark);
 }
 
+void Execution::compose(const Context& ctx, const Landing& state, const Landing* decay) {
+  const Transfer& t = *state.transfer;
+  const Slot& slot = setup_.plan->slots[static_cast<size_t>(t.slot)];
+  FieldViews& views = slots_[static_cast<size_t>(t.slot)];
+  const auto target = [&](Field field) {
+    return part_of_field(at(views, field), slot, field, t.rows, t.heads);
+  };
+  kernels::state_maps_compose(
+      ctx, {.kind = setup_.heads.state_decay,
+            .head_dim = setup_.heads.head_dim,
+            .earlier_sums = state.staged,
+            .earlier_decay = decay != nullptr ? decay->staged : ConstTensorView(),
+            .sums = target(Field::kState),
+            .decay = target(Field::kDecay)});
+}
+
 void Execution::clear(const Context& ctx, const Clear& clear) {
   FieldViews& slot = slots_[static_cast<size_t>(clear.slot)];
   if (clear.fields.has(Field::kOut)) {
     kernels::attention_init(ctx, at(slot, Field::kOut), at(slot, Field::kLse));
   }
-  for (Field field : {Field::kDQ, Field::kDK, Field::kDV}) {
+  for (Field field : {Field::kDQ, Field::kDK, Field::kDV, Field::kState}) {
     if (clear.fields.has(field)) kernels::fill_zero(ctx, at(slot, field));
   }
 }

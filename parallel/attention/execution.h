@@ -1,4 +1,4 @@
-// One plan under way on real tensors. Internal to parallel/attention.
+// One plan under way on real tensors. Internal to parallel/attention and parallel/scan.
 #pragma once
 
 #include <array>
@@ -21,7 +21,8 @@ namespace longhaul::parallel {
 using FieldViews = std::array<TensorView, kFieldCount>;
 inline TensorView& at(FieldViews& views, Field field) { return views[static_cast<size_t>(field)]; }
 
-// Shape and dtype of a field in a slot: [rows, heads, dim], or [heads, rows] for lse and delta.
+// Shape and dtype of a field in a slot: [rows, heads, dim], or [heads, rows] for lse and delta; dim
+// is D * Dv for states.
 TensorView allocate_field(Arena& arena, const Slot& slot, Field field, const HeadShape& heads,
                           DType dtype);
 // Rows x heads (global) of a field of a slot.
@@ -79,6 +80,7 @@ struct ExecutionSetup {
   const Plan* plan = nullptr;
   const TokenLayout* layout = nullptr;  // whose rows a rank's published keys are
   Direction direction = Direction::kForward;
+  std::string_view what;  // of the operation, for traffic counters and errors
   HeadShape heads;
   DType dtype = DType::kF32;
   kernels::AttentionOptions kernel_options;  // bias_slopes: of all query heads
@@ -88,12 +90,16 @@ struct ExecutionSetup {
 
 class Execution {
  public:
-  // home: the rank's own tensors. Takes all its memory from the arena, and returns it on
-  // destruction.
-  Execution(const Context&, const ExecutionSetup&, const FieldViews& home);
+  // home: the rank's own tensors. kept: of slot 1, what is to outlive this (a scan's states);
+  // fields without a view there, and all other slots, take their memory from the arena, which gets
+  // it back on destruction.
+  Execution(const Context&, const ExecutionSetup&, const FieldViews& home,
+            const FieldViews& kept = {});
 
   // Publishes home keys and values and starts the first step's transfers.
   void start(const Context&);
+  // Lets the transfers that have started progress, while the caller does other work.
+  void poll();
   // Runs everything to the end.
   void finish(const Context&);
 
@@ -101,7 +107,7 @@ class Execution {
   struct Landing {  // what to do with a received message once it is there
     const Transfer* transfer;
     Field field;
-    TensorView staged;  // empty: it was received where it belongs
+    TensorView staged;  // what is to be folded or copied; empty: it was received where it belongs
   };
   struct Packed {  // dense copy of a part of a slot, to be sent
     const Transfer* transfer;
@@ -119,6 +125,7 @@ class Execution {
 
   bool reads_in_place(const Transfer& transfer) const;
   bool replaced_by_reading(const Transfer& transfer) const;
+  bool composes_own(std::span<const Transfer> exchange, size_t i) const;
   void publish_home(const Context&);
   void alias(const Transfer& transfer, bool measuring);
   void reserve_staging();
@@ -130,10 +137,9 @@ class Execution {
   void complete_until(const Context&, int step);
   void land(const Context&, Pending& pending);
   void fold(const Context&, const Landing& out, const Landing* lse, StagingBlock& staging);
+  void compose(const Context&, const Landing& state, const Landing* decay);
   void clear(const Context&, const Clear& clear);
   void compute(const Context&, const Task& task);
-  void poll();
-  std::string_view what() const;
   Stream& stream() { return stream_; }
 
   ExecutionSetup setup_;

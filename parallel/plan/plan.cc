@@ -8,7 +8,7 @@ namespace longhaul::parallel {
 
 std::string_view name(Field field) {
   static constexpr std::array<std::string_view, kFieldCount> kNames{
-      "q", "out", "lse", "dout", "delta", "dq", "k", "v", "dk", "dv", "state"};
+      "q", "out", "lse", "dout", "delta", "dq", "k", "v", "dk", "dv", "state", "decay"};
   return kNames[static_cast<size_t>(field)];
 }
 
@@ -40,6 +40,8 @@ int64_t field_bytes(Field field, const HeadShape& heads, DType dtype) {
       return sum;
     case Field::kState:
       return heads.head_dim * heads.value_dim * sum;
+    case Field::kDecay:
+      return kernels::decay_elements(heads.state_decay, heads.head_dim) * sum;
   }
   check_failed(__FILE__, __LINE__, "field is one of Field");
 }

@@ -4,7 +4,7 @@
 // Vocabulary
 //   Slot      a place on this rank for some rows x heads. Slot 0 is home: the rank's own rows, all
 //             heads. Other slots are buffers. A slot has a query side (q, out, lse, dout, delta,
-//             dq) and a key side (k, v, dk, dv), each with its own rows and heads.
+//             dq) and a key side (k, v, dk, dv; state, decay), each with its own rows and heads.
 //   Transfer  rows x heads of some fields between a slot here and a slot of a peer (or of this
 //             rank). The two ends match in order, per pair of ranks, so no names travel.
 //   Task      attention of a query slot against a key slot: a list of segments for a head range.
@@ -13,12 +13,14 @@
 // Meaning of step s, in this order:
 //   1. transfers with done_by == s are complete; received fields with a reduction are folded into
 //      their slots, in the order in which the transfers are listed;
-//   2. clears: accumulators start empty (out = 0, lse = -inf; dq, dk, dv = 0; state = identity);
+//   2. clears: accumulators start empty (out = 0, lse = -inf; dq, dk, dv = 0; state = 0);
 //   3. the transfers of step s are started;
 //   4. its tasks are computed, in order, while the transfers progress.
 // Until it is done, a send's rows must not be written, and a storing receive's rows must be neither
 // read nor written, by tasks or other transfers. A receive with a reduction lands in staging memory
-// and touches its slot only when folded. After the last step, everything is complete.
+// and touches its slot only when folded. What a rank composes with rows of its own (a composing
+// receive from itself, directly after its send) is read only then, without staging memory: nothing
+// folded before it at that step may write these rows. After the last step, everything is complete.
 #pragma once
 
 #include <cstdint>
@@ -28,11 +30,14 @@
 
 #include "kernels/core/dtype.h"
 #include "kernels/segment.h"
+#include "kernels/state_maps.h"
 
 namespace longhaul::parallel {
 
-enum class Field : uint8_t { kQ, kOut, kLse, kDOut, kDelta, kDQ, kK, kV, kDK, kDV, kState };
-inline constexpr int kFieldCount = 11;
+// kState and kDecay are affine maps of linear attention's state, S -> decay S + state, whose rows
+// are runs of tokens; kState alone is a state (kernels/state_maps.h).
+enum class Field : uint8_t { kQ, kOut, kLse, kDOut, kDelta, kDQ, kK, kV, kDK, kDV, kState, kDecay };
+inline constexpr int kFieldCount = 12;
 std::string_view name(Field field);
 
 // A set of fields, moved in enumeration order.
@@ -80,7 +85,8 @@ enum class Reduce : uint8_t {
   kStore,    // overwrite
   kAdd,      // dq, dk, dv
   kMerge,    // (out, lse) by log-sum-exp
-  kCompose,  // state: slot <- received, then slot (an affine map followed by a later one)
+  kCompose,  // state, decay: slot <- received, then slot (an affine map followed by a later one);
+             // state alone: what is received is a state, and the slot's decay stays as it is
 };
 
 struct Transfer {
@@ -136,6 +142,7 @@ struct HeadShape {
   int64_t kv_heads = 1;
   int64_t head_dim = 64;
   int64_t value_dim = 64;
+  kernels::StateDecay state_decay = kernels::StateDecay::kScalar;  // of kDecay
   int64_t group() const { return q_heads / kv_heads; }
   bool operator==(const HeadShape&) const = default;
 };

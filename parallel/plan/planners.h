@@ -68,12 +68,4 @@ std::vector<Segment> cut_task(const Problem& problem, const PlacedTask& task, in
 Plan plan_tasks(const Problem& problem, Direction direction, const std::vector<PlacedTask>& tasks,
                 int rank);
 
-// Linear attention as a scan over affine maps: the layout's runs in global order, one map per run
-// (contiguous 1, zigzag 2 per rank). Home row i of the state field is the map of this rank's run i;
-// afterwards slot 1, row i holds the state that enters run i (identity map before the first). The
-// one head of these plans stands for all of the state's. Throws Error(kConfig) for strided layouts.
-// Sequential ring, as in LASP-1, and one all-gather, as in LASP-2 (Sun et al. 2024, 2025).
-Plan plan_scan_ring(const TokenLayout& layout, int rank);
-Plan plan_scan_all_gather(const TokenLayout& layout, int rank);
-
 }  // namespace longhaul::parallel

@@ -14,10 +14,14 @@
 
 #include "dist/group.h"
 #include "kernels/core/context.h"
+#include "kernels/linear_attention.h"
 #include "parallel/plan/scan.h"
 #include "parallel/plan/strategy.h"
 
 namespace longhaul::parallel {
+
+class Execution;
+struct ExecutionSetup;
 
 enum class LinearKind {
   kDecay,      // a scalar decay per head: lightning attention, retention; slopes of 0: basic
@@ -97,26 +101,47 @@ class LinearAttention {
   const Plan& plan(Direction direction) const { return plans_[static_cast<size_t>(direction)]; }
 
  private:
-  void make_plans(const TokenLayout& runs);
+  struct Pass;
+
+  void make_plans(const TokenLayout& layout);
+  ExecutionSetup setup(Direction direction, Arena& communication);
+  kernels::LinearTokens tokens(std::span<const double> slopes) const;
+  Shape state_shape() const;
+  TensorView flat(const TensorView& states) const;
+  void allocate_maps(Pass& pass, Arena& communication) const;
+  void start(const Context&, Pass& pass, Direction direction, Arena& communication,
+             const TensorView& entering);
+  static Context polling(const Context&, Pass& pass);
+  void share_final_state(const Context&, Pass& pass);
 
   dist::Group& group_;
   LinearAttentionOptions options_;
   const ScanMethod& method_;
-  int64_t most_runs_ = 0;
+  int64_t rows_ = 0;       // of this rank, in every sample
+  int64_t most_runs_ = 0;  // of a rank
   int64_t forward_count_ = 0;
-  std::array<Plan, 2> plans_;  // by direction
+
+  // The sample; until the first, what memory is measured with.
+  std::optional<Documents> documents_;
+  std::optional<TokenLayout> layout_;     // runs joined where they continue each other
+  std::array<Plan, 2> plans_;             // by direction
+  std::vector<kernels::LinearRun> runs_;  // of this rank's rows
+  std::vector<int64_t> document_begins_;  // rows; but for the sample's first
+  int64_t maps_ = 2;                      // of all ranks
+  int64_t first_run_ = 0, last_run_ = 0;  // of the sample, among this rank's; -1: others'
+  int last_owner_ = 0;
+  bool entered_ = true, left_ = true;  // a document goes on into or out of one of the runs
 };
 
 class LinearAttention::Pending {
  public:
-  struct State;
-  explicit Pending(std::unique_ptr<State> state);
+  explicit Pending(std::unique_ptr<Pass> pass);
   Pending(Pending&&) noexcept;
   ~Pending();
 
  private:
   friend class LinearAttention;
-  std::unique_ptr<State> state_;
+  std::unique_ptr<Pass> pass_;
 };
 
 }  // namespace longhaul::parallel

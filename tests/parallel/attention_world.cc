@@ -76,8 +76,7 @@ class World {
         computed_(static_cast<size_t>(tokens_ * tokens_ * problem.heads.q_heads), 0),
         ranks_(std::move(plans), dims(problem.heads),
                {.run_task = [this](int rank, const Task& task) { run(rank, task); },
-                .compose = {},
-                .identity = {}}) {
+                .compose = {}}) {
     load();
   }
 

@@ -155,7 +155,10 @@ void PlanInterpreter::check_transfer(int rank, int step, const Transfer& t) cons
       require(t.fields == Fields{Field::kOut, Field::kLse}, what + ": merges other than out, lse");
       break;
     case Reduce::kCompose:
-      require(t.fields == Fields{Field::kState}, what + ": composes what is no state");
+      require(
+          t.fields == Fields{Field::kState} || t.fields == (Fields{Field::kState, Field::kDecay}),
+          what + ": composes what is no state");
+      require(slot.fields.has(Field::kDecay), what + ": composes with a slot without decay");
       break;
   }
   require(!t.send || t.reduce == Reduce::kStore, what + ": a send reduces");
@@ -313,13 +316,31 @@ void PlanInterpreter::fold(int rank, const Message& message) {
     }
     return;
   }
+  if (t.reduce == Reduce::kCompose) {  // all of state, then all of decay
+    const auto state_dim = static_cast<size_t>(dims_[static_cast<size_t>(Field::kState)]);
+    const bool map = t.fields.has(Field::kDecay);
+    const auto decay_dim = map ? static_cast<size_t>(dims_[static_cast<size_t>(Field::kDecay)]) : 0;
+    const std::span<const double> payload(message.payload);
+    size_t decay_offset = static_cast<size_t>(t.rows.length * t.heads.length) * state_dim;
+    for (int64_t row = t.rows.begin; row < t.rows.end(); ++row) {
+      for (int64_t head = t.heads.begin; head < t.heads.end(); ++head) {
+        read(rank, t.slot, Field::kDecay, row, head);
+        if (map) write(rank, t.slot, Field::kDecay, row, head);
+        operations_.compose(write(rank, t.slot, Field::kState, row, head),
+                            at(rank, t.slot, Field::kDecay, row, head),
+                            payload.subspan(offset, state_dim),
+                            payload.subspan(decay_offset, decay_dim));
+        offset += state_dim;
+        decay_offset += decay_dim;
+      }
+    }
+    return;
+  }
   for_each_element(t, [&](Field field, int64_t row, int64_t head) {
     const auto values = write(rank, t.slot, field, row, head);
     const auto part = std::span<const double>(message.payload).subspan(offset, values.size());
     offset += values.size();
-    if (t.reduce == Reduce::kCompose) {
-      operations_.compose(values, part);
-    } else if (t.reduce == Reduce::kAdd) {
+    if (t.reduce == Reduce::kAdd) {
       for (size_t d = 0; d < values.size(); ++d) values[d] += part[d];
     } else {
       std::copy(part.begin(), part.end(), values.begin());
@@ -354,12 +375,8 @@ void PlanInterpreter::clear(int rank, const parallel::Clear& clear) {
     for (int64_t row = 0; row < rows_on_side(slot, field); ++row) {
       for (int64_t head = heads.begin; head < heads.end(); ++head) {
         const auto values = write(rank, clear.slot, field, row, head);
-        if (field == Field::kState) {
-          operations_.identity(values);
-        } else {
-          std::fill(values.begin(), values.end(),
-                    field == Field::kLse ? -std::numeric_limits<double>::infinity() : 0.0);
-        }
+        std::fill(values.begin(), values.end(),
+                  field == Field::kLse ? -std::numeric_limits<double>::infinity() : 0.0);
       }
     }
   }
@@ -393,6 +410,19 @@ bool PlanInterpreter::may_enter(int rank) const {
   });
 }
 
+// What a rank composes with rows of its own may be read as late as it is folded.
+void PlanInterpreter::check_unchanged(int rank, const Transfer& send,
+                                      std::span<const double> payload) {
+  size_t offset = 0;
+  for_each_element(send, [&](Field field, int64_t row, int64_t head) {
+    for (const double value : at(rank, send.slot, field, row, head)) {
+      const double sent = payload[offset++];
+      require(value == sent || (std::isnan(value) && std::isnan(sent)),
+              describe(rank, send) + ": changed before it is composed");
+    }
+  });
+}
+
 void PlanInterpreter::enter(int rank) {
   Rank& state = ranks_[static_cast<size_t>(rank)];
   const Plan& plan = plans_[static_cast<size_t>(rank)];
@@ -402,10 +432,17 @@ void PlanInterpreter::enter(int rank) {
   for (Message& message : state.in_flight) {
     if (due(message)) finish(rank, message);
   }
-  for (Message& message : state.in_flight) {
-    if (due(message) && !message.transfer.send && message.transfer.reduce != Reduce::kStore) {
-      fold(rank, message);
+  for (size_t i = 0; i < state.in_flight.size(); ++i) {
+    const Message& message = state.in_flight[i];
+    if (!due(message) || message.transfer.send || message.transfer.reduce == Reduce::kStore)
+      continue;
+    if (message.transfer.reduce == Reduce::kCompose && message.transfer.peer == rank) {
+      require(i > 0 && state.in_flight[i - 1].transfer.send &&
+                  state.in_flight[i - 1].transfer.peer == rank,
+              describe(rank, message.transfer) + ": not directly after its send");
+      check_unchanged(rank, state.in_flight[i - 1].transfer, message.payload);
     }
+    fold(rank, message);
   }
   while (!state.in_flight.empty() && state.in_flight.front().transfer.done_by <= s) {
     state.in_flight.pop_front();

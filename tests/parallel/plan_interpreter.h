@@ -6,6 +6,7 @@
 //   complete, and a transfer completes only once both ends have been started (rendezvous);
 // - a write to rows that are being sent; a read or write of rows that are being stored into;
 // - memory of another slot taken over while that one's rows travel, or too little of it;
+// - rows of its own that a rank composes and that are changed before, or listed elsewhere;
 // - slots, rows, heads or fields out of bounds; an origin that is not what it says, or a slot that
 //   receives keys both with and without one.
 //
@@ -41,9 +42,12 @@ class PlanInterpreter {
   struct Operations {
     // Computes a task of a rank through read() and write().
     std::function<void(int rank, const parallel::Task& task)> run_task;
-    // For states: slot <- received, then slot; and the map that changes nothing.
-    std::function<void(std::span<double> slot, std::span<const double> received)> compose;
-    std::function<void(std::span<double> state)> identity;
+    // slot <- received, then slot. No received decay: a state is received, and the slot's decay is
+    // not to be written.
+    std::function<void(std::span<double> state, std::span<double> decay,
+                       std::span<const double> received_state,
+                       std::span<const double> received_decay)>
+        compose;
   };
 
   PlanInterpreter(std::vector<parallel::Plan> plans, Dims dims, Operations operations);
@@ -85,6 +89,7 @@ class PlanInterpreter {
   void clear(int rank, const parallel::Clear& clear);
   void take_over(int rank, int slot, parallel::Field field);
   void fold(int rank, const Message& message);
+  void check_unchanged(int rank, const parallel::Transfer& send, std::span<const double> payload);
   bool may_enter(int rank) const;
   std::string waiting() const;
 

@@ -1,130 +1,171 @@
-// Linear attention across ranks: random dense affine maps per token, composed by the plans of all
-// ranks, against one walk over the sequence.
+// Linear attention across ranks: random dense affine maps per token and head, composed by the plans
+// of all ranks, against one walk over the sequence.
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <random>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/core/error.h"
-#include "parallel/plan/planners.h"
+#include "parallel/plan/scan.h"
 #include "tests/parallel/plan_interpreter.h"
+#include "tests/parallel/plan_order.h"
 
 namespace longhaul::test {
 namespace {
 
+using parallel::Direction;
 using parallel::Field;
 using parallel::HeadShape;
 using parallel::Plan;
-using parallel::Run;
 using parallel::RunList;
+using parallel::ScanMethod;
 using parallel::TokenLayout;
 
-// S -> A S + B on states of n x m; stored as A, then B, row by row.
-constexpr int64_t n = 3, m = 2, kSize = n * n + n * m;
-using Map = std::vector<double>;
+// S -> A S + B on states of n x m.
+constexpr size_t n = 3, m = 2;
+struct Map {
+  std::vector<double> a = std::vector<double>(n * n, 0.0), b = std::vector<double>(n * m, 0.0);
+};
 
 Map identity_map() {
-  Map map(kSize, 0.0);
-  for (int64_t i = 0; i < n; ++i) map[static_cast<size_t>(i * n + i)] = 1;
+  Map map;
+  for (size_t i = 0; i < n; ++i) map.a[i * n + i] = 1;
   return map;
 }
 
-// later after earlier: A = Al Ae, B = Al Be + Bl.
-Map after(std::span<const double> later, std::span<const double> earlier) {
-  Map map(later.begin(), later.end());
-  for (int64_t i = 0; i < n; ++i) {
-    for (int64_t j = 0; j < n + m; ++j) {
-      const auto at = [&](int64_t row) {  // of the n x (n + m) matrix (A | B)
-        return static_cast<size_t>(j < n ? row * n + j : n * n + row * m + j - n);
-      };
-      double sum = j < n ? 0 : later[at(i)];
-      for (int64_t k = 0; k < n; ++k) sum += later[static_cast<size_t>(i * n + k)] * earlier[at(k)];
-      map[at(i)] = sum;
+// x += A y for matrices of `columns` columns.
+void add_product(std::span<double> x, std::span<const double> a, std::span<const double> y,
+                 size_t columns) {
+  for (size_t i = 0; i < n; ++i) {
+    for (size_t j = 0; j < columns; ++j) {
+      for (size_t k = 0; k < n; ++k) x[i * columns + j] += a[i * n + k] * y[k * columns + j];
     }
   }
+}
+
+Map after(const Map& later, const Map& earlier) {
+  Map map;
+  map.b = later.b;
+  add_product(map.b, later.a, earlier.b, m);
+  add_product(map.a, later.a, earlier.a, n);
   return map;
 }
 
-std::vector<Map> random_maps(int64_t tokens, uint64_t seed) {
+// Of every head and token.
+using TokenMaps = std::vector<std::vector<Map>>;
+TokenMaps random_maps(int64_t heads, int64_t tokens, uint64_t seed) {
   std::mt19937_64 random(seed);
   std::uniform_real_distribution<double> uniform(-1, 1);
-  std::vector<Map> maps;
-  for (int64_t t = 0; t < tokens; ++t) {
-    Map map(kSize);
-    for (double& value : map) value = 0.55 * uniform(random);
-    for (int64_t i = 0; i < n; ++i) map[static_cast<size_t>(i * n + i)] += 0.4;
-    maps.push_back(map);
+  TokenMaps maps(static_cast<size_t>(heads), std::vector<Map>(static_cast<size_t>(tokens)));
+  for (auto& of_head : maps) {
+    for (Map& map : of_head) {
+      for (double& value : map.a) value = 0.55 * uniform(random);
+      for (double& value : map.b) value = 0.55 * uniform(random);
+      for (size_t i = 0; i < n; ++i) map.a[i * n + i] += 0.4;
+    }
   }
   return maps;
 }
 
-using ScanPlanner = Plan (*)(const TokenLayout&, int);
-
-void verify_scan(const TokenLayout& layout, ScanPlanner planner, uint64_t seed) {
-  const std::vector<Map> tokens = random_maps(layout.tokens(), seed);
+std::vector<Plan> plans_of(const ScanMethod& method, const TokenLayout& layout, int64_t heads,
+                           Direction direction) {
   std::vector<Plan> plans;
-  for (int r = 0; r < layout.ranks(); ++r) plans.push_back(planner(layout, r));
-  PlanInterpreter::Dims dims{};
-  dims[static_cast<size_t>(Field::kState)] = kSize;
-  PlanInterpreter ranks(
-      std::move(plans), dims,
-      {.run_task = [](int, const parallel::Task&) { throw PlanViolation("a scan has no tasks"); },
-       .compose =
-           [](std::span<double> slot, std::span<const double> received) {
-             const Map composed = after(slot, received);
-             std::copy(composed.begin(), composed.end(), slot.begin());
-           },
-       .identity =
-           [](std::span<double> state) {
-             const Map map = identity_map();
-             std::copy(map.begin(), map.end(), state.begin());
-           }});
   for (int r = 0; r < layout.ranks(); ++r) {
-    for (size_t i = 0; i < layout.runs(r).size(); ++i) {
-      Map map = identity_map();
-      const auto& run = layout.runs(r)[i];
-      for (int64_t t = 0; t < run.length; ++t) {
-        map = after(tokens[static_cast<size_t>(run.position(t))], map);
-      }
-      std::copy(map.begin(), map.end(),
-                ranks.at(r, 0, Field::kState, static_cast<int64_t>(i), 0).begin());
-    }
+    plans.push_back(method.plan(layout, heads, direction, r));
   }
-  ranks.run(seed);
-
-  std::vector<Map> entering{identity_map()};  // what enters token t
-  for (const Map& token : tokens) entering.push_back(after(token, entering.back()));
-  for (int r = 0; r < layout.ranks(); ++r) {
-    for (size_t i = 0; i < layout.runs(r).size(); ++i) {
-      const Map& want = entering[static_cast<size_t>(layout.runs(r)[i].global_begin)];
-      const auto got = ranks.at(r, 1, Field::kState, static_cast<int64_t>(i), 0);
-      for (size_t e = 0; e < want.size(); ++e) {
-        ASSERT_TRUE(std::abs(got[e] - want[e]) <= 1e-12 * (1 + std::abs(want[e])))
-            << "rank " << r << " run " << i << ": " << got[e] << ", not " << want[e];
-      }
-    }
-  }
+  return plans;
 }
 
-struct ScanKind {
-  const char* name;
-  ScanPlanner plan;
-};
-constexpr ScanKind kScans[] = {{"ring", parallel::plan_scan_ring},
-                               {"all-gather", parallel::plan_scan_all_gather}};
+void verify_scan(const TokenLayout& layout, const ScanMethod& method, int64_t heads,
+                 Direction direction, uint64_t seed) {
+  const TokenMaps tokens = random_maps(heads, layout.tokens(), seed);
+  PlanInterpreter::Dims dims{};
+  dims[static_cast<size_t>(Field::kState)] = n * m;
+  dims[static_cast<size_t>(Field::kDecay)] = n * n;
+  PlanInterpreter ranks(
+      plans_of(method, layout, heads, direction), dims,
+      {.run_task = [](int, const parallel::Task&) { throw PlanViolation("a scan has no tasks"); },
+       .compose =
+           [](std::span<double> state, std::span<double> decay, std::span<const double> received,
+              std::span<const double> received_decay) {
+             add_product(state, decay, received, m);
+             if (received_decay.empty()) return;
+             std::vector<double> product(n * n, 0.0);
+             add_product(product, decay, received_decay, n);
+             std::copy(product.begin(), product.end(), decay.begin());
+           }});
+  const bool forward = direction == Direction::kForward;
+  const auto for_each_run = [&](auto&& visit) {
+    for (int r = 0; r < layout.ranks(); ++r) {
+      for (size_t i = 0; i < layout.runs(r).size(); ++i) {
+        for (int64_t h = 0; h < heads; ++h) {
+          visit(r, static_cast<int64_t>(i), layout.runs(r)[i], h);
+        }
+      }
+    }
+  };
+  for_each_run([&](int r, int64_t i, const parallel::Run& run, int64_t h) {
+    Map map = identity_map();
+    for (int64_t t = 0; t < run.length; ++t) {
+      const int64_t position = run.position(forward ? t : run.length - 1 - t);
+      map = after(tokens[static_cast<size_t>(h)][static_cast<size_t>(position)], map);
+    }
+    std::copy(map.b.begin(), map.b.end(),
+              ranks.at(r, parallel::kMapsSlot, Field::kState, i, h).begin());
+    std::copy(map.a.begin(), map.a.end(),
+              ranks.at(r, parallel::kMapsSlot, Field::kDecay, i, h).begin());
+  });
+  ranks.run(seed);
+
+  // What enters token t of each head; backward: t - 1 from the right.
+  TokenMaps entering;
+  for (const std::vector<Map>& of_head : tokens) {
+    std::vector<Map> states{identity_map()};
+    for (size_t t = 0; t < of_head.size(); ++t) {
+      states.push_back(after(of_head[forward ? t : of_head.size() - 1 - t], states.back()));
+    }
+    if (!forward) std::reverse(states.begin(), states.end());
+    entering.push_back(std::move(states));
+  }
+  for_each_run([&](int r, int64_t i, const parallel::Run& run, int64_t h) {
+    const int64_t at = forward ? run.global_begin : run.global_begin + run.length;
+    const std::vector<double>& want = entering[static_cast<size_t>(h)][static_cast<size_t>(at)].b;
+    const auto got = ranks.at(r, parallel::kEnteringSlot, Field::kState, i, h);
+    for (size_t e = 0; e < want.size(); ++e) {
+      ASSERT_TRUE(std::abs(got[e] - want[e]) <= 1e-12 * (1 + std::abs(want[e])))
+          << "rank " << r << " run " << i << " head " << h << ": " << got[e] << ", not " << want[e];
+    }
+  });
+}
+
+constexpr Direction kDirections[] = {Direction::kForward, Direction::kBackward};
+
+std::string describe(const ScanMethod& method, const TokenLayout& layout, int64_t heads,
+                     Direction direction) {
+  return absl::StrCat(std::string(method.name), ", ", layout.ranks(), " ranks, ", layout.tokens(),
+                      " tokens, ", heads, " heads",
+                      direction == Direction::kForward ? ", forward" : ", backward");
+}
 
 TEST(PlanScan, EqualsOneWalk) {
-  for (const ScanKind& scan : kScans) {
+  for (const ScanMethod& method : parallel::scan_methods()) {
     for (const auto make : {TokenLayout::contiguous, TokenLayout::zigzag}) {
       for (int ranks = 1; ranks <= 9; ++ranks) {
         for (int64_t tokens : {0, 1, 7, ranks - 1, 61}) {
-          SCOPED_TRACE(absl::StrCat(scan.name, ", ", ranks, " ranks, ", tokens, " tokens"));
-          const TokenLayout layout = make(tokens, ranks);
-          for (uint64_t seed = 0; seed < 4; ++seed) {
-            ASSERT_NO_THROW(verify_scan(layout, scan.plan, seed));
-            ASSERT_FALSE(HasFatalFailure());
+          for (const int64_t heads : {1, 3, 20}) {
+            for (const Direction direction : kDirections) {
+              const TokenLayout layout = make(tokens, ranks);
+              SCOPED_TRACE(describe(method, layout, heads, direction));
+              const auto seed = static_cast<uint64_t>(heads);
+              ASSERT_NO_THROW(verify_scan(layout, method, heads, direction, seed));
+              ASSERT_FALSE(HasFatalFailure());
+              for (const Grouping grouping : kGroupings) {
+                ASSERT_EQ(stuck(plans_of(method, layout, heads, direction), grouping), "");
+              }
+            }
           }
         }
       }
@@ -147,43 +188,115 @@ TEST(PlanScan, EqualsOneWalkForAnyRuns) {
       tokens += length;
     }
     const TokenLayout layout(tokens, runs);
-    for (const ScanKind& scan : kScans) {
-      SCOPED_TRACE(absl::StrCat(scan.name, ", round ", round));
-      ASSERT_NO_THROW(verify_scan(layout, scan.plan, static_cast<uint64_t>(round)));
-      ASSERT_FALSE(HasFatalFailure());
+    for (const ScanMethod& method : parallel::scan_methods()) {
+      for (const Direction direction : kDirections) {
+        const int64_t heads = 1 + round % 4;
+        SCOPED_TRACE(absl::StrCat(describe(method, layout, heads, direction), ", round ", round));
+        ASSERT_NO_THROW(
+            verify_scan(layout, method, heads, direction, static_cast<uint64_t>(round)));
+        ASSERT_FALSE(HasFatalFailure());
+        for (const Grouping grouping : kGroupings) {
+          ASSERT_EQ(stuck(plans_of(method, layout, heads, direction), grouping), "");
+        }
+      }
     }
   }
 }
 
+// Of one rank: the closed forms of parallel/ALGORITHMS.md, on contiguous layouts.
+int64_t closed_form(std::string_view method, int ranks, int rank, int64_t sigma, int64_t decay) {
+  if (method == "all_gather") return (ranks - 1) * (sigma + decay);
+  if (rank == 0) return 0;
+  if (method != "doubling") return sigma;
+  // 1 + ceil(log2 r) messages, of which the last is a state, as is the only one of rank 1; so is
+  // no other.
+  int rounds = 0;
+  while ((1 << rounds) < rank) ++rounds;
+  return (1 + rounds) * sigma + rounds * decay;
+}
+
 TEST(PlanScan, BytesAreThoseOfTheAlgorithms) {
-  const HeadShape shape{.q_heads = 1, .kv_heads = 1, .head_dim = 16, .value_dim = 24};
-  const int64_t sigma = 16 * 24 * 4;
-  for (int ranks = 1; ranks <= 9; ++ranks) {
-    for (int64_t per_rank : {1, 2}) {
-      const TokenLayout layout =
-          per_rank == 1 ? TokenLayout::contiguous(100, ranks) : TokenLayout::zigzag(100, ranks);
-      int64_t ring = 0;
-      for (int r = 0; r < ranks; ++r) {
-        EXPECT_EQ(received_bytes(parallel::plan_scan_all_gather(layout, r), r, shape, DType::kBF16),
-                  (ranks - 1) * per_rank * sigma);
-        ring += received_bytes(parallel::plan_scan_ring(layout, r), r, shape, DType::kBF16);
+  using kernels::StateDecay;
+  for (const StateDecay kind : {StateDecay::kScalar, StateDecay::kDiagonal, StateDecay::kDense}) {
+    const HeadShape shape{
+        .q_heads = 4, .kv_heads = 4, .head_dim = 16, .value_dim = 24, .state_decay = kind};
+    const int64_t decay_sizes[] = {1, 16, 16 * 16};
+    const int64_t sigma = 4 * 16 * 24 * 4, decay = 4 * 4 * decay_sizes[static_cast<int>(kind)];
+    for (const ScanMethod& method : parallel::scan_methods()) {
+      for (int ranks = 1; ranks <= 9; ++ranks) {
+        for (const Direction direction : kDirections) {
+          int64_t zigzag = 0;
+          for (int r = 0; r < ranks; ++r) {
+            // Backward, the state comes from the other end.
+            const int place = direction == Direction::kForward ? r : ranks - 1 - r;
+            const Plan plan = method.plan(TokenLayout::contiguous(100, ranks), 4, direction, r);
+            EXPECT_EQ(received_bytes(plan, r, shape, DType::kBF16),
+                      closed_form(method.name, ranks, place, sigma, decay))
+                << std::string(method.name) << " P=" << ranks << " rank " << r;
+            const Plan twice = method.plan(TokenLayout::zigzag(100, ranks), 4, direction, r);
+            if (method.name == "all_gather") {
+              EXPECT_EQ(received_bytes(twice, r, shape, DType::kBF16),
+                        (ranks - 1) * 2 * (sigma + decay));
+            }
+            zigzag += received_bytes(twice, r, shape, DType::kBF16);
+          }
+          // There and back: the last rank keeps its two neighbouring chunks to itself.
+          if (method.name == "ring" || method.name == "pipelined") {
+            EXPECT_EQ(zigzag, (ranks - 1) * 2 * sigma);
+          }
+        }
       }
-      // There, and with zigzag back: the last rank keeps its two neighbouring chunks to itself.
-      EXPECT_EQ(ring, (ranks - 1) * per_rank * sigma);
+    }
+  }
+}
+
+TEST(PlanScan, StepsThatWaitForOtherRanksAreThoseOfTheAlgorithms) {
+  for (const ScanMethod& method : parallel::scan_methods()) {
+    for (int ranks = 2; ranks <= 9; ++ranks) {
+      int most = 0;
+      for (int r = 0; r < ranks; ++r) {
+        const Plan plan =
+            method.plan(TokenLayout::contiguous(100, ranks), 64, Direction::kForward, r);
+        int steps = 0;
+        for (const parallel::Step& step : plan.steps) {
+          steps += std::any_of(step.transfers.begin(), step.transfers.end(),
+                               [&](const parallel::Transfer& t) { return t.peer != r; });
+        }
+        most = std::max(most, steps);
+      }
+      int rounds = 0;
+      while ((1 << rounds) < ranks - 1) ++rounds;
+      const std::map<std::string_view, int> expected{
+          {"all_gather", 1},
+          {"ring", ranks == 2 ? 1 : 2},  // of one rank: it receives, and sends on
+          {"doubling", 1 + rounds},
+          {"pipelined", ranks == 2 ? ranks : ranks + 1}};  // blocks, and one more
+      EXPECT_EQ(most, expected.at(method.name)) << std::string(method.name) << " P=" << ranks;
     }
   }
 }
 
 TEST(PlanScan, RefusesStripes) {
   const TokenLayout layout = TokenLayout::striped(64, 4);
-  for (const ScanKind& scan : kScans) {
+  for (const ScanMethod& method : parallel::scan_methods()) {
     try {
-      scan.plan(layout, 0);
+      method.plan(layout, 1, Direction::kForward, 0);
       FAIL() << "no error";
     } catch (const Error& error) {
       EXPECT_EQ(error.code(), ErrorCode::kConfig);
       EXPECT_NE(std::string(error.what()).find("contiguous or zigzag"), std::string::npos);
     }
+  }
+}
+
+TEST(PlanScan, UnknownMethodsAreNamed) {
+  try {
+    parallel::scan_method("lasp");
+    FAIL() << "no error";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::kConfig);
+    EXPECT_NE(std::string(error.what()).find("all_gather, ring, doubling, pipelined"),
+              std::string::npos);
   }
 }
 

@@ -1,0 +1,278 @@
+// Linear attention on ranks as threads: every method, against the recurrence in fp64.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "absl/strings/str_cat.h"
+#include "dist/local/local.h"
+#include "tests/parallel/covering.h"
+#include "tests/parallel/linear_attention_cases.h"
+
+namespace longhaul::test {
+namespace {
+
+using kernels::testing::LinearOperands;
+using kernels::testing::LinearTruth;
+
+constexpr std::chrono::seconds kDeadline(60);
+
+// Primes, as many as a document of 7, and fewer than ranks, so that some have nothing.
+int64_t tokens_of(int index, int ranks) {
+  const int64_t tokens[] = {1, 7, std::max(ranks - 1, 1), 61, 199};
+  return tokens[index];
+}
+
+// One of 7 tokens in the midst of others; all straddle ranks.
+parallel::Documents documents_of(bool packed, int64_t tokens) {
+  std::vector<int64_t> begins{0};
+  for (int64_t begin : {tokens / 3, tokens / 3 + 7, tokens / 3 + 8, tokens * 3 / 4}) {
+    if (packed && begin > begins.back() && begin < tokens) begins.push_back(begin);
+  }
+  return parallel::Documents(tokens, begins);
+}
+
+std::vector<LinearResult> results_of(const LinearCase& c, const LinearOperands& x, int ranks) {
+  std::vector<LinearResult> results(static_cast<size_t>(ranks));
+  dist::run_local(ranks, kDeadline, [&](dist::Group& group) {
+    results[static_cast<size_t>(group.rank())] = run_linear_attention(group, c, x);
+  });
+  return results;
+}
+
+std::vector<double> errors_of(const LinearCase& c, const LinearOperands& x,
+                              const LinearTruth& truth, int ranks) {
+  std::vector<double> result;
+  try {
+    dist::run_local(ranks, kDeadline, [&](dist::Group& group) {
+      const auto e = errors(group, c, truth, run_linear_attention(group, c, x));
+      if (group.rank() == 0) result = e;
+    });
+  } catch (const Error& error) {
+    ADD_FAILURE() << error.what();
+  }
+  return result;
+}
+
+// Who has which map, in order.
+class TokenOwners {
+ public:
+  explicit TokenOwners(const parallel::TokenLayout& layout) {
+    for (int64_t position = 0; position < layout.tokens(); ++position) {
+      const int rank = layout.locate(position).rank;
+      if (owners_.empty() || owners_.back() != rank) owners_.push_back(rank);
+    }
+  }
+  bool same(int64_t a, int64_t b) const {
+    return owners_[static_cast<size_t>(a)] == owners_[static_cast<size_t>(b)];
+  }
+
+ private:
+  std::vector<int> owners_;
+};
+
+constexpr const char* kLayouts[] = {"contiguous", "zigzag", "balanced"};
+
+TEST(LinearAttentionRanks, EveryMethodEqualsTheRecurrence) {
+  const auto methods = parallel::scan_methods();
+  constexpr int64_t kShapes[][3] = {{3, 5, 4}, {1, 8, 16}, {7, 3, 2}};
+  for (const Case& pick : cases_of({static_cast<int>(methods.size()), 3, 9, 5, 2, 3, 4})) {
+    const int ranks = pick[2] + 1;
+    const int64_t tokens = tokens_of(pick[3], ranks);
+    const int64_t* shape = kShapes[pick[5]];
+    const LinearCase c{.method = std::string(methods[static_cast<size_t>(pick[0])].name),
+                       .layout = kLayouts[pick[1]],
+                       .tokens = tokens,
+                       .heads = shape[0],
+                       .head_dim = shape[1],
+                       .value_dim = shape[2],
+                       .documents = documents_of(pick[4] == 1, tokens),
+                       .dtype = DType::kF64,
+                       .initial_state = pick[6] % 2 == 1,
+                       .final_state = pick[6] / 2 == 1};
+    SCOPED_TRACE(absl::StrCat(c.name(), " P=", ranks));
+    const LinearOperands x = operands_of(c, 5);
+    for (double e : errors_of(c, x, truth_of(c, x), ranks)) EXPECT_LE(e, 1e-10);
+    if (HasFailure()) return;
+  }
+}
+
+// Everything at once, in each method.
+LinearCase everything(std::string_view method, const char* layout, DType dtype) {
+  return {.method = std::string(method),
+          .layout = layout,
+          .tokens = 131,
+          .heads = 5,
+          .head_dim = 16,
+          .value_dim = 24,
+          .documents = parallel::Documents(131, {0, 44, 51, 100}),
+          .dtype = dtype,
+          .initial_state = true,
+          .final_state = true};
+}
+
+// Accumulators are f32 end to end: sharding may cost no more than twice one rank's rounding.
+TEST(LinearAttentionRanks, LowPrecisionLosesNothingOverRanks) {
+  for (const parallel::ScanMethod& method : parallel::scan_methods()) {
+    for (const DType dtype : {DType::kF32, DType::kBF16}) {
+      for (const int ranks : {2, 5, 8}) {
+        const LinearCase c = everything(method.name, kLayouts[ranks % 3], dtype);
+        SCOPED_TRACE(absl::StrCat(c.name(), " P=", ranks));
+        const LinearOperands x = operands_of(c, 8);
+        const LinearTruth truth = truth_of(c, x);
+        const std::vector<double> one = errors_of(c, x, truth, 1);
+        const std::vector<double> many = errors_of(c, x, truth, ranks);
+        for (size_t i = 0; i < one.size(); ++i) {
+          EXPECT_LE(many[i], std::max(2 * one[i], 8 * 0x1p-24)) << "tensor " << i;
+        }
+      }
+    }
+  }
+}
+
+TEST(LinearAttentionRanks, RerunsAreBitIdentical) {
+  for (const parallel::ScanMethod& method : parallel::scan_methods()) {
+    const LinearCase c = everything(method.name, "zigzag", DType::kF32);
+    const LinearOperands x = operands_of(c, 9);
+    EXPECT_EQ(results_of(c, x, 4), results_of(c, x, 4)) << c.name();
+  }
+}
+
+// The truth would show a small leak as a small error only, and NaN not at all where the truth has
+// it too: one token of the second document is NaN, and nothing of the others moves by a bit.
+TEST(LinearAttentionRanks, DocumentsAreIsolated) {
+  constexpr int kRanks = 4;
+  for (const parallel::ScanMethod& method : parallel::scan_methods()) {
+    for (const char* layout : kLayouts) {
+      const LinearCase c = everything(method.name, layout, DType::kF64);
+      SCOPED_TRACE(c.name());
+      LinearOperands x = operands_of(c, 6);
+      const auto before = results_of(c, x, kRanks);
+      constexpr int64_t kChanged = 47;
+      for (auto* values : {&x.q, &x.k, &x.v, &x.dout}) {
+        const auto of_row = static_cast<int64_t>(values->size()) / c.tokens;
+        (*values)[static_cast<size_t>(kChanged * of_row)] = std::nan("");
+      }
+      const auto after = results_of(c, x, kRanks);
+      int64_t changed = 0, compared = 0;
+      const parallel::TokenLayout places = layout_of(c, kRanks);
+      for (int r = 0; r < kRanks; ++r) {
+        const auto compare = [&](const std::vector<double>& a, const std::vector<double>& b) {
+          const int64_t rows = places.rows(r), of_row = static_cast<int64_t>(a.size()) / rows;
+          for (int64_t row = 0; row < rows; ++row) {
+            const int64_t position = places.position(r, row);
+            const bool other = position < 44 || position >= 51;
+            for (int64_t i = row * of_row; i < (row + 1) * of_row; ++i) {
+              const bool equal = a[static_cast<size_t>(i)] == b[static_cast<size_t>(i)];
+              ASSERT_TRUE(equal || !other) << position;
+              (other ? compared : changed) += other || !equal;
+            }
+          }
+        };
+        const LinearResult &a = before[static_cast<size_t>(r)], &b = after[static_cast<size_t>(r)];
+        compare(a.out, b.out);
+        compare(a.dq, b.dq);
+        compare(a.dk, b.dk);
+        compare(a.dv, b.dv);
+        EXPECT_EQ(a.final_state, b.final_state);
+      }
+      EXPECT_EQ(compared, (131 - 7) * 2 * (16 + 24) * c.heads);
+      EXPECT_GT(changed, 100);
+    }
+  }
+}
+
+// Two samples, the second of which starts with what the first ends with, are one.
+TEST(LinearAttentionRanks, StatesCarryOverSamples) {
+  LinearCase whole = everything("all_gather", "zigzag", DType::kF64);
+  whole.initial_state = false;
+  const LinearOperands x = operands_of(whole, 3);
+  const LinearTruth truth = truth_of(whole, x);
+  constexpr int64_t kFirst = 70;  // in the midst of a document
+  const auto part = [&](int64_t begin, int64_t tokens) {
+    LinearOperands piece = x;
+    for (auto* values : {&piece.q, &piece.k, &piece.v, &piece.dout}) {
+      const auto of_row = static_cast<int64_t>(values->size()) / whole.tokens;
+      *values = {values->begin() + begin * of_row, values->begin() + (begin + tokens) * of_row};
+    }
+    return piece;
+  };
+  for (const parallel::ScanMethod& method : parallel::scan_methods()) {
+    LinearCase first = whole, second = whole;
+    first.method = second.method = std::string(method.name);
+    first.tokens = kFirst;
+    first.documents = parallel::Documents(kFirst, {0, 44, 51});
+    second.tokens = whole.tokens - kFirst;
+    second.documents = parallel::Documents(second.tokens, {0, 100 - kFirst});
+    second.initial_state = true;
+    const auto a = results_of(first, part(0, kFirst), 3);
+    LinearOperands rest = part(kFirst, second.tokens);
+    rest.state_in = a[1].final_state;
+    const auto b = results_of(second, rest, 3);
+    const parallel::TokenLayout layout = layout_of(second, 3);
+    for (int r = 0; r < 3; ++r) {
+      const auto& out = b[static_cast<size_t>(r)].out;
+      const int64_t of_row = whole.heads * whole.value_dim;
+      for (size_t i = 0; i < out.size(); ++i) {
+        const int64_t row = static_cast<int64_t>(i) / of_row;
+        const int64_t at =
+            (kFirst + layout.position(r, row)) * of_row + static_cast<int64_t>(i) % of_row;
+        ASSERT_NEAR(out[i], truth.out[static_cast<size_t>(at)], 1e-10);
+      }
+      for (size_t i = 0; i < truth.state_out.size(); ++i) {
+        ASSERT_NEAR(b[static_cast<size_t>(r)].final_state[i], truth.state_out[i], 1e-10);
+      }
+    }
+  }
+}
+
+// What the counters have seen is what the algorithms promise, on both ways.
+TEST(LinearAttentionRanks, BytesAreThoseOfTheAlgorithms) {
+  for (int ranks = 1; ranks <= 9; ++ranks) {
+    for (const char* layout : {"contiguous", "zigzag"}) {
+      // Zigzag: two maps on each rank, but one on the last, whose chunks are neighbours.
+      const int64_t maps = std::string_view(layout) == "zigzag" ? 2 * ranks - 1 : ranks;
+      for (const parallel::ScanMethod& method : parallel::scan_methods()) {
+        const LinearCase c{.method = std::string(method.name),
+                           .layout = layout,
+                           .tokens = 61,
+                           .heads = 3,
+                           .head_dim = 6,
+                           .value_dim = 4,
+                           .documents = parallel::Documents::whole(61),
+                           .dtype = DType::kF32};
+        SCOPED_TRACE(absl::StrCat(c.name(), " P=", ranks));
+        const int64_t sigma = 3 * 6 * 4 * 4, decay = 3 * 4;
+        const TokenOwners owners(layout_of(c, ranks));
+        const auto results = results_of(c, operands_of(c, 1), ranks);
+        for (const int direction : {0, 1}) {
+          int64_t expected = 0, received = 0;  // by all ranks
+          if (c.method == "all_gather") {
+            // Everybody gets everybody else's.
+            expected = (ranks - 1) * maps * (sigma + decay);
+          } else if (c.method == "doubling") {
+            // What enters map g comes from map g - 1, then from g - 1, g - 2, g - 4, ... steps
+            // back; without a decay where that is all there is before g.
+            for (int64_t g = 1; g < maps; ++g) {
+              const auto other = [&](int64_t before) {
+                return direction == 0 ? !owners.same(g, before)
+                                      : !owners.same(maps - 1 - g, maps - 1 - before);
+              };
+              if (other(g - 1)) expected += sigma + (g > 1 ? decay : 0);
+              for (int64_t reach = 1; reach < g; reach *= 2) {
+                if (other(g - reach)) expected += sigma + (g - reach > reach ? decay : 0);
+              }
+            }
+          } else {
+            expected = (maps - 1) * sigma;
+          }
+          for (const LinearResult& r : results) received += r.received_bytes[direction];
+          EXPECT_EQ(received, expected);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace longhaul::test
