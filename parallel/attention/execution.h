@@ -80,7 +80,7 @@ struct ExecutionSetup {
   const Plan* plan = nullptr;
   const TokenLayout* layout = nullptr;  // whose rows a rank's published keys are
   Direction direction = Direction::kForward;
-  std::string_view what;  // of the operation, for traffic counters and errors
+  std::string_view what = "attention";  // for traffic counters and errors
   HeadShape heads;
   DType dtype = DType::kF32;
   kernels::AttentionOptions kernel_options;  // bias_slopes: of all query heads

@@ -98,7 +98,7 @@ Plan plan_chain(const TokenLayout& layout, int64_t heads, int blocks, Direction 
       const Place home{before.rank, kMapsSlot, {before.row, 1}};
       const Place entering{map.rank, kEnteringSlot, {map.row, 1}};
       move(travel, rank, home, entering, kStates, block, Reduce::kStore, at + 1);
-      if (map.rank == rank && g + 1 < count) {
+      if (map.rank == rank) {
         move(fold, rank, entering, {rank, kMapsSlot, {map.row, 1}}, kStates, block,
              Reduce::kCompose, at + 2);
       }
@@ -165,9 +165,7 @@ Plan plan_all_gather(const TokenLayout& layout, int64_t heads, Direction directi
       move(walk, rank, before, {rank, kEnteringSlot, {maps[g].row, 1}}, kStates, all_heads,
            Reduce::kStore, done_by);
     }
-    if (g < last_own) {
-      move(walk, rank, before, place(maps[g]), kStates, all_heads, Reduce::kCompose, done_by);
-    }
+    move(walk, rank, before, place(maps[g]), kStates, all_heads, Reduce::kCompose, done_by);
     plan.steps.push_back(std::move(walk));
   }
   return plan;
@@ -206,6 +204,14 @@ Plan plan_doubling(const TokenLayout& layout, int64_t heads, Direction direction
     }
     plan.steps.push_back(std::move(round));
   }
+  Step leave;
+  const int done_by = static_cast<int>(plan.steps.size()) + 1;
+  for (int64_t g = 1; g < count; ++g) {
+    if (place(g, kMapsSlot).rank != rank) continue;
+    move(leave, rank, place(g, kEnteringSlot), place(g, kMapsSlot), kStates, all_heads,
+         Reduce::kCompose, done_by);
+  }
+  plan.steps.push_back(std::move(leave));
   return plan;
 }
 

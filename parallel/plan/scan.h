@@ -2,9 +2,9 @@
 // function like the strategies of softmax attention (strategy.h), run by the same executor.
 //
 // The home slot (slot 0) holds a map for each of this rank's runs of tokens, in the layout's order:
-// kState, its sums, and kDecay. Slot 1 receives what enters each run, kState: the composition of
-// all maps before it in global order, applied to a state of zeros; for backward, of all maps after
-// it, from the last. Home's sums may be overwritten. The heads of the plans are `kv_heads`.
+// kState, its sums, and kDecay. A state of zeros goes through all maps in global order, for
+// backward from the last to the first. Slot 1 receives what enters each run, and what leaves it
+// takes the place of its sums at home. The heads of the plans are `kv_heads`.
 //
 // To add a method: a planner, a row in scan_methods() and a section in parallel/ALGORITHMS.md; the
 // properties, the parity suite and the benchmarks iterate the table.

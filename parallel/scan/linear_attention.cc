@@ -4,61 +4,41 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "kernels/linear_attention.h"
 #include "kernels/pointwise.h"
 #include "kernels/state_maps.h"
 #include "parallel/attention/execution.h"
+#include "parallel/scan/kinds.h"
+#include "parallel/scan/relayout.h"
+#include "parallel/scan/runs.h"
 
 namespace longhaul::parallel {
 
 namespace {
 
-// Runs with tokens, those that continue each other joined: one map each.
-TokenLayout joined_runs(const TokenLayout& layout) {
-  std::vector<RunList> runs(static_cast<size_t>(layout.ranks()));
-  for (int r = 0; r < layout.ranks(); ++r) {
-    RunList& list = runs[static_cast<size_t>(r)];
-    for (const Run& run : layout.runs(r)) {
-      if (run.length == 0) continue;
-      const bool range = run.stride == 1 || run.length == 1;
-      if (!list.empty() && range && list.back().stride == 1 &&
-          list.back().position(list.back().length) == run.global_begin) {
-        list.back().length += run.length;
-      } else {
-        list.push_back({run.global_begin, run.length, range ? 1 : run.stride});
-      }
-    }
-  }
-  return TokenLayout(layout.tokens(), std::move(runs));
-}
+constexpr std::string_view kForwardRows = "linear attention rows forward";
+constexpr std::string_view kBackwardRows = "linear attention rows backward";
 
-int64_t most_runs(const TokenLayout& layout) {
-  size_t most = 0;
-  for (int r = 0; r < layout.ranks(); ++r) most = std::max(most, layout.runs(r).size());
-  return static_cast<int64_t>(most);
-}
-
-// As many runs on every rank, dealt there and back as zigzag does: for measuring.
-TokenLayout runs_on_every_rank(int64_t runs, int ranks) {
-  std::vector<RunList> lists(static_cast<size_t>(ranks));
-  for (int64_t i = 0; i < runs * ranks; ++i) {
-    const auto place = static_cast<size_t>(i % ranks);
-    RunList& list = lists[i / ranks % 2 == 0 ? place : lists.size() - 1 - place];
-    list.push_back({i, 1, 1});
-  }
-  return TokenLayout(runs * ranks, std::move(lists));
-}
+bool present(const ConstTensorView& view) { return view.rank() > 0; }
 
 }  // namespace
 
-// A pass under way.
+// A sample, as this rank computes it.
+struct LinearAttention::Sample {
+  OwnRuns own;
+  std::optional<Relayout> relayout;  // rows are brought to a contiguous layout and back
+  std::array<Plan, 2> plans;         // by direction
+};
+
+// A pass under way: its memory, from the communication arena, and what it works on, which are the
+// caller's tensors or those of a re-layout.
 struct LinearAttention::Pass {
-  explicit Pass(Arena& communication) : scope(communication) {}
+  explicit Pass(Arena& communication) : scope(communication), arena(communication) {}
 
   Arena::Scope scope;
-  TensorView sums, decay;  // [runs, H, D * Dv] and [runs, H, elements]: this rank's maps
+  Arena& arena;
+  TensorView sums, decay;  // this rank's maps, [runs, H, D * Dv] and [runs, H, elements]
   std::unique_ptr<Execution> execution;
-  LinearAttentionForwardArgs forward;
+  LinearAttentionForwardArgs caller, args;
 };
 
 LinearAttention::Pending::Pending(std::unique_ptr<Pass> pass) : pass_(std::move(pass)) {}
@@ -67,22 +47,27 @@ LinearAttention::Pending::~Pending() = default;
 
 LinearAttention::LinearAttention(dist::Group& group, const TokenLayout& layout,
                                  const LinearAttentionOptions& options)
-    : group_(group), options_(options), method_(scan_method(options.method)) {
+    : group_(group),
+      options_(options),
+      method_(scan_method(options.method)),
+      parts_(parts_of(options.kind)),
+      rows_(layout.rows(group.rank())) {
   LONGHAUL_CHECK(layout.ranks() == group.size());
   LONGHAUL_CHECK(options.heads > 0 && options.head_dim > 0 && options.value_dim > 0);
-  if (options_.kind != LinearKind::kDecay || !options_.causal) {
-    fail(ErrorCode::kConfig, "linear attention over ranks is causal, with a decay per head");
+  if (!options_.causal) {
+    fail(ErrorCode::kConfig,
+         absl::StrCat(std::string(parts_.name), " is causal only; use softmax attention"));
   }
   const TokenLayout runs = joined_runs(layout);
-  rows_ = layout.rows(group.rank());
-  most_runs_ = std::max<int64_t>(options_.most_runs > 0 ? options_.most_runs : most_runs(runs), 1);
+  const bool striped = has_stripes(runs);
+  const int64_t of_layout = striped ? 1 : most_runs(runs);
+  most_runs_ = std::max<int64_t>({1, of_layout, options_.most_runs});
   // Until the first sample, everything is for measuring memory.
+  sample_ = std::make_unique<Sample>();
+  if (striped || options_.most_runs > 0) sample_->relayout.emplace(layout, group.rank());
+  const int64_t rows = sample_->relayout ? sample_->relayout->contiguous_rows() : rows_;
+  sample_->own = any_runs(rows, most_runs_);
   make_plans(runs_on_every_rank(most_runs_, group.size()));
-  for (int64_t i = 0; i < most_runs_; ++i) {
-    const int64_t begin = rows_ * i / most_runs_;
-    runs_.push_back({.begin = begin, .length = rows_ * (i + 1) / most_runs_ - begin});
-  }
-  entered_ = left_ = true;
 }
 
 LinearAttention::~LinearAttention() = default;
@@ -95,140 +80,85 @@ void LinearAttention::announce(int64_t layer, Direction direction) {
 void LinearAttention::prepare(const Documents& documents, const TokenLayout& of_sample) {
   LONGHAUL_CHECK(of_sample.ranks() == group_.size() && of_sample.rows(group_.rank()) == rows_ &&
                  of_sample.tokens() == documents.tokens());
-  TokenLayout layout = joined_runs(of_sample);
-  if (documents_ == documents && layout_ &&
-      layout_->runs(group_.rank()) == layout.runs(group_.rank())) {
-    return;
-  }
-  if (const int64_t runs = most_runs(layout); runs > most_runs_) {
-    fail(ErrorCode::kEnvironment,
-         absl::StrCat("linear attention has memory for ", most_runs_,
-                      " ranges of tokens on a rank, but the layout of a sample of ",
-                      documents.count(), " documents has ", runs,
-                      " on one; use layout zigzag or contiguous"));
-  }
-  make_plans(layout);
-  runs_.clear();
-  document_begins_.clear();
-  first_run_ = last_run_ = -1;
-  entered_ = left_ = false;
-  int64_t row = 0;
-  for (const Run& run : layout.runs(group_.rank())) {
-    const auto index = static_cast<int64_t>(runs_.size());
-    const int64_t begin = run.global_begin, end = begin + run.length;
-    runs_.push_back({.begin = row, .length = run.length});
-    const auto starts = [&](int64_t position) { return documents.local_position(position) == 0; };
-    // The sample's first document continues initial_state, whatever that is.
-    const std::vector<int64_t>& begins = documents.begins();
-    const auto from = std::lower_bound(begins.begin(), begins.end(), std::max<int64_t>(begin, 1));
-    for (auto it = from; it != begins.end() && *it < end; ++it) {
-      document_begins_.push_back(row + *it - begin);
-    }
-    if (begin == 0) first_run_ = index;
-    if (end == documents.tokens()) last_run_ = index;
-    entered_ = entered_ || !starts(begin);
-    left_ = left_ || (end < documents.tokens() && !starts(end));
-    row += run.length;
-  }
-  maps_ = 0;
-  for (int r = 0; r < layout.ranks(); ++r) maps_ += static_cast<int64_t>(layout.runs(r).size());
-  last_owner_ = documents.tokens() > 0 ? layout.locate(documents.tokens() - 1).rank : 0;
+  TokenLayout runs = joined_runs(of_sample);
+  std::vector<RunList> layout;
+  for (int r = 0; r < runs.ranks(); ++r) layout.push_back(runs.runs(r));
+  if (documents_ == documents && layout_ == layout) return;
   documents_ = documents;
   layout_ = std::move(layout);
+  auto sample = std::make_unique<Sample>();
+  if (has_stripes(runs) || most_runs(runs) > most_runs_) {
+    if (!has_stripes(runs) && options_.most_runs == 0) {
+      fail(ErrorCode::kEnvironment,
+           absl::StrCat("linear attention has memory for ", most_runs_,
+                        " ranges of tokens on a rank, but the layout of a sample of ",
+                        documents.count(), " documents has ", most_runs(runs),
+                        " on one; use layout zigzag or contiguous"));
+    }
+    sample->relayout.emplace(of_sample, group_.rank());
+    runs = joined_runs(TokenLayout::contiguous(of_sample.tokens(), of_sample.ranks()));
+  }
+  sample->own = own_runs(runs, documents, group_.rank());
+  sample_ = std::move(sample);
+  make_plans(runs);
 }
 
-void LinearAttention::make_plans(const TokenLayout& layout) {
+void LinearAttention::make_plans(const TokenLayout& runs) {
   for (const Direction direction : {Direction::kForward, Direction::kBackward}) {
-    plans_[static_cast<size_t>(direction)] =
-        method_.plan(layout, options_.heads, direction, group_.rank());
+    sample_->plans[static_cast<size_t>(direction)] =
+        method_.plan(runs, options_.heads, direction, group_.rank());
   }
 }
 
-ExecutionSetup LinearAttention::setup(Direction direction, Arena& communication) {
-  return {.group = &group_,
-          .plan = &plan(direction),
-          .layout = nullptr,
-          .direction = direction,
-          .what = direction == Direction::kForward ? "linear attention forward"
-                                                   : "linear attention backward",
-          .heads = {.q_heads = options_.heads,
-                    .kv_heads = options_.heads,
-                    .head_dim = options_.head_dim,
-                    .value_dim = options_.value_dim,
-                    .state_decay = kernels::StateDecay::kScalar},
-          .dtype = options_.dtype,
-          .kernel_options = {},
-          .in_place = {},
-          .communication = &communication};
+const Plan& LinearAttention::plan(Direction direction) const {
+  return sample_->plans[static_cast<size_t>(direction)];
 }
 
-kernels::LinearTokens LinearAttention::tokens(std::span<const double> slopes) const {
-  return {.runs = runs_, .document_begins = document_begins_, .slopes = slopes};
+RunRows LinearAttention::run_rows() const {
+  return {sample_->own.rows, sample_->own.document_begins};
 }
+
+int64_t LinearAttention::own() const { return static_cast<int64_t>(sample_->own.rows.size()); }
 
 Shape LinearAttention::state_shape() const {
-  return {static_cast<int64_t>(runs_.size()), options_.heads, options_.head_dim,
-          options_.value_dim};
+  return {own(), options_.heads, options_.head_dim, options_.value_dim};
 }
 
 TensorView LinearAttention::flat(const TensorView& states) const {
   return states.reshape({states.dim(0), options_.heads, options_.head_dim * options_.value_dim});
 }
 
-void LinearAttention::allocate_maps(Pass& pass, Arena& communication) const {
+void LinearAttention::allocate_maps(Pass& pass) const {
   const DType acc = accumulator(options_.dtype);
-  pass.sums = communication.allocate(acc, state_shape());
-  pass.decay = communication.allocate(acc, {static_cast<int64_t>(runs_.size()), options_.heads, 1});
+  const int64_t elements = kernels::decay_elements(parts_.decay, options_.head_dim);
+  pass.sums = pass.arena.allocate(acc, state_shape());
+  pass.decay = pass.arena.allocate(acc, {own(), options_.heads, elements});
 }
 
-// Starts the exchange of the maps; what enters each run arrives in `entering`.
+// Starts the exchange of the maps; what enters each run will be in `entering`.
 void LinearAttention::start(const Context& ctx, Pass& pass, Direction direction,
-                            Arena& communication, const TensorView& entering) {
+                            const TensorView& entering) {
   FieldViews home, arriving;
   at(home, Field::kState) = flat(pass.sums);
   at(home, Field::kDecay) = pass.decay;
   at(arriving, Field::kState) = flat(entering);
-  pass.execution =
-      std::make_unique<Execution>(ctx, setup(direction, communication), home, arriving);
+  const ExecutionSetup setup{.group = &group_,
+                             .plan = &plan(direction),
+                             .layout = nullptr,
+                             .direction = direction,
+                             .what = direction == Direction::kForward ? "linear attention forward"
+                                                                      : "linear attention backward",
+                             .heads = {.q_heads = options_.heads,
+                                       .kv_heads = options_.heads,
+                                       .head_dim = options_.head_dim,
+                                       .value_dim = options_.value_dim,
+                                       .state_decay = parts_.decay},
+                             .dtype = options_.dtype,
+                             .kernel_options = {},
+                             .in_place = {},
+                             .communication = &pass.arena};
+  pass.execution = std::make_unique<Execution>(ctx, setup, home, arriving);
   pass.execution->start(ctx);
-}
-
-LinearAttention::Pending LinearAttention::begin(const Context& ctx, Arena& communication,
-                                                const LinearAttentionForwardArgs& args) {
-  if (!ctx.measuring()) {
-    LONGHAUL_CHECK(documents_.has_value(), "prepare() for a sample first");
-    ++forward_count_;
-  }
-  auto pass = std::make_unique<Pass>(communication);
-  pass->forward = args;
-  allocate_maps(*pass, communication);
-  const int64_t own = static_cast<int64_t>(runs_.size());
-  const kernels::LinearTokens tokens = this->tokens(args.slopes);
-  // One map alone is composed with nothing.
-  if (own > 0 && (maps_ > 1 || args.final_state.rank() > 0)) {
-    kernels::linear_attention_maps(ctx, {.tokens = tokens,
-                                         .k = args.k,
-                                         .v = args.v,
-                                         .sums = pass->sums,
-                                         .log_decay = pass->decay.reshape({own, options_.heads})});
-    if (first_run_ >= 0 && args.initial_state.rank() > 0) {
-      const int64_t elements = options_.head_dim * options_.value_dim;
-      kernels::state_maps_compose(
-          ctx, {.kind = kernels::StateDecay::kScalar,
-                .head_dim = options_.head_dim,
-                .earlier_sums = args.initial_state.reshape({1, options_.heads, elements}),
-                .earlier_decay = {},
-                .sums = flat(pass->sums).rows(first_run_, 1),
-                .decay = pass->decay.rows(first_run_, 1)});
-    }
-  }
-  start(ctx, *pass, Direction::kForward, communication, args.states.rows(0, own));
-  if (own > 0) {
-    kernels::linear_attention_forward(
-        polling(ctx, *pass),
-        {.tokens = tokens, .q = args.q, .k = args.k, .v = args.v, .out_acc = args.out_acc});
-  }
-  return Pending(std::move(pass));
 }
 
 // Lets the maps travel while a kernel runs.
@@ -241,92 +171,157 @@ Context LinearAttention::polling(const Context& ctx, Pass& pass) {
   return polling;
 }
 
+// Memory for a tensor's rows in the contiguous layout.
+TensorView LinearAttention::contiguous(Pass& pass, const ConstTensorView& like) const {
+  if (!present(like)) return {};
+  Shape shape = like.shape();
+  shape[0] = sample_->relayout->contiguous_rows();
+  return pass.arena.allocate(like.dtype(), shape);
+}
+
+// Inputs with the rows that are computed here: those of the caller or, in memory of the pass, those
+// of a re-layout.
+void LinearAttention::fetch(const Context& ctx, Pass& pass, std::string_view what,
+                            std::initializer_list<ConstTensorView*> inputs) {
+  if (!sample_->relayout) return;
+  std::vector<ConstTensorView> from;
+  std::vector<TensorView> to;
+  for (ConstTensorView* input : inputs) {
+    if (!present(*input)) continue;
+    from.push_back(*input);
+    to.push_back(contiguous(pass, *input));
+    *input = to.back();
+  }
+  sample_->relayout->to_contiguous(ctx, group_, pass.arena, from, to, what);
+}
+
+void LinearAttention::give_back(const Context& ctx, Pass& pass, std::string_view what,
+                                std::initializer_list<std::pair<TensorView, TensorView>> results) {
+  if (!sample_->relayout) return;
+  std::vector<ConstTensorView> from;
+  std::vector<TensorView> to;
+  for (const auto& [computed, wanted] : results) {
+    if (!present(wanted)) continue;
+    from.emplace_back(computed);
+    to.push_back(wanted);
+  }
+  sample_->relayout->from_contiguous(ctx, group_, pass.arena, from, to, what);
+}
+
+LinearAttention::Pending LinearAttention::begin(const Context& ctx, Arena& communication,
+                                                const LinearAttentionForwardArgs& caller) {
+  if (!ctx.measuring()) {
+    LONGHAUL_CHECK(documents_.has_value(), "prepare() for a sample first");
+    ++forward_count_;
+  }
+  auto pass = std::make_unique<Pass>(communication);
+  pass->caller = pass->args = caller;
+  LinearAttentionForwardArgs& args = pass->args;
+  fetch(ctx, *pass, kForwardRows, {&args.q, &args.k, &args.v, &args.log_gate, &args.beta});
+  if (sample_->relayout) args.out_acc = contiguous(*pass, caller.out_acc);
+  args.states = caller.states.rows(0, own());
+  allocate_maps(*pass);
+
+  const OwnRuns& runs = sample_->own;
+  // One map alone is composed with nothing.
+  if (own() > 0 && (runs.maps > 1 || present(args.final_state))) {
+    parts_.maps(ctx, run_rows(), args, pass->sums, pass->decay);
+    if (runs.first >= 0 && present(args.initial_state)) {
+      const Shape one{1, options_.heads, options_.head_dim * options_.value_dim};
+      kernels::state_maps_compose(ctx, {.kind = parts_.decay,
+                                        .head_dim = options_.head_dim,
+                                        .earlier_sums = args.initial_state.reshape(one),
+                                        .earlier_decay = {},
+                                        .sums = flat(pass->sums).rows(runs.first, 1),
+                                        .decay = pass->decay.rows(runs.first, 1)});
+    }
+  }
+  start(ctx, *pass, Direction::kForward, args.states);
+  if (own() > 0 && parts_.add_states != nullptr) {
+    parts_.forward(polling(ctx, *pass), run_rows(), args, {});
+  }
+  return Pending(std::move(pass));
+}
+
 void LinearAttention::finish(const Context& ctx, Pending pending) {
   Pass& pass = *pending.pass_;
-  const LinearAttentionForwardArgs& args = pass.forward;
+  const LinearAttentionForwardArgs& args = pass.args;
+  const OwnRuns& runs = sample_->own;
   pass.execution->finish(ctx);
-  const int64_t own = static_cast<int64_t>(runs_.size());
-  const bool initial = first_run_ >= 0 && args.initial_state.rank() > 0;
-  const TensorView states = args.states.rows(0, own);
+  const bool initial = runs.first >= 0 && present(args.initial_state);
   if (initial) {
-    kernels::copy(ctx, args.initial_state,
-                  states.rows(first_run_, 1).reshape(args.initial_state.shape()));
+    const TensorView first = args.states.rows(runs.first, 1);
+    kernels::copy(ctx, args.initial_state, first.reshape(args.initial_state.shape()));
   }
-  if (own > 0 && (entered_ || initial)) {
-    kernels::linear_attention_add_out(
-        ctx,
-        {.tokens = tokens(args.slopes), .q = args.q, .state_in = states, .out_acc = args.out_acc});
+  if (own() > 0 && parts_.add_states == nullptr) {
+    parts_.forward(ctx, run_rows(), args, args.states);
+  } else if (own() > 0 && (runs.entered || initial)) {
+    parts_.add_states(ctx, run_rows(), args, args.states);
   }
-  if (args.final_state.rank() > 0) share_final_state(ctx, pass);
+  give_back(ctx, pass, kForwardRows, {{args.out_acc, pass.caller.out_acc}});
+  if (present(args.final_state)) share_final_state(ctx, pass);
 }
 
 // What leaves the last run.
-void LinearAttention::share_final_state(const Context& ctx, Pass& pass) {
-  const LinearAttentionForwardArgs& args = pass.forward;
-  if (maps_ == 0) {  // no tokens
-    const bool initial = args.initial_state.rank() > 0;
-    if (initial) kernels::copy(ctx, args.initial_state, args.final_state);
-    if (!initial) kernels::fill_zero(ctx, args.final_state);
+void LinearAttention::share_final_state(const Context& ctx, const Pass& pass) {
+  const OwnRuns& runs = sample_->own;
+  const TensorView& result = pass.args.final_state;
+  if (runs.maps == 0) {  // no tokens
+    const bool initial = present(pass.args.initial_state);
+    if (initial) kernels::copy(ctx, pass.args.initial_state, result);
+    if (!initial) kernels::fill_zero(ctx, result);
     return;
   }
-  if (last_run_ >= 0) {
-    const TensorView last = flat(pass.sums).rows(last_run_, 1);
-    // The map of a sample in one run has the initial state in it already.
-    if (first_run_ != last_run_) {
-      kernels::state_maps_compose(ctx, {.kind = kernels::StateDecay::kScalar,
-                                        .head_dim = options_.head_dim,
-                                        .earlier_sums = flat(args.states).rows(last_run_, 1),
-                                        .earlier_decay = {},
-                                        .sums = last,
-                                        .decay = pass.decay.rows(last_run_, 1)});
-    }
-    kernels::copy(ctx, last.reshape(args.final_state.shape()), args.final_state);
+  if (runs.last >= 0) {
+    kernels::copy(ctx, pass.sums.rows(runs.last, 1).reshape(result.shape()), result);
   }
   if (ctx.measuring()) return;
   Stream stream = ctx.stream;
-  group_.broadcast(stream, args.final_state, last_owner_, "linear attention final state")
-      .wait(stream);
+  group_.broadcast(stream, result, runs.last_owner, "linear attention final state").wait(stream);
 }
 
 void LinearAttention::backward(const Context& ctx, Arena& communication,
-                               const LinearAttentionBackwardArgs& args) {
+                               const LinearAttentionBackwardArgs& caller) {
   Pass pass(communication);
-  allocate_maps(pass, communication);
-  const int64_t own = static_cast<int64_t>(runs_.size());
-  const TensorView dstates = communication.allocate(accumulator(options_.dtype), state_shape());
-  const kernels::LinearTokens tokens = this->tokens(args.slopes);
-  if (own > 0 && maps_ > 1) {
-    kernels::linear_attention_backward_maps(
-        ctx, {.tokens = tokens,
-              .q = args.q,
-              .dout = args.dout,
-              .sums = pass.sums,
-              .log_decay = pass.decay.reshape({own, options_.heads})});
+  LinearAttentionBackwardArgs args = caller;
+  fetch(ctx, pass, kBackwardRows,
+        {&args.q, &args.k, &args.v, &args.dout, &args.log_gate, &args.beta});
+  if (sample_->relayout) {
+    for (TensorView* result :
+         {&args.dq_acc, &args.dk_acc, &args.dv_acc, &args.dlog_gate, &args.dbeta}) {
+      *result = contiguous(pass, *result);
+    }
   }
-  start(ctx, pass, Direction::kBackward, communication, dstates);
+  args.states = caller.states.rows(0, own());
+  allocate_maps(pass);
+  const TensorView dstates = pass.arena.allocate(accumulator(options_.dtype), state_shape());
+
+  const OwnRuns& runs = sample_->own;
+  if (own() > 0 && (runs.maps > 1 || parts_.complete != nullptr)) {
+    parts_.backward_maps(ctx, run_rows(), args, pass.sums, pass.decay);
+  }
+  start(ctx, pass, Direction::kBackward, dstates);
   for (const TensorView& gradient : {args.dq_acc, args.dk_acc, args.dv_acc}) {
     kernels::fill_zero(ctx, gradient);
   }
-  if (own > 0) {
-    kernels::linear_attention_backward(polling(ctx, pass), {.tokens = tokens,
-                                                            .q = args.q,
-                                                            .k = args.k,
-                                                            .v = args.v,
-                                                            .dout = args.dout,
-                                                            .state_in = args.states.rows(0, own),
-                                                            .dq_acc = args.dq_acc,
-                                                            .dk_acc = args.dk_acc,
-                                                            .dv_acc = args.dv_acc});
+  if (own() > 0 && parts_.add_dstates != nullptr) {
+    parts_.backward(polling(ctx, pass), run_rows(), args, args.states, {});
   }
   pass.execution->finish(ctx);
-  if (own > 0 && left_) {
-    kernels::linear_attention_add_dk_dv(ctx, {.tokens = tokens,
-                                              .k = args.k,
-                                              .v = args.v,
-                                              .dstate_out = dstates,
-                                              .dk_acc = args.dk_acc,
-                                              .dv_acc = args.dv_acc});
+  if (own() > 0 && parts_.add_dstates == nullptr) {
+    parts_.backward(ctx, run_rows(), args, args.states, dstates);
+  } else if (own() > 0 && runs.left) {
+    parts_.add_dstates(ctx, run_rows(), args, dstates);
   }
+  if (own() > 0 && parts_.complete != nullptr) {
+    parts_.complete(ctx, run_rows(), args, args.states, pass.sums);
+  }
+  give_back(ctx, pass, kBackwardRows,
+            {{args.dq_acc, caller.dq_acc},
+             {args.dk_acc, caller.dk_acc},
+             {args.dv_acc, caller.dv_acc},
+             {args.dlog_gate, caller.dlog_gate},
+             {args.dbeta, caller.dbeta}});
 }
 
 }  // namespace longhaul::parallel

@@ -6,10 +6,13 @@
 
 #include <array>
 #include <cstdint>
+#include <initializer_list>
 #include <memory>
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "dist/group.h"
@@ -20,8 +23,8 @@
 
 namespace longhaul::parallel {
 
-class Execution;
-struct ExecutionSetup;
+struct LinearKindParts;
+struct RunRows;
 
 enum class LinearKind {
   kDecay,      // a scalar decay per head: lightning attention, retention; slopes of 0: basic
@@ -37,8 +40,9 @@ struct LinearAttentionOptions {
   DType dtype = DType::kF32;
   bool causal = true;                 // false: kDecay only
   std::string method = "all_gather";  // a row of scan_methods()
-  // Runs with tokens that a rank has at most, over all samples; 0: as many as in the layout given
-  // to LinearAttention. More than that for layouts that depend on the sample (balanced).
+  // For layouts that depend on the sample (balanced): as many runs of tokens as a rank may have.
+  // Memory is for these; samples with more are brought to a contiguous layout and back, as striped
+  // ones always are. 0: all samples have the layout that is given to LinearAttention.
   int64_t most_runs = 0;
 };
 
@@ -81,9 +85,9 @@ class LinearAttention {
   void announce(int64_t layer, Direction direction);
 
   // Plans for a sample; layers share them. The same arguments on every rank; as many rows on every
-  // rank as the layout of the constructor. What a measuring run took before the first sample is
-  // enough for every sample with at most runs() runs on a rank; throws Error(kEnvironment), on all
-  // ranks, for more.
+  // rank as in the layout of the constructor. What a measuring run took before the first sample is
+  // enough for every sample. Throws Error(kEnvironment), on every rank, for a sample with more runs
+  // than there is memory for, if most_runs is 0.
   void prepare(const Documents& documents, const TokenLayout& of_sample);
 
   // The first dimension of `states`, on every rank and for every sample.
@@ -98,39 +102,37 @@ class LinearAttention {
 
   // Forwards run since construction: proves that recomputation redoes none.
   int64_t forward_count() const { return forward_count_; }
-  const Plan& plan(Direction direction) const { return plans_[static_cast<size_t>(direction)]; }
+  const Plan& plan(Direction direction) const;  // of the prepared sample
 
  private:
+  struct Sample;
   struct Pass;
 
-  void make_plans(const TokenLayout& layout);
-  ExecutionSetup setup(Direction direction, Arena& communication);
-  kernels::LinearTokens tokens(std::span<const double> slopes) const;
+  void make_plans(const TokenLayout& runs);
+  RunRows run_rows() const;
+  int64_t own() const;  // this rank's runs of the sample
   Shape state_shape() const;
   TensorView flat(const TensorView& states) const;
-  void allocate_maps(Pass& pass, Arena& communication) const;
-  void start(const Context&, Pass& pass, Direction direction, Arena& communication,
-             const TensorView& entering);
+  void allocate_maps(Pass& pass) const;
+  void start(const Context&, Pass& pass, Direction direction, const TensorView& entering);
   static Context polling(const Context&, Pass& pass);
-  void share_final_state(const Context&, Pass& pass);
+  TensorView contiguous(Pass& pass, const ConstTensorView& like) const;
+  void fetch(const Context&, Pass& pass, std::string_view what,
+             std::initializer_list<ConstTensorView*> inputs);
+  void give_back(const Context&, Pass& pass, std::string_view what,
+                 std::initializer_list<std::pair<TensorView, TensorView>> results);
+  void share_final_state(const Context&, const Pass& pass);
 
   dist::Group& group_;
   LinearAttentionOptions options_;
   const ScanMethod& method_;
+  const LinearKindParts& parts_;
   int64_t rows_ = 0;       // of this rank, in every sample
   int64_t most_runs_ = 0;  // of a rank
   int64_t forward_count_ = 0;
-
-  // The sample; until the first, what memory is measured with.
-  std::optional<Documents> documents_;
-  std::optional<TokenLayout> layout_;     // runs joined where they continue each other
-  std::array<Plan, 2> plans_;             // by direction
-  std::vector<kernels::LinearRun> runs_;  // of this rank's rows
-  std::vector<int64_t> document_begins_;  // rows; but for the sample's first
-  int64_t maps_ = 2;                      // of all ranks
-  int64_t first_run_ = 0, last_run_ = 0;  // of the sample, among this rank's; -1: others'
-  int last_owner_ = 0;
-  bool entered_ = true, left_ = true;  // a document goes on into or out of one of the runs
+  std::optional<Documents> documents_;  // none: the sample is for measuring
+  std::vector<RunList> layout_;         // by rank
+  std::unique_ptr<Sample> sample_;
 };
 
 class LinearAttention::Pending {

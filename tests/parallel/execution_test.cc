@@ -265,17 +265,19 @@ TEST(Execution, NodesAreMixed) {
                               .plan(problem, direction, group.rank());
         scratch.poison();
         buffers.poison();
-        Execution execution(ctx,
-                            {.group = &group,
-                             .plan = &plan,
-                             .layout = &layout,
-                             .direction = direction,
-                             .heads = c.heads,
-                             .dtype = c.dtype,
-                             .kernel_options = {.scale = options_of(c).scale},
-                             .in_place = {window.get(), &node_of, epoch},
-                             .communication = &buffers},
-                            home);
+        Execution execution(
+            ctx,
+            {.group = &group,
+             .plan = &plan,
+             .layout = &layout,
+             .direction = direction,
+             .what = direction == Direction::kForward ? "attention forward" : "attention backward",
+             .heads = c.heads,
+             .dtype = c.dtype,
+             .kernel_options = {.scale = options_of(c).scale},
+             .in_place = {window.get(), &node_of, epoch},
+             .communication = &buffers},
+            home);
         execution.start(ctx);
         execution.finish(ctx);
       }

@@ -176,7 +176,7 @@ LinearResult run_linear_attention(dist::Group& group, const LinearCase& c,
                              .value_dim = c.value_dim,
                              .dtype = c.dtype,
                              .method = c.method,
-                             .most_runs = c.layout == "balanced" ? 2 * int64_t{group.size()} : 0});
+                             .most_runs = c.layout == "balanced" ? 2 : 0});
   const RankTensors tensors(c, x, layout.positions(group.rank()), attention.runs());
   Arena scratch_plan = Arena::measure("scratch"), communication_plan = Arena::measure("buffers");
   run_passes(attention, c, tensors, scratch_plan, communication_plan);

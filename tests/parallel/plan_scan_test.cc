@@ -120,7 +120,7 @@ void verify_scan(const TokenLayout& layout, const ScanMethod& method, int64_t he
   });
   ranks.run(seed);
 
-  // What enters token t of each head; backward: t - 1 from the right.
+  // What enters token t of each head and leaves token t - 1; backward: the other way round.
   TokenMaps entering;
   for (const std::vector<Map>& of_head : tokens) {
     std::vector<Map> states{identity_map()};
@@ -131,12 +131,17 @@ void verify_scan(const TokenLayout& layout, const ScanMethod& method, int64_t he
     entering.push_back(std::move(states));
   }
   for_each_run([&](int r, int64_t i, const parallel::Run& run, int64_t h) {
-    const int64_t at = forward ? run.global_begin : run.global_begin + run.length;
-    const std::vector<double>& want = entering[static_cast<size_t>(h)][static_cast<size_t>(at)].b;
-    const auto got = ranks.at(r, parallel::kEnteringSlot, Field::kState, i, h);
-    for (size_t e = 0; e < want.size(); ++e) {
-      ASSERT_TRUE(std::abs(got[e] - want[e]) <= 1e-12 * (1 + std::abs(want[e])))
-          << "rank " << r << " run " << i << " head " << h << ": " << got[e] << ", not " << want[e];
+    const int64_t left = run.global_begin, right = run.global_begin + run.length;
+    for (const int slot : {parallel::kEnteringSlot, parallel::kMapsSlot}) {
+      const bool enters = slot == parallel::kEnteringSlot;
+      const auto at = static_cast<size_t>(enters == forward ? left : right);
+      const std::vector<double>& want = entering[static_cast<size_t>(h)][at].b;
+      const auto got = ranks.at(r, slot, Field::kState, i, h);
+      for (size_t e = 0; e < want.size(); ++e) {
+        ASSERT_TRUE(std::abs(got[e] - want[e]) <= 1e-12 * (1 + std::abs(want[e])))
+            << "rank " << r << " run " << i << " head " << h << ": " << got[e] << ", not "
+            << want[e] << (enters ? " enters" : " leaves");
+      }
     }
   });
 }

@@ -1,0 +1,103 @@
+#include "parallel/scan/kinds.h"
+
+#include <array>
+
+#include "kernels/core/error.h"
+
+namespace longhaul::parallel {
+
+namespace {
+
+// --- a decay per head
+
+kernels::LinearTokens decayed(const RunRows& rows, std::span<const double> slopes) {
+  return {.runs = rows.runs, .document_begins = rows.document_begins, .slopes = slopes};
+}
+
+TensorView per_head(const TensorView& decay) { return decay.reshape({decay.dim(0), decay.dim(1)}); }
+
+void decay_maps(const Context& ctx, const RunRows& rows, const LinearAttentionForwardArgs& args,
+                const TensorView& sums, const TensorView& decay) {
+  kernels::linear_attention_maps(ctx, {.tokens = decayed(rows, args.slopes),
+                                       .k = args.k,
+                                       .v = args.v,
+                                       .sums = sums,
+                                       .log_decay = per_head(decay)});
+}
+
+void decay_forward(const Context& ctx, const RunRows& rows, const LinearAttentionForwardArgs& args,
+                   const ConstTensorView& states) {
+  kernels::linear_attention_forward(ctx, {.tokens = decayed(rows, args.slopes),
+                                          .q = args.q,
+                                          .k = args.k,
+                                          .v = args.v,
+                                          .state_in = states,
+                                          .out_acc = args.out_acc});
+}
+
+void decay_add_states(const Context& ctx, const RunRows& rows,
+                      const LinearAttentionForwardArgs& args, const ConstTensorView& states) {
+  kernels::linear_attention_add_out(ctx, {.tokens = decayed(rows, args.slopes),
+                                          .q = args.q,
+                                          .state_in = states,
+                                          .out_acc = args.out_acc});
+}
+
+void decay_backward_maps(const Context& ctx, const RunRows& rows,
+                         const LinearAttentionBackwardArgs& args, const TensorView& sums,
+                         const TensorView& decay) {
+  kernels::linear_attention_backward_maps(ctx, {.tokens = decayed(rows, args.slopes),
+                                                .q = args.q,
+                                                .dout = args.dout,
+                                                .sums = sums,
+                                                .log_decay = per_head(decay)});
+}
+
+void decay_backward(const Context& ctx, const RunRows& rows,
+                    const LinearAttentionBackwardArgs& args, const ConstTensorView& states,
+                    const ConstTensorView& dstates) {
+  kernels::linear_attention_backward(ctx, {.tokens = decayed(rows, args.slopes),
+                                           .q = args.q,
+                                           .k = args.k,
+                                           .v = args.v,
+                                           .dout = args.dout,
+                                           .state_in = states,
+                                           .dstate_out = dstates,
+                                           .dq_acc = args.dq_acc,
+                                           .dk_acc = args.dk_acc,
+                                           .dv_acc = args.dv_acc});
+}
+
+void decay_add_dstates(const Context& ctx, const RunRows& rows,
+                       const LinearAttentionBackwardArgs& args, const ConstTensorView& dstates) {
+  kernels::linear_attention_add_dk_dv(ctx, {.tokens = decayed(rows, args.slopes),
+                                            .k = args.k,
+                                            .v = args.v,
+                                            .dstate_out = dstates,
+                                            .dk_acc = args.dk_acc,
+                                            .dv_acc = args.dv_acc});
+}
+
+constexpr std::array kParts{
+    LinearKindParts{.kind = LinearKind::kDecay,
+                    .name = "linear attention with a decay per head",
+                    .decay = kernels::StateDecay::kScalar,
+                    .maps = decay_maps,
+                    .forward = decay_forward,
+                    .add_states = decay_add_states,
+                    .backward_maps = decay_backward_maps,
+                    .backward = decay_backward,
+                    .add_dstates = decay_add_dstates,
+                    .complete = nullptr},
+};
+
+}  // namespace
+
+const LinearKindParts& parts_of(LinearKind kind) {
+  for (const LinearKindParts& parts : kParts) {
+    if (parts.kind == kind) return parts;
+  }
+  fail(ErrorCode::kConfig, "linear attention with gates does not run over ranks yet");
+}
+
+}  // namespace longhaul::parallel
