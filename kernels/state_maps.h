@@ -5,9 +5,9 @@
 //   decay  [R, H, c]        A: c = 1, a logarithm for the whole state (kScalar); c = D, a logarithm
 //                           for each row of the state (kDiagonal); c = D * D, a matrix (kDense)
 //
-// A later map after an earlier one, S -> A (A' S + B') + B, takes the place of the later one. Where
-// A is zero (a logarithm of -inf, or a row of the matrix without another value), the earlier map is
-// not looked at and may hold anything.
+// A later map after an earlier one, S -> A (A' S + B') + B, takes the place of the later one.
+// Gradients go through maps S -> A^T S + B, of the same matrices. Where A is zero (a logarithm of
+// -inf, a matrix without another value), the earlier map is not looked at and may hold anything.
 //
 // Sums over a matrix have a fixed order: the same arguments give the same bits, whatever the number
 // of threads. Throws Error(kInternal) for shapes that contradict each other.
@@ -40,10 +40,11 @@ constexpr int64_t decay_elements(StateDecay kind, int64_t head_dim) {
 struct StateMapsCompose {
   StateDecay kind = StateDecay::kScalar;
   int64_t head_dim = 0;           // D
+  bool transposed = false;        // kDense: the maps are A^T S + B
   ConstTensorView earlier_sums;   // B'
   ConstTensorView earlier_decay;  // A'; or rank 0: B' is a state, and only sums are wanted
-  TensorView sums;                // B; becomes A B' + B
-  TensorView decay;               // A; becomes A A', unless A' is absent
+  TensorView sums;                // B; becomes A B' + B, transposed A^T B' + B
+  TensorView decay;               // A; becomes A A', transposed A' A, unless A' is absent
 };
 
 void state_maps_compose(const Context&, const StateMapsCompose&);

@@ -428,6 +428,7 @@ void Execution::compose(const Context& ctx, const Landing& state, const Landing*
   kernels::state_maps_compose(
       ctx, {.kind = setup_.heads.state_decay,
             .head_dim = setup_.heads.head_dim,
+            .transposed = setup_.direction == Direction::kBackward,
             .earlier_sums = state.staged,
             .earlier_decay = decay != nullptr ? decay->staged : ConstTensorView(),
             .sums = target(Field::kState),
