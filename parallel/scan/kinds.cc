@@ -3,6 +3,7 @@
 #include <array>
 
 #include "kernels/core/error.h"
+#include "kernels/gated_linear_attention.h"
 
 namespace longhaul::parallel {
 
@@ -78,6 +79,87 @@ void decay_add_dstates(const Context& ctx, const RunRows& rows,
                                             .dv_acc = args.dv_acc});
 }
 
+// --- a gate per key dimension
+
+kernels::GatedTokens gated(const RunRows& rows, const ConstTensorView& log_gate) {
+  return {.runs = rows.runs, .document_begins = rows.document_begins, .log_gate = log_gate};
+}
+
+void gated_maps(const Context& ctx, const RunRows& rows, const LinearAttentionForwardArgs& args,
+                const TensorView& sums, const TensorView& decay) {
+  kernels::gated_linear_attention_maps(ctx, {.tokens = gated(rows, args.log_gate),
+                                             .k = args.k,
+                                             .v = args.v,
+                                             .sums = sums,
+                                             .log_decay = decay});
+}
+
+void gated_forward(const Context& ctx, const RunRows& rows, const LinearAttentionForwardArgs& args,
+                   const ConstTensorView& states) {
+  kernels::gated_linear_attention_forward(ctx, {.tokens = gated(rows, args.log_gate),
+                                                .q = args.q,
+                                                .k = args.k,
+                                                .v = args.v,
+                                                .state_in = states,
+                                                .out_acc = args.out_acc});
+}
+
+void gated_add_states(const Context& ctx, const RunRows& rows,
+                      const LinearAttentionForwardArgs& args, const ConstTensorView& states) {
+  kernels::gated_linear_attention_add_out(ctx, {.tokens = gated(rows, args.log_gate),
+                                                .q = args.q,
+                                                .state_in = states,
+                                                .out_acc = args.out_acc});
+}
+
+void gated_backward_maps(const Context& ctx, const RunRows& rows,
+                         const LinearAttentionBackwardArgs& args, const TensorView& sums,
+                         const TensorView& decay) {
+  kernels::gated_linear_attention_backward_maps(ctx, {.tokens = gated(rows, args.log_gate),
+                                                      .q = args.q,
+                                                      .dout = args.dout,
+                                                      .sums = sums,
+                                                      .log_decay = decay});
+}
+
+void gated_backward(const Context& ctx, const RunRows& rows,
+                    const LinearAttentionBackwardArgs& args, const ConstTensorView& states,
+                    const ConstTensorView& dstates) {
+  kernels::gated_linear_attention_backward(ctx, {.tokens = gated(rows, args.log_gate),
+                                                 .q = args.q,
+                                                 .k = args.k,
+                                                 .v = args.v,
+                                                 .dout = args.dout,
+                                                 .state_in = states,
+                                                 .dstate_out = dstates,
+                                                 .dq_acc = args.dq_acc,
+                                                 .dk_acc = args.dk_acc,
+                                                 .dv_acc = args.dv_acc});
+}
+
+void gated_add_dstates(const Context& ctx, const RunRows& rows,
+                       const LinearAttentionBackwardArgs& args, const ConstTensorView& dstates) {
+  kernels::gated_linear_attention_add_dk_dv(ctx, {.tokens = gated(rows, args.log_gate),
+                                                  .k = args.k,
+                                                  .v = args.v,
+                                                  .dstate_out = dstates,
+                                                  .dk_acc = args.dk_acc,
+                                                  .dv_acc = args.dv_acc});
+}
+
+void gated_complete(const Context& ctx, const RunRows& rows,
+                    const LinearAttentionBackwardArgs& args, const ConstTensorView& states,
+                    const ConstTensorView& leaving) {
+  kernels::gated_linear_attention_gate_gradient(ctx, {.tokens = gated(rows, args.log_gate),
+                                                      .q = args.q,
+                                                      .k = args.k,
+                                                      .dq = args.dq_acc,
+                                                      .dk = args.dk_acc,
+                                                      .state_in = states,
+                                                      .dstate_in = leaving,
+                                                      .dlog_gate = args.dlog_gate});
+}
+
 constexpr std::array kParts{
     LinearKindParts{.kind = LinearKind::kDecay,
                     .name = "linear attention with a decay per head",
@@ -89,6 +171,16 @@ constexpr std::array kParts{
                     .backward = decay_backward,
                     .add_dstates = decay_add_dstates,
                     .complete = nullptr},
+    LinearKindParts{.kind = LinearKind::kGated,
+                    .name = "gated linear attention",
+                    .decay = kernels::StateDecay::kDiagonal,
+                    .maps = gated_maps,
+                    .forward = gated_forward,
+                    .add_states = gated_add_states,
+                    .backward_maps = gated_backward_maps,
+                    .backward = gated_backward,
+                    .add_dstates = gated_add_dstates,
+                    .complete = gated_complete},
 };
 
 }  // namespace
@@ -97,7 +189,7 @@ const LinearKindParts& parts_of(LinearKind kind) {
   for (const LinearKindParts& parts : kParts) {
     if (parts.kind == kind) return parts;
   }
-  fail(ErrorCode::kConfig, "linear attention with gates does not run over ranks yet");
+  fail(ErrorCode::kConfig, "the gated delta rule does not run over ranks yet");
 }
 
 }  // namespace longhaul::parallel

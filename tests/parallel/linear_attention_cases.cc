@@ -6,13 +6,14 @@
 #include <random>
 
 #include "absl/strings/str_cat.h"
+#include "tests/kernels/gated_linear_attention_reference.h"
+#include "tests/kernels/linear_attention_reference.h"
 
 namespace longhaul::test {
 
-using kernels::testing::LinearOperands;
-using kernels::testing::LinearTruth;
 using parallel::Direction;
 using parallel::LinearAttention;
+using parallel::LinearKind;
 using parallel::TokenLayout;
 
 namespace {
@@ -60,8 +61,17 @@ std::vector<double> rows_of(const std::vector<double>& all, const std::vector<in
   return rows;
 }
 
+// Elements of a gate and of beta for one token; 0: the kind has none.
+int64_t gate_elements(const LinearCase& c) {
+  if (c.kind == LinearKind::kDecay) return 0;
+  return c.kind == LinearKind::kGated ? c.heads * c.head_dim : c.heads;
+}
+int64_t beta_elements(const LinearCase& c) {
+  return c.kind == LinearKind::kDeltaRule ? c.heads : 0;
+}
+
 struct RankTensors {
-  RankTensors(const LinearCase& c, const LinearOperands& x, const std::vector<int64_t>& positions,
+  RankTensors(const LinearCase& c, const LinearInputs& x, const std::vector<int64_t>& positions,
               int64_t runs)
       : n(static_cast<int64_t>(positions.size())) {
     const DType acc = accumulator(c.dtype);
@@ -78,6 +88,15 @@ struct RankTensors {
     dv = poisoned(acc, values);
     dq = poisoned(acc, keys);
     dk = poisoned(acc, keys);
+    const Shape gates = c.kind == LinearKind::kGated ? keys : Shape{n, c.heads};
+    if (gate_elements(c) > 0) {
+      log_gate = tensor_of(acc, gates, rows_of(x.log_gate, positions, gate_elements(c)));
+      dlog_gate = poisoned(acc, gates);
+    }
+    if (beta_elements(c) > 0) {
+      beta = tensor_of(acc, gates, rows_of(x.beta, positions, beta_elements(c)));
+      dbeta = poisoned(acc, gates);
+    }
     states = poisoned(acc, {runs, c.heads, c.head_dim, c.value_dim});
     initial_state = tensor_of(acc, state, x.state_in);
     final_state = poisoned(acc, state);
@@ -85,6 +104,7 @@ struct RankTensors {
 
   int64_t n;
   Tensor q, k, v, dout, out, dq, dk, dv, states, initial_state, final_state;
+  Tensor log_gate, beta, dlog_gate, dbeta;  // without a shape: the kind has none
 };
 
 void run_passes(LinearAttention& attention, const LinearCase& c, const RankTensors& t,
@@ -98,6 +118,8 @@ void run_passes(LinearAttention& attention, const LinearCase& c, const RankTenso
        .k = t.k,
        .v = t.v,
        .slopes = slopes,
+       .log_gate = t.log_gate,
+       .beta = t.beta,
        .out_acc = t.out,
        .states = t.states,
        .initial_state = c.initial_state ? ConstTensorView(t.initial_state) : ConstTensorView(),
@@ -109,22 +131,27 @@ void run_passes(LinearAttention& attention, const LinearCase& c, const RankTenso
                       .v = t.v,
                       .dout = t.dout,
                       .slopes = slopes,
+                      .log_gate = t.log_gate,
+                      .beta = t.beta,
                       .states = t.states,
                       .dq_acc = t.dq,
                       .dk_acc = t.dk,
-                      .dv_acc = t.dv});
+                      .dv_acc = t.dv,
+                      .dlog_gate = t.dlog_gate,
+                      .dbeta = t.dbeta});
 }
 
 }  // namespace
 
 std::string LinearCase::name() const {
-  return absl::StrCat(method, " ", layout, " N=", tokens, " documents=", documents.count(),
-                      " H=", heads, " D=", head_dim, " Dv=", value_dim, " ",
-                      std::string(longhaul::name(dtype)), initial_state ? " initial" : "",
-                      final_state ? " final" : "");
+  constexpr const char* kKinds[] = {"decay ", "gated ", "delta rule "};
+  return absl::StrCat(kKinds[static_cast<int>(kind)], method, " ", layout, " N=", tokens,
+                      " documents=", documents.count(), " H=", heads, " D=", head_dim,
+                      " Dv=", value_dim, " ", std::string(longhaul::name(dtype)),
+                      initial_state ? " initial" : "", final_state ? " final" : "");
 }
 
-LinearOperands operands_of(const LinearCase& c, uint64_t seed) {
+LinearInputs inputs_of(const LinearCase& c, uint64_t seed) {
   std::mt19937_64 random(seed);
   std::uniform_int_distribution<int> sixtyfourths(-64, 64);
   const auto draw = [&](int64_t count) {
@@ -132,7 +159,7 @@ LinearOperands operands_of(const LinearCase& c, uint64_t seed) {
     for (double& value : values) value = sixtyfourths(random) / 64.0;
     return values;
   };
-  LinearOperands x;
+  LinearInputs x;
   x.q = draw(c.tokens * c.heads * c.head_dim);
   x.k = draw(c.tokens * c.heads * c.head_dim);
   x.v = draw(c.tokens * c.heads * c.value_dim);
@@ -140,7 +167,14 @@ LinearOperands operands_of(const LinearCase& c, uint64_t seed) {
   const int64_t state = c.heads * c.head_dim * c.value_dim;
   x.state_in = draw(state);
   if (!c.initial_state) std::fill(x.state_in.begin(), x.state_in.end(), 0.0);
-  x.dstate_out.assign(static_cast<size_t>(state), 0.0);
+  // From 0, which forgets nothing, down to what forgets within a few tokens.
+  x.log_gate = draw(c.tokens * gate_elements(c));
+  for (double& value : x.log_gate) value = std::min(value, 0.0);
+  x.beta = draw(c.tokens * beta_elements(c));
+  for (double& value : x.beta) value = std::abs(value);
+  if (c.kind == LinearKind::kDeltaRule) {
+    for (double& value : x.k) value *= 0.25;  // states stay bounded
+  }
   return x;
 }
 
@@ -153,25 +187,43 @@ std::vector<double> slopes_of(const LinearCase& c) {
   return slopes;
 }
 
-LinearTruth truth_of(const LinearCase& c, const LinearOperands& x) {
+LinearOutputs truth_of(const LinearCase& c, const LinearInputs& x) {
   const kernels::LinearRun whole{0, c.tokens};
   std::vector<int64_t> begins = c.documents.begins();
   if (!begins.empty()) begins.erase(begins.begin());  // the first continues the initial state
+  const std::vector<double> no_gradient(x.state_in.size(), 0.0);
+  if (c.kind == LinearKind::kGated) {
+    const auto truth = kernels::testing::gated_linear_attention_truth(
+        {c.tokens, c.heads, c.head_dim, c.value_dim}, {&whole, 1}, begins,
+        {x.q, x.k, x.v, x.dout, x.log_gate, x.state_in, no_gradient});
+    return {.out = truth.out,
+            .dq = truth.dq,
+            .dk = truth.dk,
+            .dv = truth.dv,
+            .dlog_gate = truth.dlog_gate,
+            .final_state = truth.state_out};
+  }
   const std::vector<double> slopes = slopes_of(c);
-  return kernels::testing::linear_attention_truth(
+  const auto truth = kernels::testing::linear_attention_truth(
       {c.tokens, c.heads, c.head_dim, c.value_dim},
-      {.runs = {&whole, 1}, .document_begins = begins, .slopes = slopes}, x);
+      {.runs = {&whole, 1}, .document_begins = begins, .slopes = slopes},
+      {x.q, x.k, x.v, x.dout, x.state_in, no_gradient});
+  return {.out = truth.out,
+          .dq = truth.dq,
+          .dk = truth.dk,
+          .dv = truth.dv,
+          .final_state = truth.state_out};
 }
 
 TokenLayout layout_of(const LinearCase& c, int ranks) {
   return parallel::layout_kind(c.layout).of_sample(c.documents, {}, ranks);
 }
 
-LinearResult run_linear_attention(dist::Group& group, const LinearCase& c,
-                                  const LinearOperands& x) {
+LinearResult run_linear_attention(dist::Group& group, const LinearCase& c, const LinearInputs& x) {
   const TokenLayout layout = layout_of(c, group.size());
   LinearAttention attention(group, parallel::layout_kind(c.layout).make(c.tokens, group.size()),
-                            {.heads = c.heads,
+                            {.kind = c.kind,
+                             .heads = c.heads,
                              .head_dim = c.head_dim,
                              .value_dim = c.value_dim,
                              .dtype = c.dtype,
@@ -189,17 +241,19 @@ LinearResult run_linear_attention(dist::Group& group, const LinearCase& c,
   const int64_t before[] = {received("linear attention forward"),
                             received("linear attention backward")};
   run_passes(attention, c, tensors, scratch, buffers);
-  LinearResult result{.out = values_of(tensors.out),
-                      .dq = values_of(tensors.dq),
-                      .dk = values_of(tensors.dk),
-                      .dv = values_of(tensors.dv)};
-  if (c.final_state) result.final_state = values_of(tensors.final_state);
+  LinearResult result{.outputs = {.out = values_of(tensors.out),
+                                  .dq = values_of(tensors.dq),
+                                  .dk = values_of(tensors.dk),
+                                  .dv = values_of(tensors.dv)}};
+  if (gate_elements(c) > 0) result.outputs.dlog_gate = values_of(tensors.dlog_gate);
+  if (beta_elements(c) > 0) result.outputs.dbeta = values_of(tensors.dbeta);
+  if (c.final_state) result.outputs.final_state = values_of(tensors.final_state);
   result.received_bytes[0] = received("linear attention forward") - before[0];
   result.received_bytes[1] = received("linear attention backward") - before[1];
   return result;
 }
 
-std::vector<double> errors(dist::Group& group, const LinearCase& c, const LinearTruth& truth,
+std::vector<double> errors(dist::Group& group, const LinearCase& c, const LinearOutputs& truth,
                            const LinearResult& result) {
   const std::vector<int64_t> positions = layout_of(c, group.size()).positions(group.rank());
   const auto relative = [&](const std::vector<double>& expected,
@@ -213,13 +267,18 @@ std::vector<double> errors(dist::Group& group, const LinearCase& c, const Linear
     norm = group.sum(norm, "test");
     return std::sqrt(difference) / std::sqrt(std::max(norm, 1.0));
   };
+  const LinearOutputs& got = result.outputs;
   const auto of_rows = [&](const std::vector<double>& all, const std::vector<double>& actual,
-                           int64_t dim) {
-    return relative(rows_of(all, positions, c.heads * dim), actual);
+                           int64_t of_row) {
+    return relative(rows_of(all, positions, of_row), actual);
   };
-  return {of_rows(truth.out, result.out, c.value_dim), of_rows(truth.dq, result.dq, c.head_dim),
-          of_rows(truth.dk, result.dk, c.head_dim), of_rows(truth.dv, result.dv, c.value_dim),
-          c.final_state ? relative(truth.state_out, result.final_state) : 0.0};
+  return {of_rows(truth.out, got.out, c.heads * c.value_dim),
+          of_rows(truth.dq, got.dq, c.heads * c.head_dim),
+          of_rows(truth.dk, got.dk, c.heads * c.head_dim),
+          of_rows(truth.dv, got.dv, c.heads * c.value_dim),
+          of_rows(truth.dlog_gate, got.dlog_gate, gate_elements(c)),
+          of_rows(truth.dbeta, got.dbeta, beta_elements(c)),
+          c.final_state ? relative(truth.final_state, got.final_state) : 0.0};
 }
 
 }  // namespace longhaul::test

@@ -7,11 +7,11 @@
 
 #include "dist/group.h"
 #include "parallel/scan/linear_attention.h"
-#include "tests/kernels/linear_attention_reference.h"
 
 namespace longhaul::test {
 
 struct LinearCase {
+  parallel::LinearKind kind = parallel::LinearKind::kDecay;
   std::string method = "all_gather";
   std::string layout = "zigzag";
   int64_t tokens = 61;
@@ -22,31 +22,39 @@ struct LinearCase {
   std::string name() const;
 };
 
-// Of all tokens; values that bf16 holds exactly. state_in is what enters the first token: zeros
-// without an initial state.
-kernels::testing::LinearOperands operands_of(const LinearCase& c, uint64_t seed);
+// Of all tokens, [T, H, D or Dv]; gates as the kind has them, else empty. Values that bf16 holds
+// exactly. state_in is what enters the first token: zeros without an initial state.
+struct LinearInputs {
+  std::vector<double> q, k, v, dout, state_in;
+  std::vector<double> log_gate, beta;
+};
+LinearInputs inputs_of(const LinearCase& c, uint64_t seed);
 std::vector<double> slopes_of(const LinearCase& c);
-kernels::testing::LinearTruth truth_of(const LinearCase& c,
-                                       const kernels::testing::LinearOperands& x);
+
+// The results of all tokens, or, of a group, this rank's rows; and the state after the last token.
+struct LinearOutputs {
+  std::vector<double> out, dq, dk, dv;
+  std::vector<double> dlog_gate{}, dbeta{};
+  std::vector<double> final_state{};
+  bool operator==(const LinearOutputs&) const = default;
+};
+LinearOutputs truth_of(const LinearCase& c, const LinearInputs& x);
 
 // Of the case's documents.
 parallel::TokenLayout layout_of(const LinearCase& c, int ranks);
 
-// This rank's results, [rows, heads, dim], and the state after the last token.
 struct LinearResult {
-  std::vector<double> out, dq, dk, dv;
-  std::vector<double> final_state{};
+  LinearOutputs outputs;
   int64_t received_bytes[2] = {};  // by direction; without the final state
   bool operator==(const LinearResult&) const = default;
 };
 
 // Collective: forward and backward on poisoned memory that was measured before the sample.
-LinearResult run_linear_attention(dist::Group& group, const LinearCase& c,
-                                  const kernels::testing::LinearOperands& x);
+LinearResult run_linear_attention(dist::Group& group, const LinearCase& c, const LinearInputs& x);
 
 // Collective. Error norms over all ranks, relative to the truth's norms (to 1 where those are
-// less): out, dq, dk, dv, final_state.
-std::vector<double> errors(dist::Group& group, const LinearCase& c,
-                           const kernels::testing::LinearTruth& truth, const LinearResult& result);
+// less): out, dq, dk, dv, dlog_gate, dbeta, final_state; 0 for what the kind has not.
+std::vector<double> errors(dist::Group& group, const LinearCase& c, const LinearOutputs& truth,
+                           const LinearResult& result);
 
 }  // namespace longhaul::test
