@@ -16,6 +16,7 @@
 #include "kernels/gated_linear_attention.h"
 #include "kernels/gemm.h"
 #include "kernels/linear_attention.h"
+#include "kernels/linear_attention_diagonal.h"
 #include "kernels/linear_cross_entropy.h"
 #include "kernels/pointwise.h"
 #include "kernels/rms_norm.h"
@@ -34,6 +35,7 @@ struct Backend {
   std::span<const GatedLinearAttentionKernel> gated_linear_attention;
   std::span<const GemmKernel> gemm;
   std::span<const StateMapsKernel> state_maps;
+  std::span<const LinearAttentionDiagonalKernel> linear_attention_diagonal;
   std::span<const RmsNormKernel> rms_norm;
   std::span<const RopeKernel> rope;
   std::span<const SwigluKernel> swiglu;

@@ -28,6 +28,7 @@ const Backend& cpu_backend() {
                                .gated_linear_attention = cpu::gated_linear_attention_table(),
                                .gemm = cpu::gemm_table(),
                                .state_maps = cpu::state_maps_table(),
+                               .linear_attention_diagonal = cpu::linear_attention_diagonal_table(),
                                .rms_norm = cpu::rms_norm_table(),
                                .rope = cpu::rope_table(),
                                .swiglu = cpu::swiglu_table(),

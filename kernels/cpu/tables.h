@@ -13,6 +13,7 @@ std::span<const LinearAttentionKernel> linear_attention_table();
 std::span<const GatedLinearAttentionKernel> gated_linear_attention_table();
 std::span<const GemmKernel> gemm_table();
 std::span<const StateMapsKernel> state_maps_table();
+std::span<const LinearAttentionDiagonalKernel> linear_attention_diagonal_table();
 std::span<const RmsNormKernel> rms_norm_table();
 std::span<const RopeKernel> rope_table();
 std::span<const SwigluKernel> swiglu_table();

@@ -23,6 +23,7 @@ const Backend& cuda_backend() {
                                .gated_linear_attention = {},
                                .gemm = cuda::gemm_table(),
                                .state_maps = {},
+                               .linear_attention_diagonal = {},
                                .rms_norm = cuda::rms_norm_table(),
                                .rope = cuda::rope_table(),
                                .swiglu = cuda::swiglu_table(),

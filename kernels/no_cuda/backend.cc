@@ -12,6 +12,7 @@ const Backend& cuda_backend() {
                                .gated_linear_attention = {},
                                .gemm = {},
                                .state_maps = {},
+                               .linear_attention_diagonal = {},
                                .rms_norm = {},
                                .rope = {},
                                .swiglu = {},

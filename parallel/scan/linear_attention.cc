@@ -5,11 +5,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/pointwise.h"
-#include "kernels/state_maps.h"
-#include "parallel/attention/execution.h"
 #include "parallel/scan/kinds.h"
-#include "parallel/scan/relayout.h"
-#include "parallel/scan/runs.h"
+#include "parallel/scan/pass.h"
 
 namespace longhaul::parallel {
 
@@ -21,25 +18,6 @@ constexpr std::string_view kBackwardRows = "linear attention rows backward";
 bool present(const ConstTensorView& view) { return view.rank() > 0; }
 
 }  // namespace
-
-// A sample, as this rank computes it.
-struct LinearAttention::Sample {
-  OwnRuns own;
-  std::optional<Relayout> relayout;  // rows are brought to a contiguous layout and back
-  std::array<Plan, 2> plans;         // by direction
-};
-
-// A pass under way: its memory, from the communication arena, and what it works on, which are the
-// caller's tensors or those of a re-layout.
-struct LinearAttention::Pass {
-  explicit Pass(Arena& communication) : scope(communication), arena(communication) {}
-
-  Arena::Scope scope;
-  Arena& arena;
-  TensorView sums, decay;  // this rank's maps, [runs, H, D * Dv] and [runs, H, elements]
-  std::unique_ptr<Execution> execution;
-  LinearAttentionForwardArgs caller, args;
-};
 
 LinearAttention::Pending::Pending(std::unique_ptr<Pass> pass) : pass_(std::move(pass)) {}
 LinearAttention::Pending::Pending(Pending&&) noexcept = default;
@@ -54,9 +32,10 @@ LinearAttention::LinearAttention(dist::Group& group, const TokenLayout& layout,
       rows_(layout.rows(group.rank())) {
   LONGHAUL_CHECK(layout.ranks() == group.size());
   LONGHAUL_CHECK(options.heads > 0 && options.head_dim > 0 && options.value_dim > 0);
-  if (!options_.causal) {
+  if (!options_.causal && options_.kind != LinearKind::kDecay) {
     fail(ErrorCode::kConfig,
-         absl::StrCat(std::string(parts_.name), " is causal only; use softmax attention"));
+         absl::StrCat(std::string(parts_.name),
+                      " is causal only; use a decay per head, or softmax attention"));
   }
   const TokenLayout runs = joined_runs(layout);
   const bool striped = has_stripes(runs);
@@ -128,19 +107,19 @@ TensorView LinearAttention::flat(const TensorView& states) const {
   return states.reshape({states.dim(0), options_.heads, options_.head_dim * options_.value_dim});
 }
 
-void LinearAttention::allocate_maps(Pass& pass) const {
+void LinearAttention::allocate_maps(Pass& pass, Scan& scan) const {
   const DType acc = accumulator(options_.dtype);
   const int64_t elements = kernels::decay_elements(parts_.decay, options_.head_dim);
-  pass.sums = pass.arena.allocate(acc, state_shape());
-  pass.decay = pass.arena.allocate(acc, {own(), options_.heads, elements});
+  scan.sums = pass.arena.allocate(acc, state_shape());
+  scan.decay = pass.arena.allocate(acc, {own(), options_.heads, elements});
 }
 
 // Starts the exchange of the maps; what enters each run will be in `entering`.
-void LinearAttention::start(const Context& ctx, Pass& pass, Direction direction,
+void LinearAttention::start(const Context& ctx, Pass& pass, Scan& scan, Direction direction,
                             const TensorView& entering) {
   FieldViews home, arriving;
-  at(home, Field::kState) = flat(pass.sums);
-  at(home, Field::kDecay) = pass.decay;
+  at(home, Field::kState) = flat(scan.sums);
+  at(home, Field::kDecay) = scan.decay;
   at(arriving, Field::kState) = flat(entering);
   const ExecutionSetup setup{.group = &group_,
                              .plan = &plan(direction),
@@ -157,15 +136,17 @@ void LinearAttention::start(const Context& ctx, Pass& pass, Direction direction,
                              .kernel_options = {},
                              .in_place = {},
                              .communication = &pass.arena};
-  pass.execution = std::make_unique<Execution>(ctx, setup, home, arriving);
-  pass.execution->start(ctx);
+  scan.execution = std::make_unique<Execution>(ctx, setup, home, arriving);
+  scan.execution->start(ctx);
 }
 
 // Lets the maps travel while a kernel runs.
 Context LinearAttention::polling(const Context& ctx, Pass& pass) {
   Context polling = ctx;
-  polling.poll = [&execution = *pass.execution, outer = ctx.poll] {
-    execution.poll();
+  polling.poll = [&pass, outer = ctx.poll] {
+    for (const Scan* scan : {&pass.scan, &pass.other_scan}) {
+      if (scan->execution != nullptr) scan->execution->poll();
+    }
     if (outer) outer();
   };
   return polling;
@@ -219,65 +200,24 @@ LinearAttention::Pending LinearAttention::begin(const Context& ctx, Arena& commu
   LinearAttentionForwardArgs& args = pass->args;
   fetch(ctx, *pass, kForwardRows, {&args.q, &args.k, &args.v, &args.log_gate, &args.beta});
   if (sample_->relayout) args.out_acc = contiguous(*pass, caller.out_acc);
-  args.states = caller.states.rows(0, own());
-  allocate_maps(*pass);
-
-  const OwnRuns& runs = sample_->own;
-  // One map alone is composed with nothing.
-  if (own() > 0 && (runs.maps > 1 || present(args.final_state))) {
-    parts_.maps(ctx, run_rows(), args, pass->sums, pass->decay);
-    if (runs.first >= 0 && present(args.initial_state)) {
-      const Shape one{1, options_.heads, options_.head_dim * options_.value_dim};
-      kernels::state_maps_compose(ctx, {.kind = parts_.decay,
-                                        .head_dim = options_.head_dim,
-                                        .earlier_sums = args.initial_state.reshape(one),
-                                        .earlier_decay = {},
-                                        .sums = flat(pass->sums).rows(runs.first, 1),
-                                        .decay = pass->decay.rows(runs.first, 1)});
-    }
-  }
-  start(ctx, *pass, Direction::kForward, args.states);
-  if (own() > 0 && parts_.add_states != nullptr) {
-    parts_.forward(polling(ctx, *pass), run_rows(), args, {});
+  args.states = caller.states.rows(0, options_.causal ? own() : 2 * own());
+  if (options_.causal) {
+    begin_causal(ctx, *pass);
+  } else {
+    begin_both(ctx, *pass);
   }
   return Pending(std::move(pass));
 }
 
 void LinearAttention::finish(const Context& ctx, Pending pending) {
   Pass& pass = *pending.pass_;
-  const LinearAttentionForwardArgs& args = pass.args;
-  const OwnRuns& runs = sample_->own;
-  pass.execution->finish(ctx);
-  const bool initial = runs.first >= 0 && present(args.initial_state);
-  if (initial) {
-    const TensorView first = args.states.rows(runs.first, 1);
-    kernels::copy(ctx, args.initial_state, first.reshape(args.initial_state.shape()));
+  if (options_.causal) {
+    finish_causal(ctx, pass);
+  } else {
+    finish_both(ctx, pass);
   }
-  if (own() > 0 && parts_.add_states == nullptr) {
-    parts_.forward(ctx, run_rows(), args, args.states);
-  } else if (own() > 0 && (runs.entered || initial)) {
-    parts_.add_states(ctx, run_rows(), args, args.states);
-  }
-  give_back(ctx, pass, kForwardRows, {{args.out_acc, pass.caller.out_acc}});
-  if (present(args.final_state)) share_final_state(ctx, pass);
-}
-
-// What leaves the last run.
-void LinearAttention::share_final_state(const Context& ctx, const Pass& pass) {
-  const OwnRuns& runs = sample_->own;
-  const TensorView& result = pass.args.final_state;
-  if (runs.maps == 0) {  // no tokens
-    const bool initial = present(pass.args.initial_state);
-    if (initial) kernels::copy(ctx, pass.args.initial_state, result);
-    if (!initial) kernels::fill_zero(ctx, result);
-    return;
-  }
-  if (runs.last >= 0) {
-    kernels::copy(ctx, pass.sums.rows(runs.last, 1).reshape(result.shape()), result);
-  }
-  if (ctx.measuring()) return;
-  Stream stream = ctx.stream;
-  group_.broadcast(stream, result, runs.last_owner, "linear attention final state").wait(stream);
+  give_back(ctx, pass, kForwardRows, {{pass.args.out_acc, pass.caller.out_acc}});
+  if (present(pass.args.final_state)) share_final_state(ctx, pass);
 }
 
 void LinearAttention::backward(const Context& ctx, Arena& communication,
@@ -292,29 +232,11 @@ void LinearAttention::backward(const Context& ctx, Arena& communication,
       *result = contiguous(pass, *result);
     }
   }
-  args.states = caller.states.rows(0, own());
-  allocate_maps(pass);
-  const TensorView dstates = pass.arena.allocate(accumulator(options_.dtype), state_shape());
-
-  const OwnRuns& runs = sample_->own;
-  if (own() > 0 && (runs.maps > 1 || parts_.complete != nullptr)) {
-    parts_.backward_maps(ctx, run_rows(), args, pass.sums, pass.decay);
-  }
-  start(ctx, pass, Direction::kBackward, dstates);
-  for (const TensorView& gradient : {args.dq_acc, args.dk_acc, args.dv_acc}) {
-    kernels::fill_zero(ctx, gradient);
-  }
-  if (own() > 0 && parts_.add_dstates != nullptr) {
-    parts_.backward(polling(ctx, pass), run_rows(), args, args.states, {});
-  }
-  pass.execution->finish(ctx);
-  if (own() > 0 && parts_.add_dstates == nullptr) {
-    parts_.backward(ctx, run_rows(), args, args.states, dstates);
-  } else if (own() > 0 && runs.left) {
-    parts_.add_dstates(ctx, run_rows(), args, dstates);
-  }
-  if (own() > 0 && parts_.complete != nullptr) {
-    parts_.complete(ctx, run_rows(), args, args.states, pass.sums);
+  args.states = caller.states.rows(0, options_.causal ? own() : 2 * own());
+  if (options_.causal) {
+    backward_causal(ctx, pass, args);
+  } else {
+    backward_both(ctx, pass, args);
   }
   give_back(ctx, pass, kBackwardRows,
             {{args.dq_acc, caller.dq_acc},

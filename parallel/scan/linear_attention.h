@@ -38,7 +38,7 @@ struct LinearAttentionOptions {
   int64_t head_dim = 64;   // D, of queries and keys
   int64_t value_dim = 64;  // Dv
   DType dtype = DType::kF32;
-  bool causal = true;                 // false: kDecay only
+  bool causal = true;  // false: kDecay only; token j counts a^|i-j| for token i of its document
   std::string method = "all_gather";  // a row of scan_methods()
   // For layouts that depend on the sample (balanced): as many runs of tokens as a rank may have.
   // Memory is for these; samples with more are brought to a contiguous layout and back, as striped
@@ -90,8 +90,9 @@ class LinearAttention {
   // than there is memory for, if most_runs is 0.
   void prepare(const Documents& documents, const TokenLayout& of_sample);
 
-  // The first dimension of `states`, on every rank and for every sample.
-  int64_t runs() const { return most_runs_; }
+  // The first dimension of `states`, on every rank and for every sample: a state for each run, or
+  // two where attention is not causal.
+  int64_t runs() const { return options_.causal ? most_runs_ : 2 * most_runs_; }
 
   // A forward pass under way: its maps travel while the caller does other work.
   class Pending;
@@ -106,6 +107,7 @@ class LinearAttention {
 
  private:
   struct Sample;
+  struct Scan;
   struct Pass;
 
   void make_plans(const TokenLayout& runs);
@@ -113,8 +115,15 @@ class LinearAttention {
   int64_t own() const;  // this rank's runs of the sample
   Shape state_shape() const;
   TensorView flat(const TensorView& states) const;
-  void allocate_maps(Pass& pass) const;
-  void start(const Context&, Pass& pass, Direction direction, const TensorView& entering);
+  void allocate_maps(Pass& pass, Scan& scan) const;
+  void start(const Context&, Pass& pass, Scan& scan, Direction direction,
+             const TensorView& entering);
+  void begin_causal(const Context&, Pass& pass);
+  void finish_causal(const Context&, Pass& pass);
+  void backward_causal(const Context&, Pass& pass, const LinearAttentionBackwardArgs& args);
+  void begin_both(const Context&, Pass& pass);
+  void finish_both(const Context&, Pass& pass);
+  void backward_both(const Context&, Pass& pass, const LinearAttentionBackwardArgs& args);
   static Context polling(const Context&, Pass& pass);
   TensorView contiguous(Pass& pass, const ConstTensorView& like) const;
   void fetch(const Context&, Pass& pass, std::string_view what,

@@ -148,8 +148,48 @@ std::string LinearCase::name() const {
   return absl::StrCat(kKinds[static_cast<int>(kind)], method, " ", layout, " N=", tokens,
                       " documents=", documents.count(), " H=", heads, " D=", head_dim,
                       " Dv=", value_dim, " ", std::string(longhaul::name(dtype)),
-                      initial_state ? " initial" : "", final_state ? " final" : "");
+                      causal ? "" : " bidirectional", initial_state ? " initial" : "",
+                      final_state ? " final" : "");
 }
+
+namespace {
+
+// Pair by pair of the tokens of a document.
+LinearOutputs bidirectional_truth(const LinearCase& c, const LinearInputs& x,
+                                  const std::vector<double>& slopes) {
+  LinearOutputs truth{.out = std::vector<double>(x.v.size()),
+                      .dq = std::vector<double>(x.q.size()),
+                      .dk = std::vector<double>(x.q.size()),
+                      .dv = std::vector<double>(x.v.size())};
+  const auto dim = static_cast<size_t>(c.head_dim), width = static_cast<size_t>(c.value_dim);
+  for (int64_t i = 0; i < c.tokens; ++i) {
+    for (int64_t j = 0; j < c.tokens; ++j) {
+      if (c.documents.at(i) != c.documents.at(j)) continue;
+      for (int64_t h = 0; h < c.heads; ++h) {
+        const double decay =
+            std::exp(-slopes[static_cast<size_t>(h)] * static_cast<double>(std::abs(i - j)));
+        const auto qi = static_cast<size_t>(i * c.heads + h) * dim;
+        const auto kj = static_cast<size_t>(j * c.heads + h) * dim;
+        const auto oi = static_cast<size_t>(i * c.heads + h) * width;
+        const auto vj = static_cast<size_t>(j * c.heads + h) * width;
+        double score = 0, dscore = 0;
+        for (size_t d = 0; d < dim; ++d) score += decay * x.q[qi + d] * x.k[kj + d];
+        for (size_t e = 0; e < width; ++e) dscore += decay * x.dout[oi + e] * x.v[vj + e];
+        for (size_t e = 0; e < width; ++e) {
+          truth.out[oi + e] += score * x.v[vj + e];
+          truth.dv[vj + e] += score * x.dout[oi + e];
+        }
+        for (size_t d = 0; d < dim; ++d) {
+          truth.dq[qi + d] += dscore * x.k[kj + d];
+          truth.dk[kj + d] += dscore * x.q[qi + d];
+        }
+      }
+    }
+  }
+  return truth;
+}
+
+}  // namespace
 
 LinearInputs inputs_of(const LinearCase& c, uint64_t seed) {
   std::mt19937_64 random(seed);
@@ -204,6 +244,7 @@ LinearOutputs truth_of(const LinearCase& c, const LinearInputs& x) {
             .final_state = truth.state_out};
   }
   const std::vector<double> slopes = slopes_of(c);
+  if (!c.causal) return bidirectional_truth(c, x, slopes);
   const auto truth = kernels::testing::linear_attention_truth(
       {c.tokens, c.heads, c.head_dim, c.value_dim},
       {.runs = {&whole, 1}, .document_begins = begins, .slopes = slopes},
@@ -227,6 +268,7 @@ LinearResult run_linear_attention(dist::Group& group, const LinearCase& c, const
                              .head_dim = c.head_dim,
                              .value_dim = c.value_dim,
                              .dtype = c.dtype,
+                             .causal = c.causal,
                              .method = c.method,
                              .most_runs = c.layout == "balanced" ? 2 : 0});
   const RankTensors tensors(c, x, layout.positions(group.rank()), attention.runs());

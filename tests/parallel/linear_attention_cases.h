@@ -18,6 +18,7 @@ struct LinearCase {
   int64_t heads = 3, head_dim = 5, value_dim = 4;
   parallel::Documents documents = parallel::Documents::whole(61);
   DType dtype = DType::kF64;
+  bool causal = true;
   bool initial_state = false, final_state = false;
   std::string name() const;
 };

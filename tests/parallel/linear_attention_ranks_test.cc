@@ -99,6 +99,35 @@ TEST(LinearAttentionRanks, EveryMethodEqualsTheRecurrence) {
   }
 }
 
+TEST(LinearAttentionRanks, BidirectionalEqualsTheSumOverPairs) {
+  const auto methods = parallel::scan_methods();
+  for (const Case& pick : cases_of({static_cast<int>(methods.size()), 4, 9, 5, 2})) {
+    const int ranks = pick[2] + 1;
+    const int64_t tokens = tokens_of(pick[3], ranks);
+    const LinearCase c{.method = std::string(methods[static_cast<size_t>(pick[0])].name),
+                       .layout = kLayouts[pick[1]],
+                       .tokens = tokens,
+                       .documents = documents_of(pick[4] == 1, tokens),
+                       .dtype = DType::kF64,
+                       .causal = false};
+    SCOPED_TRACE(absl::StrCat(c.name(), " P=", ranks));
+    const LinearInputs x = inputs_of(c, 5);
+    for (double e : errors_of(c, x, truth_of(c, x), ranks)) EXPECT_LE(e, 1e-10);
+    if (HasFailure()) return;
+  }
+}
+
+TEST(LinearAttentionRanks, GatesAreCausalOnly) {
+  dist::run_local(2, kDeadline, [](dist::Group& group) {
+    const auto error = attempt([&] {
+      parallel::LinearAttention(group, parallel::TokenLayout::contiguous(8, 2),
+                                {.kind = LinearKind::kGated, .causal = false});
+    });
+    ASSERT_TRUE(error && error->code() == ErrorCode::kConfig);
+    EXPECT_NE(std::string(error->what()).find("causal only"), std::string::npos);
+  });
+}
+
 // Everything at once, in each method.
 LinearCase everything(LinearKind kind, std::string_view method, const char* layout, DType dtype) {
   return {.kind = kind,

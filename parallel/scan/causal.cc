@@ -1,0 +1,101 @@
+// Attention of each token to those before it and itself: one scan, in the direction of the pass.
+#include "kernels/pointwise.h"
+#include "kernels/state_maps.h"
+#include "parallel/scan/kinds.h"
+#include "parallel/scan/pass.h"
+
+namespace longhaul::parallel {
+
+namespace {
+
+bool present(const ConstTensorView& view) { return view.rank() > 0; }
+
+}  // namespace
+
+void LinearAttention::begin_causal(const Context& ctx, Pass& pass) {
+  const LinearAttentionForwardArgs& args = pass.args;
+  Scan& scan = pass.scan;
+  allocate_maps(pass, scan);
+  const OwnRuns& runs = sample_->own;
+  // One map alone is composed with nothing.
+  if (own() > 0 && (runs.maps > 1 || present(args.final_state))) {
+    parts_.maps(ctx, run_rows(), args, scan.sums, scan.decay);
+    if (runs.first >= 0 && present(args.initial_state)) {
+      const Shape one{1, options_.heads, options_.head_dim * options_.value_dim};
+      kernels::state_maps_compose(ctx, {.kind = parts_.decay,
+                                        .head_dim = options_.head_dim,
+                                        .earlier_sums = args.initial_state.reshape(one),
+                                        .earlier_decay = {},
+                                        .sums = flat(scan.sums).rows(runs.first, 1),
+                                        .decay = scan.decay.rows(runs.first, 1)});
+    }
+  }
+  start(ctx, pass, scan, Direction::kForward, args.states);
+  if (own() > 0 && parts_.add_states != nullptr) {
+    parts_.forward(polling(ctx, pass), run_rows(), args, {});
+  }
+}
+
+void LinearAttention::finish_causal(const Context& ctx, Pass& pass) {
+  const LinearAttentionForwardArgs& args = pass.args;
+  const OwnRuns& runs = sample_->own;
+  pass.scan.execution->finish(ctx);
+  const bool initial = runs.first >= 0 && present(args.initial_state);
+  if (initial) {
+    const TensorView first = args.states.rows(runs.first, 1);
+    kernels::copy(ctx, args.initial_state, first.reshape(args.initial_state.shape()));
+  }
+  if (own() > 0 && parts_.add_states == nullptr) {
+    parts_.forward(ctx, run_rows(), args, args.states);
+  } else if (own() > 0 && (runs.entered || initial)) {
+    parts_.add_states(ctx, run_rows(), args, args.states);
+  }
+}
+
+// What leaves the last run.
+void LinearAttention::share_final_state(const Context& ctx, const Pass& pass) {
+  const OwnRuns& runs = sample_->own;
+  const TensorView& result = pass.args.final_state;
+  if (runs.maps == 0) {  // no tokens
+    const bool initial = present(pass.args.initial_state);
+    if (initial) kernels::copy(ctx, pass.args.initial_state, result);
+    if (!initial) kernels::fill_zero(ctx, result);
+    return;
+  }
+  if (runs.last >= 0) {
+    kernels::copy(ctx, pass.scan.sums.rows(runs.last, 1).reshape(result.shape()), result);
+  }
+  if (ctx.measuring()) return;
+  Stream stream = ctx.stream;
+  group_.broadcast(stream, result, runs.last_owner, "linear attention final state").wait(stream);
+}
+
+void LinearAttention::backward_causal(const Context& ctx, Pass& pass,
+                                      const LinearAttentionBackwardArgs& args) {
+  Scan& scan = pass.scan;
+  allocate_maps(pass, scan);
+  const TensorView dstates = pass.arena.allocate(accumulator(options_.dtype), state_shape());
+
+  const OwnRuns& runs = sample_->own;
+  if (own() > 0 && (runs.maps > 1 || parts_.complete != nullptr)) {
+    parts_.backward_maps(ctx, run_rows(), args, scan.sums, scan.decay);
+  }
+  start(ctx, pass, scan, Direction::kBackward, dstates);
+  for (const TensorView& gradient : {args.dq_acc, args.dk_acc, args.dv_acc}) {
+    kernels::fill_zero(ctx, gradient);
+  }
+  if (own() > 0 && parts_.add_dstates != nullptr) {
+    parts_.backward(polling(ctx, pass), run_rows(), args, args.states, {});
+  }
+  scan.execution->finish(ctx);
+  if (own() > 0 && parts_.add_dstates == nullptr) {
+    parts_.backward(ctx, run_rows(), args, args.states, dstates);
+  } else if (own() > 0 && runs.left) {
+    parts_.add_dstates(ctx, run_rows(), args, dstates);
+  }
+  if (own() > 0 && parts_.complete != nullptr) {
+    parts_.complete(ctx, run_rows(), args, args.states, scan.sums);
+  }
+}
+
+}  // namespace longhaul::parallel

@@ -1,0 +1,41 @@
+// What the files of LinearAttention share. Internal to parallel/scan.
+#pragma once
+
+#include <array>
+#include <memory>
+#include <optional>
+
+#include "parallel/attention/execution.h"
+#include "parallel/scan/linear_attention.h"
+#include "parallel/scan/relayout.h"
+#include "parallel/scan/runs.h"
+
+namespace longhaul::parallel {
+
+// A sample, as this rank computes it.
+struct LinearAttention::Sample {
+  OwnRuns own;
+  std::optional<Relayout> relayout;  // rows are brought to a contiguous layout and back
+  std::array<Plan, 2> plans;         // by direction
+};
+
+// This rank's maps, [runs, H, D, Dv] and [runs, H, elements], and their way.
+struct LinearAttention::Scan {
+  TensorView sums, decay;
+  std::unique_ptr<Execution> execution;
+};
+
+// A pass under way: its memory, from the communication arena, and what it works on, which are the
+// caller's tensors or those of a re-layout.
+struct LinearAttention::Pass {
+  explicit Pass(Arena& communication) : scope(communication), arena(communication) {}
+
+  Arena::Scope scope;
+  Arena& arena;
+  Scan scan;
+  Scan other_scan;    // bidirectional: from the right in forward, from the left in backward
+  TensorView unused;  // a result that nobody wants
+  LinearAttentionForwardArgs caller, args;
+};
+
+}  // namespace longhaul::parallel
