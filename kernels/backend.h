@@ -12,6 +12,7 @@
 #include "kernels/adamw.h"
 #include "kernels/attention.h"
 #include "kernels/attention_sink.h"
+#include "kernels/delta_rule.h"
 #include "kernels/embedding.h"
 #include "kernels/gated_linear_attention.h"
 #include "kernels/gemm.h"
@@ -33,6 +34,7 @@ struct Backend {
   std::span<const AttentionSinkKernel> attention_sink;
   std::span<const LinearAttentionKernel> linear_attention;
   std::span<const GatedLinearAttentionKernel> gated_linear_attention;
+  std::span<const DeltaRuleKernel> delta_rule;
   std::span<const GemmKernel> gemm;
   std::span<const StateMapsKernel> state_maps;
   std::span<const LinearAttentionDiagonalKernel> linear_attention_diagonal;

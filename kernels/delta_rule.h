@@ -40,10 +40,13 @@
 // products of gates in f64. Useful products, in FLOPs per token and head:
 //
 //   forward    6 D Dv + c (2 D + 2 Dv)    K S, Q S, K^T U; K K^T, Q K^T; the solution, P U
-//   backward  16 D Dv + c (5 D + 5 Dv)    K S, K^T U again, K G, U G^T, dO S^T, dR S^T, Q^T dO,
-//                 K^T dR; K K^T, Q K^T, dQ and twice dK from dP, dL; U, dU, dR, dP, dL
+//   backward  16 D Dv + c (6 D + 5 Dv)    K S, K^T U again, K G, U G^T, dO S^T, dR S^T, Q^T dO,
+//                 K^T dR; K K^T, Q K^T, dQ and thrice dK from dO U^T, dR U^T; U, dU, dR, dO U^T,
+//                 dR U^T
 //
-// Heads and runs are what threads share.
+// Threads share heads and runs: one head of one run takes one thread. As for gated linear
+// attention, the gradient of a gate is a sum of at most c terms q . dq and k . dk that begins at
+// state . gradient: it errs relative to those.
 #pragma once
 
 #include "kernels/linear_attention.h"

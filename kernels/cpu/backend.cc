@@ -26,6 +26,7 @@ const Backend& cpu_backend() {
                                .attention_sink = cpu::attention_sink_table(),
                                .linear_attention = cpu::linear_attention_table(),
                                .gated_linear_attention = cpu::gated_linear_attention_table(),
+                               .delta_rule = cpu::delta_rule_table(),
                                .gemm = cpu::gemm_table(),
                                .state_maps = cpu::state_maps_table(),
                                .linear_attention_diagonal = cpu::linear_attention_diagonal_table(),

@@ -21,6 +21,7 @@ const Backend& cuda_backend() {
                                .attention_sink = cuda::attention_sink_table(),
                                .linear_attention = {},
                                .gated_linear_attention = {},
+                               .delta_rule = {},
                                .gemm = cuda::gemm_table(),
                                .state_maps = {},
                                .linear_attention_diagonal = {},

@@ -10,6 +10,7 @@ const Backend& cuda_backend() {
                                .attention_sink = {},
                                .linear_attention = {},
                                .gated_linear_attention = {},
+                               .delta_rule = {},
                                .gemm = {},
                                .state_maps = {},
                                .linear_attention_diagonal = {},
