@@ -3,6 +3,7 @@
 #include <array>
 
 #include "kernels/core/error.h"
+#include "kernels/delta_rule.h"
 #include "kernels/gated_linear_attention.h"
 
 namespace longhaul::parallel {
@@ -160,6 +161,67 @@ void gated_complete(const Context& ctx, const RunRows& rows,
                                                       .dlog_gate = args.dlog_gate});
 }
 
+// --- the gated delta rule: what a token writes depends on the state, so nothing can be added
+
+kernels::DeltaTokens delta(const RunRows& rows, const ConstTensorView& log_gate,
+                           const ConstTensorView& beta) {
+  return {.runs = rows.runs,
+          .document_begins = rows.document_begins,
+          .log_gate = log_gate,
+          .beta = beta};
+}
+
+TensorView matrices(const TensorView& decay, const ConstTensorView& k) {
+  return decay.reshape({decay.dim(0), decay.dim(1), k.dim(2), k.dim(2)});
+}
+
+void delta_maps(const Context& ctx, const RunRows& rows, const LinearAttentionForwardArgs& args,
+                const TensorView& sums, const TensorView& decay) {
+  kernels::delta_rule_maps(ctx, {.tokens = delta(rows, args.log_gate, args.beta),
+                                 .k = args.k,
+                                 .v = args.v,
+                                 .sums = sums,
+                                 .transition = matrices(decay, args.k)});
+}
+
+void delta_forward(const Context& ctx, const RunRows& rows, const LinearAttentionForwardArgs& args,
+                   const ConstTensorView& states) {
+  kernels::delta_rule_forward(ctx, {.tokens = delta(rows, args.log_gate, args.beta),
+                                    .q = args.q,
+                                    .k = args.k,
+                                    .v = args.v,
+                                    .state_in = states,
+                                    .out_acc = args.out_acc});
+}
+
+void delta_backward_maps(const Context& ctx, const RunRows& rows,
+                         const LinearAttentionBackwardArgs& args, const TensorView& sums,
+                         const TensorView& decay) {
+  kernels::delta_rule_backward_maps(ctx, {.tokens = delta(rows, args.log_gate, args.beta),
+                                          .q = args.q,
+                                          .k = args.k,
+                                          .dout = args.dout,
+                                          .sums = sums,
+                                          .transition = matrices(decay, args.k)});
+}
+
+void delta_backward(const Context& ctx, const RunRows& rows,
+                    const LinearAttentionBackwardArgs& args, const ConstTensorView& states,
+                    const ConstTensorView& dstates) {
+  kernels::delta_rule_backward(ctx, {.tokens = delta(rows, args.log_gate, args.beta),
+                                     .q = args.q,
+                                     .k = args.k,
+                                     .v = args.v,
+                                     .dout = args.dout,
+                                     .state_in = states,
+                                     .dstate_out = dstates,
+                                     .dq_acc = args.dq_acc,
+                                     .dk_acc = args.dk_acc,
+                                     .dv_acc = args.dv_acc,
+                                     .dlog_gate = args.dlog_gate,
+                                     .dbeta = args.dbeta});
+}
+
 constexpr std::array kParts{
     LinearKindParts{.kind = LinearKind::kDecay,
                     .name = "linear attention with a decay per head",
@@ -181,6 +243,16 @@ constexpr std::array kParts{
                     .backward = gated_backward,
                     .add_dstates = gated_add_dstates,
                     .complete = gated_complete},
+    LinearKindParts{.kind = LinearKind::kDeltaRule,
+                    .name = "the gated delta rule",
+                    .decay = kernels::StateDecay::kDense,
+                    .maps = delta_maps,
+                    .forward = delta_forward,
+                    .add_states = nullptr,
+                    .backward_maps = delta_backward_maps,
+                    .backward = delta_backward,
+                    .add_dstates = nullptr,
+                    .complete = nullptr},
 };
 
 }  // namespace
@@ -189,7 +261,7 @@ const LinearKindParts& parts_of(LinearKind kind) {
   for (const LinearKindParts& parts : kParts) {
     if (parts.kind == kind) return parts;
   }
-  fail(ErrorCode::kConfig, "the gated delta rule does not run over ranks yet");
+  check_failed(__FILE__, __LINE__, "kind is one of LinearKind");
 }
 
 }  // namespace longhaul::parallel

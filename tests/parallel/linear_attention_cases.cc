@@ -6,6 +6,7 @@
 #include <random>
 
 #include "absl/strings/str_cat.h"
+#include "tests/kernels/delta_rule_reference.h"
 #include "tests/kernels/gated_linear_attention_reference.h"
 #include "tests/kernels/linear_attention_reference.h"
 
@@ -232,6 +233,18 @@ LinearOutputs truth_of(const LinearCase& c, const LinearInputs& x) {
   std::vector<int64_t> begins = c.documents.begins();
   if (!begins.empty()) begins.erase(begins.begin());  // the first continues the initial state
   const std::vector<double> no_gradient(x.state_in.size(), 0.0);
+  if (c.kind == LinearKind::kDeltaRule) {
+    const auto truth = kernels::testing::delta_rule_truth(
+        {c.tokens, c.heads, c.head_dim, c.value_dim}, {&whole, 1}, begins,
+        {x.q, x.k, x.v, x.dout, x.log_gate, x.beta, x.state_in, no_gradient});
+    return {.out = truth.out,
+            .dq = truth.dq,
+            .dk = truth.dk,
+            .dv = truth.dv,
+            .dlog_gate = truth.dlog_gate,
+            .dbeta = truth.dbeta,
+            .final_state = truth.state_out};
+  }
   if (c.kind == LinearKind::kGated) {
     const auto truth = kernels::testing::gated_linear_attention_truth(
         {c.tokens, c.heads, c.head_dim, c.value_dim}, {&whole, 1}, begins,

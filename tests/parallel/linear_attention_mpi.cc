@@ -13,20 +13,22 @@ void run(dist::Group& world) {
   int cases = 0;
   for (const parallel::ScanMethod& method : parallel::scan_methods()) {
     for (const parallel::LayoutKind& layout : parallel::layout_kinds()) {
-      for (const bool packed : {false, true}) {
-        const LinearCase c{
-            .kind = packed ? parallel::LinearKind::kGated : parallel::LinearKind::kDecay,
-            .method = std::string(method.name),
-            .layout = std::string(layout.name),
-            .tokens = 61,
-            .heads = 5,
-            .head_dim = 8,
-            .value_dim = 6,
-            .documents = packed ? parallel::Documents(61, {0, 19, 26, 27, 50})
-                                : parallel::Documents::whole(61),
-            .dtype = DType::kF64,
-            .initial_state = packed,
-            .final_state = packed};
+      for (const parallel::LinearKind kind :
+           {parallel::LinearKind::kDecay, parallel::LinearKind::kGated,
+            parallel::LinearKind::kDeltaRule}) {
+        const bool packed = kind != parallel::LinearKind::kDecay;
+        const LinearCase c{.kind = kind,
+                           .method = std::string(method.name),
+                           .layout = std::string(layout.name),
+                           .tokens = 61,
+                           .heads = 5,
+                           .head_dim = 8,
+                           .value_dim = 6,
+                           .documents = packed ? parallel::Documents(61, {0, 19, 26, 27, 50})
+                                               : parallel::Documents::whole(61),
+                           .dtype = DType::kF64,
+                           .initial_state = packed,
+                           .final_state = packed};
         const auto x = inputs_of(c, 5);
         const auto result = run_linear_attention(world, c, x);
         for (const double e : errors(world, c, truth_of(c, x), result)) {

@@ -70,7 +70,7 @@ class TokenOwners {
   std::vector<int> owners_;
 };
 
-constexpr LinearKind kKinds[] = {LinearKind::kDecay, LinearKind::kGated};
+constexpr LinearKind kKinds[] = {LinearKind::kDecay, LinearKind::kGated, LinearKind::kDeltaRule};
 constexpr const char* kLayouts[] = {"contiguous", "zigzag", "balanced", "striped"};
 
 TEST(LinearAttentionRanks, EveryMethodEqualsTheRecurrence) {
@@ -145,10 +145,11 @@ LinearCase everything(LinearKind kind, std::string_view method, const char* layo
 
 // Accumulators are f32 end to end: sharding may cost no more than twice one rank's rounding.
 TEST(LinearAttentionRanks, LowPrecisionLosesNothingOverRanks) {
+  size_t kinds = 0;
   for (const parallel::ScanMethod& method : parallel::scan_methods()) {
     for (const DType dtype : {DType::kF32, DType::kBF16}) {
-      for (const int ranks : {2, 5, 8}) {
-        const LinearKind kind = kKinds[static_cast<size_t>(ranks) % std::size(kKinds)];
+      for (const int ranks : {2, 3, 5, 8}) {
+        const LinearKind kind = kKinds[kinds++ % std::size(kKinds)];
         const LinearCase c = everything(kind, method.name, kLayouts[ranks % 4], dtype);
         SCOPED_TRACE(absl::StrCat(c.name(), " P=", ranks));
         const LinearInputs x = inputs_of(c, 8);
@@ -180,8 +181,11 @@ TEST(LinearAttentionRanks, DocumentsAreIsolated) {
   size_t kinds = 0;
   for (const parallel::ScanMethod& method : parallel::scan_methods()) {
     for (const char* layout : kLayouts) {
-      const LinearKind kind = kKinds[kinds++ % std::size(kKinds)];
-      const LinearCase c = everything(kind, method.name, layout, DType::kF64);
+      // Every kind, and the first one in both directions.
+      const size_t which = kinds++ % (std::size(kKinds) + 1);
+      LinearCase c =
+          everything(kKinds[which % std::size(kKinds)], method.name, layout, DType::kF64);
+      if (which == std::size(kKinds)) c.causal = c.initial_state = c.final_state = false;
       SCOPED_TRACE(c.name());
       LinearInputs x = inputs_of(c, 6);
       const auto before = results_of(c, x, kRanks);
@@ -224,44 +228,47 @@ TEST(LinearAttentionRanks, DocumentsAreIsolated) {
 
 // Two samples, the second of which starts with what the first ends with, are one.
 TEST(LinearAttentionRanks, StatesCarryOverSamples) {
-  const LinearKind kind = LinearKind::kGated;
-  LinearCase whole = everything(kind, "all_gather", "zigzag", DType::kF64);
-  whole.initial_state = false;
-  const LinearInputs x = inputs_of(whole, 3);
-  const LinearOutputs truth = truth_of(whole, x);
-  constexpr int64_t kFirst = 70;  // in the midst of a document
-  const auto part = [&](int64_t begin, int64_t tokens) {
-    LinearInputs piece = x;
-    for (auto* values : {&piece.q, &piece.k, &piece.v, &piece.dout, &piece.log_gate}) {
-      const auto of_row = static_cast<int64_t>(values->size()) / whole.tokens;
-      *values = {values->begin() + begin * of_row, values->begin() + (begin + tokens) * of_row};
-    }
-    return piece;
-  };
-  for (const parallel::ScanMethod& method : parallel::scan_methods()) {
-    LinearCase first = whole, second = whole;
-    first.method = second.method = std::string(method.name);
-    first.tokens = kFirst;
-    first.documents = parallel::Documents(kFirst, {0, 44, 51});
-    second.tokens = whole.tokens - kFirst;
-    second.documents = parallel::Documents(second.tokens, {0, 100 - kFirst});
-    second.initial_state = true;
-    const auto a = results_of(first, part(0, kFirst), 3);
-    LinearInputs rest = part(kFirst, second.tokens);
-    rest.state_in = a[1].outputs.final_state;
-    const auto b = results_of(second, rest, 3);
-    const parallel::TokenLayout layout = layout_of(second, 3);
-    for (int r = 0; r < 3; ++r) {
-      const auto& out = b[static_cast<size_t>(r)].outputs.out;
-      const int64_t of_row = whole.heads * whole.value_dim;
-      for (size_t i = 0; i < out.size(); ++i) {
-        const int64_t row = static_cast<int64_t>(i) / of_row;
-        const int64_t at =
-            (kFirst + layout.position(r, row)) * of_row + static_cast<int64_t>(i) % of_row;
-        ASSERT_NEAR(out[i], truth.out[static_cast<size_t>(at)], 1e-10);
+  for (const LinearKind kind : kKinds) {
+    LinearCase whole = everything(kind, "all_gather", "zigzag", DType::kF64);
+    whole.initial_state = false;
+    const LinearInputs x = inputs_of(whole, 3);
+    const LinearOutputs truth = truth_of(whole, x);
+    constexpr int64_t kFirst = 70;  // in the midst of a document
+    const auto part = [&](int64_t begin, int64_t tokens) {
+      LinearInputs piece = x;
+      for (auto* values :
+           {&piece.q, &piece.k, &piece.v, &piece.dout, &piece.log_gate, &piece.beta}) {
+        const auto of_row = static_cast<int64_t>(values->size()) / whole.tokens;
+        *values = {values->begin() + begin * of_row, values->begin() + (begin + tokens) * of_row};
       }
-      for (size_t i = 0; i < truth.final_state.size(); ++i) {
-        ASSERT_NEAR(b[static_cast<size_t>(r)].outputs.final_state[i], truth.final_state[i], 1e-10);
+      return piece;
+    };
+    for (const parallel::ScanMethod& method : parallel::scan_methods()) {
+      LinearCase first = whole, second = whole;
+      first.method = second.method = std::string(method.name);
+      first.tokens = kFirst;
+      first.documents = parallel::Documents(kFirst, {0, 44, 51});
+      second.tokens = whole.tokens - kFirst;
+      second.documents = parallel::Documents(second.tokens, {0, 100 - kFirst});
+      second.initial_state = true;
+      const auto a = results_of(first, part(0, kFirst), 3);
+      LinearInputs rest = part(kFirst, second.tokens);
+      rest.state_in = a[1].outputs.final_state;
+      const auto b = results_of(second, rest, 3);
+      const parallel::TokenLayout layout = layout_of(second, 3);
+      for (int r = 0; r < 3; ++r) {
+        const auto& out = b[static_cast<size_t>(r)].outputs.out;
+        const int64_t of_row = whole.heads * whole.value_dim;
+        for (size_t i = 0; i < out.size(); ++i) {
+          const int64_t row = static_cast<int64_t>(i) / of_row;
+          const int64_t at =
+              (kFirst + layout.position(r, row)) * of_row + static_cast<int64_t>(i) % of_row;
+          ASSERT_NEAR(out[i], truth.out[static_cast<size_t>(at)], 1e-10);
+        }
+        for (size_t i = 0; i < truth.final_state.size(); ++i) {
+          ASSERT_NEAR(b[static_cast<size_t>(r)].outputs.final_state[i], truth.final_state[i],
+                      1e-10);
+        }
       }
     }
   }
