@@ -13,6 +13,12 @@ set -euo pipefail
 longhaul=$(realpath "${1:-build/release/longhaul}")
 shift || true
 options=("$@")
+# Defaults, where an option does not say otherwise.
+for default in "--n 8192" "--heads 8" "--op forward" "--strategy ring" "--seconds 1"; do
+  if [[ " ${options[*]} " != *" ${default% *} "* ]]; then
+    options+=("${default% *}" "${default#* }")
+  fi
+done
 for tool in ip tc unshare mpirun python3; do
   command -v "$tool" > /dev/null || { echo "slow_link.sh: $tool is missing" >&2; exit 5; }
 done
@@ -31,8 +37,7 @@ run() {
     fi
     exec mpirun -n 2 --allow-run-as-root --bind-to core --mca pml ob1 --mca btl tcp,self \
       --mca btl_tcp_if_include lo "$@"' run "$rate" \
-    "$longhaul" bench sequence --json --moved --mask causal --layout zigzag --strategy ring \
-    --op forward --n 8192 --heads 8 --seconds 1 "$@"
+    "$longhaul" bench sequence --json --moved --mask causal --layout zigzag "$@"
 }
 
 field() { python3 -c "import json, sys; print(json.loads(sys.argv[1])['$2'])" "$1"; }
