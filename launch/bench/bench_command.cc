@@ -72,6 +72,9 @@ std::span<const Command> bench_commands() {
       Command{.name = "sequence",
               .help = "Attention over all ranks, against the kernel alone on every core",
               .add = add_sequence_bench},
+      Command{.name = "scan",
+              .help = "Linear attention over all ranks, against the same without other ranks",
+              .add = add_scan_bench},
       Command{.name = "auto",
               .help = "What strategy \"auto\" takes, against the fastest one",
               .add = add_auto_bench}};

@@ -13,6 +13,7 @@ Action add_gemm_bench(CLI::App& app);
 Action add_layout_bench(CLI::App& app);
 Action add_linear_bench(CLI::App& app);
 Action add_pointwise_bench(CLI::App& app);
+Action add_scan_bench(CLI::App& app);
 Action add_sequence_bench(CLI::App& app);
 
 }  // namespace longhaul::launch

@@ -98,7 +98,7 @@ struct Entry {
   std::string strategy, layout;
   std::unique_ptr<SequenceTimer> timer;
   std::vector<double> seconds, waited;
-  SequenceTiming last;
+  GroupTiming last;
 };
 
 struct Shared {  // what the entries of a group have in common

@@ -1,21 +1,12 @@
 #include "launch/bench/sequence_timer.h"
 
-#include <algorithm>
-#include <chrono>
-#include <cmath>
-
-#include "absl/strings/str_cat.h"
-#include "kernels/core/error.h"
 #include "launch/bench/kernel_bench.h"
-#include "launch/cli/ranks.h"
 
 namespace longhaul::launch {
 
 namespace {
 
 constexpr const char* kWhat = "sequence bench";
-
-using Clock = std::chrono::steady_clock;
 
 }  // namespace
 
@@ -75,35 +66,8 @@ void SequenceTimer::run(const Context& ctx, Arena& communication, SequencePass p
                        .dv_acc = dv_});
 }
 
-SequenceTiming SequenceTimer::time(SequencePass pass) {
-  wait_until_idle(ctx_.stream);
-  group_.barrier(kWhat);
-  const dist::Traffic::Counter before = group_.traffic().total();
-  const auto begin = Clock::now();
-  run(ctx_, communication_, pass);
-  wait_until_idle(ctx_.stream);
-  const auto elapsed = Clock::now() - begin;
-  const dist::Traffic::Counter after = group_.traffic().total();
-  const auto total = [&](int64_t dist::Traffic::Counter::*bytes) {
-    return static_cast<int64_t>(
-        group_.sum(static_cast<double>(after.*bytes - before.*bytes), kWhat));
-  };
-  const int64_t slowest =
-      group_.max(std::chrono::duration_cast<std::chrono::nanoseconds>(elapsed).count(), kWhat);
-  return {.seconds = 1e-9 * static_cast<double>(slowest),
-          .waited = group_.sum(after.waited_seconds - before.waited_seconds, kWhat) / group_.size(),
-          .moved_bytes = total(&dist::Traffic::Counter::received_bytes),
-          .in_place_bytes = total(&dist::Traffic::Counter::in_place_bytes)};
-}
-
-void check_timing_over_ranks(int64_t ranks, int64_t threads, double least_seconds) {
-  if (threads < 0 || threads > 1024) {
-    fail(ErrorCode::kConfig, absl::StrCat("--threads ", threads, ": 1 to 1024, or 0"));
-  }
-  if (!(least_seconds >= 0)) {
-    fail(ErrorCode::kConfig, absl::StrCat("--seconds ", least_seconds, ": 0 or more"));
-  }
-  if (ranks != 0) check_ranks_option(ranks);
+GroupTiming SequenceTimer::time(SequencePass pass) {
+  return time_together(group_, ctx_, [&] { run(ctx_, communication_, pass); });
 }
 
 }  // namespace longhaul::launch
