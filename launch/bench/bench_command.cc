@@ -47,7 +47,7 @@ Action add_train_bench(CLI::App& app) {
 }  // namespace
 
 std::span<const Command> bench_commands() {
-  static constexpr std::array<Command, 9> kCommands = {
+  static constexpr std::array<Command, 10> kCommands = {
       Command{.name = "train",
               .help = "Throughput, MFU and memory of training steps",
               .add = add_train_bench},
