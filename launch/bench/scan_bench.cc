@@ -3,7 +3,7 @@
 //
 //   ratio = time of the kernels alone, one call a pass, on every rank at once / time of the method
 //
-// Bytes and exchanges that wait for each other are counted, for any number of ranks. Times are
+// Bytes, and messages that wait for each other, are counted for any number of ranks. Times are
 // printed where every thread of every rank has a core of its own. `softmax ring` is what a ring
 // without the right-product trick does: keys and values travel, and every pair is computed.
 #include <algorithm>
@@ -19,8 +19,9 @@
 #include "launch/bench/kernel_benches.h"
 #include "launch/bench/scan_timer.h"
 #include "launch/cli/ranks.h"
-#include "launch/doctor/host.h"
 #include "launch/train/metrics.h"
+#include "parallel/plan/chain.h"
+#include "parallel/plan/strategy.h"
 
 namespace longhaul::launch {
 
@@ -73,22 +74,34 @@ struct Entry {
   GroupTiming time(SequencePass pass) const {
     return scan ? scan->time(pass) : softmax->time(pass);
   }
-  int64_t exchanges(SequencePass pass, int ranks) const {
-    int64_t sum = 0;
-    for (const Direction direction : {Direction::kForward, Direction::kBackward}) {
-      if (pass ==
-          (direction == Direction::kForward ? SequencePass::kBackward : SequencePass::kForward)) {
-        continue;
-      }
-      sum += scan ? scan->dependent_exchanges(direction) : ranks - 1;
-    }
-    return sum;
-  }
 };
 
+// Messages that wait for each other, of both directions together if it is both.
+int64_t chain_of(const std::string& method, const parallel::TokenLayout& layout, int64_t heads,
+                 SequencePass pass) {
+  int64_t sum = 0;
+  for (const Direction direction : {Direction::kForward, Direction::kBackward}) {
+    const bool forward = direction == Direction::kForward;
+    if (pass == (forward ? SequencePass::kBackward : SequencePass::kForward)) continue;
+    std::vector<parallel::Plan> plans;
+    for (int rank = 0; rank < layout.ranks(); ++rank) {
+      plans.push_back(method == kSoftmaxRing
+                          ? parallel::strategy("ring").plan(
+                                {.layout = layout,
+                                 .documents = parallel::Documents::whole(layout.tokens()),
+                                 .mask = {},
+                                 .heads = {heads, heads, 1, 1}},
+                                direction, rank)
+                          : parallel::scan_method(method).plan(layout, heads, direction, rank));
+    }
+    sum += parallel::longest_chain(plans);
+  }
+  return sum;
+}
+
 struct Shared {
-  std::string op, dtype, layout;
-  int64_t tokens = 0;
+  std::string op, dtype, layout_name;
+  const parallel::TokenLayout& layout;
 };
 
 class ScanBench {
@@ -98,7 +111,7 @@ class ScanBench {
         options_(options),
         pool_(options.threads > 0 ? static_cast<int>(options.threads)
                                   : threads_per_rank(static_cast<int>(options.ranks))),
-        timed_(world.size() * pool_.threads() <= available_cores().usable) {}
+        timed_(enough_cores(static_cast<int>(options.ranks), pool_.threads())) {}
 
   void run() {
     for (const std::string& dtype : options_.dtypes) {
@@ -112,7 +125,7 @@ class ScanBench {
           LoneScanTimer alone(world_, context(), operands);
           std::vector<Entry> entries = make_entries(rows, type, operands);
           for (const std::string& op : options_.ops) {
-            measure(entries, alone, {op, dtype, layout, tokens});
+            measure(entries, alone, {op, dtype, layout, rows});
           }
         }
       }
@@ -180,33 +193,33 @@ class ScanBench {
         entry.moved_bytes = timing.moved_bytes;
       }
     }
+    if (world_.rank() != 0) return;
     for (const Entry& entry : entries) {
-      const int64_t exchanges = world_.max(entry.exchanges(pass, world_.size()), "benchmark");
-      if (world_.rank() != 0) continue;
+      const int64_t chain = chain_of(entry.method, shared.layout, options_.heads, pass);
       if (options_.json) {
-        print_json(entry, median(limit), exchanges, shared);
+        print_json(entry, median(limit), chain, shared);
       } else {
-        print_row(entry, median(limit), exchanges, shared);
+        print_row(entry, median(limit), chain, shared);
       }
     }
     std::fflush(stdout);
   }
 
-  void print_json(const Entry& entry, double limit, int64_t exchanges, const Shared& shared) {
+  void print_json(const Entry& entry, double limit, int64_t chain, const Shared& shared) {
     nlohmann::ordered_json json = {{"bench", "scan"},
                                    {"case",
                                     {{"op", shared.op},
                                      {"dtype", shared.dtype},
                                      {"d", options_.head_dim},
-                                     {"n", shared.tokens},
+                                     {"n", shared.layout.tokens()},
                                      {"heads", options_.heads},
                                      {"method", entry.method},
-                                     {"layout", shared.layout},
+                                     {"layout", shared.layout_name},
                                      {"ranks", world_.size()},
                                      {"threads", pool_.threads()},
                                      {"isa", std::string(kernels::instruction_set())}}},
                                    {"received_bytes", entry.moved_bytes / world_.size()},
-                                   {"dependent_exchanges", exchanges}};
+                                   {"longest_chain", chain}};
     if (timed_) {
       const double seconds = median(entry.seconds);
       json.update({{"value", seconds},
@@ -220,7 +233,7 @@ class ScanBench {
     std::printf("%s\n", json.dump().c_str());
   }
 
-  void print_row(const Entry& entry, double limit, int64_t exchanges, const Shared& shared) {
+  void print_row(const Entry& entry, double limit, int64_t chain, const Shared& shared) {
     if (!header_printed_) {
       header_printed_ = true;
       std::printf("# %d ranks, %d threads each, %s; %s heads of %s%s\n", world_.size(),
@@ -228,7 +241,7 @@ class ScanBench {
                   std::to_string(options_.heads).c_str(), std::to_string(options_.head_dim).c_str(),
                   timed_ ? "" : "; more threads than cores: no times");
       std::printf("%-8s %-5s %-10s %7s %-12s %10s %10s %10s %10s %7s %7s\n", "op", "dtype",
-                  "layout", "n", "method", "received", "exchanges", "ms", "alone ms", "ratio",
+                  "layout", "n", "method", "received", "chain", "ms", "alone ms", "ratio",
                   "waited");
     }
     std::string times;
@@ -239,9 +252,9 @@ class ScanBench {
     }
     std::printf("%s\n",
                 absl::StrFormat("%-8s %-5s %-10s %7d %-12s %10s %10d%s", shared.op, shared.dtype,
-                                shared.layout, shared.tokens, entry.method,
+                                shared.layout_name, shared.layout.tokens(), entry.method,
                                 human_bytes(static_cast<double>(entry.moved_bytes) / world_.size()),
-                                exchanges, times)
+                                chain, times)
                     .c_str());
   }
 

@@ -1,6 +1,5 @@
 #include "launch/bench/scan_timer.h"
 
-#include <algorithm>
 #include <cmath>
 
 #include "launch/bench/kernel_bench.h"
@@ -75,14 +74,6 @@ void ScanTimer::run(const Context& ctx, Arena& communication, SequencePass pass)
 
 GroupTiming ScanTimer::time(SequencePass pass) {
   return time_together(group_, ctx_, [&] { run(ctx_, communication_, pass); });
-}
-
-int64_t ScanTimer::dependent_exchanges(parallel::Direction direction) const {
-  return std::ranges::count_if(attention_.plan(direction).steps, [&](const parallel::Step& step) {
-    return std::ranges::any_of(step.transfers, [&](const parallel::Transfer& transfer) {
-      return !transfer.send && transfer.peer != group_.rank();
-    });
-  });
 }
 
 LoneScanTimer::LoneScanTimer(dist::Group& group, const Context& ctx, ScanOperands& operands)

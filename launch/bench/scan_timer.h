@@ -38,9 +38,6 @@ class ScanTimer {
 
   GroupTiming time(SequencePass pass);
 
-  // Exchanges with other ranks that this rank waits for one after the other.
-  int64_t dependent_exchanges(parallel::Direction direction) const;
-
  private:
   void run(const Context& ctx, Arena& communication, SequencePass pass);
 

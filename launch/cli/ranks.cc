@@ -106,4 +106,11 @@ int threads_per_rank(int ranks_as_threads) {
   return std::max(1, std::min(cores.usable, cores.of_node / here));
 }
 
+bool enough_cores(int ranks_as_threads, int threads) {
+  const Cores cores = available_cores();
+  if (ranks_as_threads > 0) return ranks_as_threads * threads <= cores.usable;
+  return threads <= cores.usable &&
+         std::max(1, launched_ranks_on_node()) * threads <= cores.of_node;
+}
+
 }  // namespace longhaul::launch

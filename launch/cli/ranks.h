@@ -23,4 +23,7 @@ void check_ranks_option(int64_t ranks);
 // Threads a rank may use, so that the ranks of this node share its cores.
 int threads_per_rank(int ranks_as_threads);
 
+// Whether the cores of this node are enough for all threads of its ranks at once.
+bool enough_cores(int ranks_as_threads, int threads);
+
 }  // namespace longhaul::launch
