@@ -1,0 +1,119 @@
+#!/usr/bin/env python3
+"""What do linear layers cost in loss? Models that differ in their pattern of layers alone, trained on
+the same tokens, several seeds each: softmax attention everywhere, one layer in 2, 4 and 8, nowhere.
+
+    benchmarks/hybrids.py text --program build/release/longhaul --corpus data/quickstart
+    benchmarks/hybrids.py copy --program build/release/longhaul
+
+text: validation loss by position in the sample. copy: every document is random tokens and then the
+same again; the second half's loss, 0 for a model that looks back and ln(vocabulary) for one that
+cannot. Means and standard deviations over seeds; a pattern is marked where it differs from softmax by
+more than 2 standard deviations of the difference. Linear layers have a projection more (the output's
+gate), so models with them have narrower MLPs: parameters are equal to 1 %.
+
+Runs are kept below --runs, and what is finished is not done again. Prints Markdown.
+"""
+import argparse
+import json
+import math
+import pathlib
+import re
+import statistics
+import subprocess
+import sys
+
+PATTERNS = {"softmax": "N", "1/2 softmax": "LN", "1/4 softmax": "LLLN", "1/8 softmax": "LLLLLLLN",
+            "linear": "L"}
+LAYERS, WIDTH, HEADS, HEAD_DIM, MLP = 8, 128, 2, 64, 384
+TASKS = {
+    "text": {"length": 2048, "batch": 8192, "rate": 2e-3, "tokens": 3_000_000, "vocabulary": 256},
+    "copy": {"length": 512, "batch": 8192, "rate": 2e-3, "tokens": 12_000_000, "vocabulary": 64},
+}
+
+
+def mlp_width(pattern):
+    """Such that a gate of width x (heads x head_dim) in each linear layer adds no parameters."""
+    linear = sum((pattern * LAYERS)[layer] == "L" for layer in range(LAYERS)) / LAYERS
+    return round(MLP - linear * HEADS * HEAD_DIM / 3)
+
+
+def train(options, task, corpus, name, pattern, seed):
+    """The validation at the end of a run, and its number of parameters."""
+    folder = options.runs / f"{options.task}-{name.replace('/', '_').replace(' ', '-')}-{seed}"
+    tokens = options.tokens or task["tokens"]
+    steps = math.ceil(tokens / task["batch"])
+    settings = {
+        "model.architecture": "llama", "model.vocabulary": task["vocabulary"],
+        "model.layers": LAYERS, "model.width": WIDTH, "model.heads": HEADS,
+        "model.kv_heads": HEADS, "model.head_dim": HEAD_DIM, "model.mlp_width": mlp_width(pattern),
+        "model.pattern": pattern, "data.path": corpus, "data.sequence_length": task["length"],
+        "train.steps": steps, "train.batch_tokens": task["batch"],
+        "train.learning_rate": task["rate"], "train.seed": seed, "data.seed": seed,
+        "train.validation_samples": 32, "train.run_directory": folder,
+        "parallel.data": options.ranks, "checkpoint.keep": 1,
+    }
+    config = options.runs / "empty.txtpb"
+    config.write_text("")
+    command = [options.program, "train", "--config", config, "--ranks", options.ranks]
+    for field, value in settings.items():
+        command += ["--set", f"{field}={value}"]
+    log = folder.with_suffix(".log")
+    with open(log, "a", encoding="utf-8") as output:
+        result = subprocess.run([str(part) for part in command], stdout=output, stderr=output,
+                                check=False)
+    if result.returncode != 0:
+        sys.exit(f"hybrids.py: {log} ended with status {result.returncode}")
+    parameters = re.search(r"([\d.]+\w?) parameters", log.read_text(encoding="utf-8")).group(1)
+    with open(folder / "metrics.jsonl", encoding="utf-8") as file:
+        validations = [line for line in map(json.loads, file) if "loss_by_position" in line]
+    return validations[-1]["loss_by_position"], parameters
+
+
+def moments(values):
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("--program", type=pathlib.Path, default="build/release/longhaul")
+    parser.add_argument("--corpus", default="data/quickstart", help="of task text")
+    parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs/hybrids"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, help="of each run; default: the task's")
+    parser.add_argument("--ranks", type=int, default=2, help="replicas, as threads")
+    options = parser.parse_args()
+    task = TASKS[options.task]
+    options.runs.mkdir(parents=True, exist_ok=True)
+    corpus = options.corpus
+    if options.task == "copy":
+        corpus = options.runs / "copy"
+        if not corpus.with_suffix(".idx").exists():
+            subprocess.run([options.program, "data", "synthesize", "--output", corpus, "--tokens",
+                            str(task["length"]), "--documents", "20000", "--vocabulary",
+                            str(task["vocabulary"])], check=True, stdout=subprocess.DEVNULL)
+
+    rows, reference = [], None
+    for name, pattern in PATTERNS.items():
+        runs = [train(options, task, corpus, name, pattern, seed)
+                for seed in range(1, options.seeds + 1)]
+        by_position = [loss for loss, _ in runs]
+        parts = len(by_position[0])
+        totals = [statistics.mean(loss[parts // 2:] if options.task == "copy" else loss)
+                  for loss in by_position]
+        mean, deviation = moments(totals)
+        reference = reference or (mean, deviation)
+        apart = abs(mean - reference[0]) > 2 * math.hypot(deviation, reference[1])
+        columns = [moments([loss[part] for loss in by_position]) for part in range(parts)]
+        rows.append([name, pattern, runs[0][1], f"{mean:.3f} ± {deviation:.3f}",
+                     "yes" if apart else "no"] + [f"{m:.3f} ± {d:.3f}" for m, d in columns])
+        print(f"{name}: {rows[-1][3]}", file=sys.stderr, flush=True)
+    what = "second half" if options.task == "copy" else "loss"
+    header = ["model", "pattern", "parameters", what, "differs"]
+    header += [f"part {part + 1}" for part in range(len(rows[0]) - len(header))]
+    for cells in [header, ["---"] * len(header), *rows]:
+        print("| " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
