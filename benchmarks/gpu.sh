@@ -71,7 +71,7 @@ sanitize() {
   compute-sanitizer --tool "$tool" --error-exitcode 1 "$tests/kernels_attention_test" \
     --gtest_brief=1 --gtest_filter='Attention.EveryMask:Attention.GroupedHeads' &&
     compute-sanitizer --tool "$tool" --error-exitcode 1 "$tests/kernels_layers_test" \
-      --gtest_brief=1 --gtest_filter='Swiglu*:RmsNorm*:Embedding*'
+      --gtest_brief=1 --gtest_filter='GatedUnit*:Activation*:DecayGate*:Lrpe*:RmsNorm*:Embedding*'
 }
 run_nccl() { "${mpirun[@]}" -n "$gpus" "$tests/dist_nccl_suite"; }
 run_shared() {

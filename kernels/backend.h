@@ -9,21 +9,24 @@
 
 #include <span>
 
+#include "kernels/activation.h"
 #include "kernels/adamw.h"
 #include "kernels/attention.h"
 #include "kernels/attention_sink.h"
+#include "kernels/decay_gate.h"
 #include "kernels/delta_rule.h"
 #include "kernels/embedding.h"
 #include "kernels/gated_linear_attention.h"
+#include "kernels/gated_unit.h"
 #include "kernels/gemm.h"
 #include "kernels/linear_attention.h"
 #include "kernels/linear_attention_diagonal.h"
 #include "kernels/linear_cross_entropy.h"
+#include "kernels/lrpe.h"
 #include "kernels/pointwise.h"
 #include "kernels/rms_norm.h"
 #include "kernels/rope.h"
 #include "kernels/state_maps.h"
-#include "kernels/swiglu.h"
 
 namespace longhaul::kernels {
 
@@ -40,7 +43,10 @@ struct Backend {
   std::span<const LinearAttentionDiagonalKernel> linear_attention_diagonal;
   std::span<const RmsNormKernel> rms_norm;
   std::span<const RopeKernel> rope;
-  std::span<const SwigluKernel> swiglu;
+  std::span<const LrpeKernel> lrpe;
+  std::span<const GatedUnitKernel> gated_unit;
+  std::span<const ActivationKernel> activation;
+  std::span<const DecayGateKernel> decay_gate;
   std::span<const EmbeddingKernel> embedding;
   std::span<const LinearCrossEntropyKernel> linear_cross_entropy;
   std::span<const AdamWKernel> adamw;

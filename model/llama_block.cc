@@ -5,10 +5,10 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/attention.h"
+#include "kernels/gated_unit.h"
 #include "kernels/pointwise.h"
 #include "kernels/rms_norm.h"
 #include "kernels/rope.h"
-#include "kernels/swiglu.h"
 #include "model/attention_options.h"
 #include "model/linear.h"
 
@@ -154,7 +154,7 @@ void LlamaBlock::middle(const Context& ctx, BlockActivations& a) const {
                                   .rstd = a[A::kRstd2]});
   linear_forward(ctx, a[A::kNormed2], wgate_, a[A::kGate]);
   linear_forward(ctx, a[A::kNormed2], wup_, a[A::kUp]);
-  kernels::swiglu_forward(ctx, {.gate = a[A::kGate], .up = a[A::kUp], .y = a[A::kGated]});
+  kernels::gated_unit_forward(ctx, {.gate = a[A::kGate], .up = a[A::kUp], .y = a[A::kGated]});
 }
 
 void LlamaBlock::backward(StepContext& step, const RopeAngles& rope, ActivationPolicy policy,
@@ -183,7 +183,7 @@ void LlamaBlock::backward_after(const Context& ctx, BlockActivations& a, TensorV
   const TensorView dgated = take(config_.mlp_width);
   linear_backward(ctx, dx, a[A::kGated], wdown_, dgated, Write::kOverwrite);
   const TensorView dgate = take(config_.mlp_width), dup = take(config_.mlp_width);
-  kernels::swiglu_backward(
+  kernels::gated_unit_backward(
       ctx, {.dy = dgated, .gate = a[A::kGate], .up = a[A::kUp], .dgate = dgate, .dup = dup});
   const TensorView dnormed = take(config_.width);
   linear_backward(ctx, dgate, a[A::kNormed2], wgate_, dnormed, Write::kOverwrite);

@@ -161,7 +161,10 @@ HWY_INLINE V sigmoid(D d, V x) {
   using A = hn::TFromD<D>;
   const auto one = hn::Set(d, A(1));
   auto negative = hn::Neg(x);
-  if constexpr (std::is_same_v<A, double>) negative = hn::Min(hn::Set(d, 700.0), negative);
+  if constexpr (std::is_same_v<A, double>) {  // NaN is not larger
+    const auto most = hn::Set(d, 700.0);
+    negative = hn::IfThenElse(hn::Gt(negative, most), most, negative);
+  }
   return hn::Div(one, hn::Add(one, exp(d, negative)));
 }
 

@@ -1,16 +1,20 @@
 #include "launch/bench/pointwise_cases.h"
 
+#include <numeric>
 #include <set>
 
+#include "kernels/activation.h"
 #include "kernels/adamw.h"
 #include "kernels/attention.h"
 #include "kernels/core/random.h"
 #include "kernels/core/transfer.h"
+#include "kernels/decay_gate.h"
 #include "kernels/embedding.h"
+#include "kernels/gated_unit.h"
+#include "kernels/lrpe.h"
 #include "kernels/pointwise.h"
 #include "kernels/rms_norm.h"
 #include "kernels/rope.h"
-#include "kernels/swiglu.h"
 
 namespace longhaul::launch {
 
@@ -60,6 +64,26 @@ KernelCase rms_norm_backward(DType dtype, const PointwiseShape& s) {
   });
 }
 
+// Every head by itself and without weight, as linear attention normalises what it puts out.
+KernelCase head_norm_forward(DType dtype, const PointwiseShape& s) {
+  const Shape shape{s.tokens * (s.width / s.head_dim), s.head_dim};
+  const Operand x = operand(s, dtype, shape, 1), y = result(s, dtype, shape),
+                rstd = result(s, accumulator(dtype), {shape[0]});
+  return make(bytes({x, y, rstd}), [=](const Context& ctx) {
+    kernels::rms_norm_forward(ctx, {.x = *x, .weight = {}, .y = *y, .rstd = *rstd});
+  });
+}
+
+KernelCase head_norm_backward(DType dtype, const PointwiseShape& s) {
+  const Shape shape{s.tokens * (s.width / s.head_dim), s.head_dim};
+  const Operand dy = operand(s, dtype, shape, 1), x = operand(s, dtype, shape, 2),
+                rstd = operand(s, accumulator(dtype), {shape[0]}, 3), dx = result(s, dtype, shape);
+  return make(bytes({dy, x, rstd, dx, dx}), [=](const Context& ctx) {
+    kernels::rms_norm_backward(
+        ctx, {.dy = *dy, .x = *x, .weight = {}, .rstd = *rstd, .dx = *dx, .dweight = {}});
+  });
+}
+
 KernelCase rope(DType dtype, const PointwiseShape& s) {
   const DType acc = accumulator(dtype);
   const Operand cos = result(s, acc, {s.tokens, s.head_dim / 2}),
@@ -72,24 +96,112 @@ KernelCase rope(DType dtype, const PointwiseShape& s) {
               [=](const Context& ctx) { kernels::rope(ctx, {.cos = *cos, .sin = *sin, .x = *x}); });
 }
 
-KernelCase swiglu_forward(DType dtype, const PointwiseShape& s) {
+KernelCase gated_unit_forward(DType dtype, const PointwiseShape& s) {
   const Operand gate = operand(s, dtype, {s.tokens, s.width}, 1),
                 up = operand(s, dtype, {s.tokens, s.width}, 2),
                 y = result(s, dtype, {s.tokens, s.width});
   return make(bytes({gate, up, y}), [=](const Context& ctx) {
-    kernels::swiglu_forward(ctx, {.gate = *gate, .up = *up, .y = *y});
+    kernels::gated_unit_forward(ctx, {.gate = *gate, .up = *up, .y = *y});
   });
 }
 
-KernelCase swiglu_backward(DType dtype, const PointwiseShape& s) {
+KernelCase gated_unit_backward(DType dtype, const PointwiseShape& s) {
   const Operand dy = operand(s, dtype, {s.tokens, s.width}, 1),
                 gate = operand(s, dtype, {s.tokens, s.width}, 2),
                 up = operand(s, dtype, {s.tokens, s.width}, 3);
   const Operand dgate = result(s, dtype, {s.tokens, s.width}),
                 dup = result(s, dtype, {s.tokens, s.width});
   return make(bytes({dy, gate, up, dgate, dup}), [=](const Context& ctx) {
-    kernels::swiglu_backward(ctx,
-                             {.dy = *dy, .gate = *gate, .up = *up, .dgate = *dgate, .dup = *dup});
+    kernels::gated_unit_backward(
+        ctx, {.dy = *dy, .gate = *gate, .up = *up, .dgate = *dgate, .dup = *dup});
+  });
+}
+
+// The log gates of gated linear attention: from x's type to its accumulator type.
+KernelCase log_gate_forward(DType dtype, const PointwiseShape& s) {
+  const Operand x = operand(s, dtype, {s.tokens, s.width}, 1),
+                y = result(s, accumulator(dtype), {s.tokens, s.width});
+  return make(bytes({x, y}), [=](const Context& ctx) {
+    kernels::activation_forward(
+        ctx, {.activation = kernels::Activation::kLogSigmoid, .scale = 0.0625, .x = *x, .y = *y});
+  });
+}
+
+KernelCase log_gate_backward(DType dtype, const PointwiseShape& s) {
+  const Operand dy = operand(s, accumulator(dtype), {s.tokens, s.width}, 1),
+                x = operand(s, dtype, {s.tokens, s.width}, 2),
+                dx = result(s, dtype, {s.tokens, s.width});
+  return make(bytes({dy, x, dx}), [=](const Context& ctx) {
+    kernels::activation_backward(ctx, {.activation = kernels::Activation::kLogSigmoid,
+                                       .scale = 0.0625,
+                                       .dy = *dy,
+                                       .x = *x,
+                                       .dx = *dx});
+  });
+}
+
+// A decay per head: few columns.
+KernelCase decay_gate_forward(DType dtype, const PointwiseShape& s) {
+  const Shape shape{s.tokens, s.width / s.head_dim};
+  const Operand x = operand(s, dtype, shape, 1), a_log = operand(s, dtype, {shape[1]}, 2),
+                bias = operand(s, dtype, {shape[1]}, 3), y = result(s, accumulator(dtype), shape);
+  return make(bytes({x, a_log, bias, y}), [=](const Context& ctx) {
+    kernels::decay_gate_forward(ctx, {.x = *x, .a_log = *a_log, .bias = *bias, .y = *y});
+  });
+}
+
+KernelCase decay_gate_backward(DType dtype, const PointwiseShape& s) {
+  const DType acc = accumulator(dtype);
+  const Shape shape{s.tokens, s.width / s.head_dim};
+  const Operand dy = operand(s, acc, shape, 1), x = operand(s, dtype, shape, 2),
+                a_log = operand(s, dtype, {shape[1]}, 3), bias = operand(s, dtype, {shape[1]}, 4);
+  const Operand dx = result(s, dtype, shape), da_log = result(s, acc, {shape[1]}),
+                dbias = result(s, acc, {shape[1]});
+  const double work = bytes({dy, x, a_log, bias, dx, da_log, da_log, dbias, dbias});
+  return make(work, [=](const Context& ctx) {
+    kernels::decay_gate_backward(ctx, {.dy = *dy,
+                                       .x = *x,
+                                       .a_log = *a_log,
+                                       .bias = *bias,
+                                       .dx = *dx,
+                                       .da_log = *da_log,
+                                       .dbias = *dbias});
+  });
+}
+
+struct LrpeTables {
+  Operand cos, sin;
+};
+
+LrpeTables lrpe_tables(DType dtype, const PointwiseShape& s) {
+  const int64_t heads = s.width / s.head_dim;
+  const Shape shape{s.tokens, heads, s.head_dim};
+  const LrpeTables tables{result(s, accumulator(dtype), shape),
+                          result(s, accumulator(dtype), shape)};
+  std::vector<int64_t> positions(static_cast<size_t>(s.tokens));
+  std::iota(positions.begin(), positions.end(), 0);
+  kernels::lrpe_table(s.stream, kernels::lrpe_frequencies(heads, s.head_dim), positions,
+                      *tables.cos, *tables.sin);
+  return tables;
+}
+
+KernelCase lrpe_forward(DType dtype, const PointwiseShape& s) {
+  const auto [cos, sin] = lrpe_tables(dtype, s);
+  const int64_t heads = s.width / s.head_dim;
+  const Operand x = operand(s, dtype, {s.tokens, heads, s.head_dim}, 1),
+                y = result(s, dtype, {s.tokens, heads, 2 * s.head_dim});
+  return make(bytes({cos, sin, x, y}), [cos = cos, sin = sin, x, y](const Context& ctx) {
+    kernels::lrpe_forward(ctx, {.cos = *cos, .sin = *sin, .x = *x, .y = *y});
+  });
+}
+
+KernelCase lrpe_backward(DType dtype, const PointwiseShape& s) {
+  const auto [cos, sin] = lrpe_tables(dtype, s);
+  const int64_t heads = s.width / s.head_dim;
+  const Operand dy = operand(s, dtype, {s.tokens, heads, 2 * s.head_dim}, 1),
+                dx = result(s, dtype, {s.tokens, heads, s.head_dim});
+  return make(bytes({cos, sin, dy, dx}), [cos = cos, sin = sin, dy, dx](const Context& ctx) {
+    kernels::lrpe_backward(ctx, {.cos = *cos, .sin = *sin, .dy = *dy, .dx = *dx});
   });
 }
 
@@ -217,9 +329,17 @@ KernelCase attention_merge(DType dtype, const PointwiseShape& s) {
 
 constexpr PointwiseOperation kOperations[] = {{"rms_norm_forward", rms_norm_forward},
                                               {"rms_norm_backward", rms_norm_backward},
+                                              {"head_norm_forward", head_norm_forward},
+                                              {"head_norm_backward", head_norm_backward},
                                               {"rope", rope},
-                                              {"swiglu_forward", swiglu_forward},
-                                              {"swiglu_backward", swiglu_backward},
+                                              {"lrpe_forward", lrpe_forward},
+                                              {"lrpe_backward", lrpe_backward},
+                                              {"gated_unit_forward", gated_unit_forward},
+                                              {"gated_unit_backward", gated_unit_backward},
+                                              {"log_gate_forward", log_gate_forward},
+                                              {"log_gate_backward", log_gate_backward},
+                                              {"decay_gate_forward", decay_gate_forward},
+                                              {"decay_gate_backward", decay_gate_backward},
                                               {"add", residual_add},
                                               {"add_to", add_to, true},
                                               {"copy_from_accumulator", copy_from_accumulator},

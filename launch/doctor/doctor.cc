@@ -55,10 +55,14 @@ BackendState state_of(const kernels::Backend& backend) {
                      .description = std::string(backend.description)};
   count(backend.attention, state);
   count(backend.attention_sink, state);
+  count(backend.linear_attention, state);
   count(backend.gemm, state);
   count(backend.rms_norm, state);
   count(backend.rope, state);
-  count(backend.swiglu, state);
+  count(backend.lrpe, state);
+  count(backend.gated_unit, state);
+  count(backend.activation, state);
+  count(backend.decay_gate, state);
   count(backend.embedding, state);
   count(backend.linear_cross_entropy, state);
   count(backend.adamw, state);

@@ -50,9 +50,15 @@ TEST(Doors, RmsNorm) {
                           {.dy = x, .x = x, .weight = w, .rstd = rstd, .dx = x, .dweight = rstd});
       },
       "rms_norm: dweight");
+  expect_refused(
+      [&](const Context& ctx) {
+        rms_norm_backward(ctx,
+                          {.dy = x, .x = x, .weight = {}, .rstd = rstd, .dx = x, .dweight = w});
+      },
+      "both absent");
 }
 
-TEST(Doors, RopeSwigluEmbedding) {
+TEST(Doors, RopeEmbedding) {
   const DeviceTensor table = f32({2, 3}), x = f32({2, 1, 6}), odd = f32({2, 1, 5});
   expect_refused([&](const Context& ctx) { rope(ctx, {.cos = table, .sin = table, .x = odd}); },
                  "even");
@@ -62,14 +68,52 @@ TEST(Doors, RopeSwigluEmbedding) {
                Error);
   expect_refused(
       [&](const Context& ctx) {
-        swiglu_forward(ctx, {.gate = table, .up = f32({3, 2}), .y = table});
-      },
-      "swiglu: up");
-  expect_refused(
-      [&](const Context& ctx) {
         embedding_forward(ctx, {.tokens = f32({5}), .table = table, .out = f32({5, 3})});
       },
       "embedding: tokens");
+}
+
+TEST(Doors, GatesAndActivations) {
+  const DeviceTensor x = f32({2, 3}), other = f32({3, 2}), w = f32({3}), wide(DType::kF64, {2, 3});
+  expect_refused(
+      [&](const Context& ctx) { gated_unit_forward(ctx, {.gate = x, .up = other, .y = x}); },
+      "gated_unit: up");
+  expect_refused(
+      [&](const Context& ctx) {
+        gated_unit_forward(ctx,
+                           {.activation = Activation::kLogSigmoid, .gate = x, .up = x, .y = x});
+      },
+      "the activation is");
+  expect_refused([&](const Context& ctx) { activation_forward(ctx, {.x = x, .y = wide}); },
+                 "activation: y is f64");
+  expect_refused(
+      [&](const Context& ctx) { activation_forward(ctx, {.scale = std::nan(""), .x = x, .y = x}); },
+      "activation: scale");
+  expect_refused(
+      [&](const Context& ctx) { activation_backward(ctx, {.dy = x, .x = x, .dx = other}); },
+      "activation: dx");
+  expect_refused(
+      [&](const Context& ctx) {
+        decay_gate_forward(ctx, {.x = x, .a_log = w, .bias = f32({2}), .y = x});
+      },
+      "decay_gate: bias");
+  expect_refused(
+      [&](const Context& ctx) {
+        decay_gate_backward(
+            ctx, {.dy = x, .x = x, .a_log = w, .bias = w, .dx = x, .da_log = w, .dbias = f32({2})});
+      },
+      "decay_gate: dbias");
+  const DeviceTensor table = f32({2, 1, 3}), doubled = f32({2, 1, 6});
+  expect_refused(
+      [&](const Context& ctx) {
+        lrpe_forward(ctx, {.cos = table, .sin = table, .x = table, .y = table});
+      },
+      "lrpe: y");
+  expect_refused(
+      [&](const Context& ctx) {
+        lrpe_backward(ctx, {.cos = table, .sin = doubled, .dy = doubled, .dx = table});
+      },
+      "lrpe: sin");
 }
 
 TEST(Doors, LinearAttention) {
@@ -197,8 +241,18 @@ void expect_measured(Device device) {
     rope_table(ctx.stream, {}, std::vector<int64_t>(90), 16, view(acc, {90, 8}),
                view(acc, {90, 8}));
     rope(ctx, {.cos = view(acc, {90, 8}), .sin = view(acc, {90, 8}), .x = heads});
-    swiglu_forward(ctx, {.gate = x, .up = x, .y = x});
-    swiglu_backward(ctx, {.dy = x, .gate = x, .up = x, .dgate = x, .dup = x});
+    gated_unit_forward(ctx, {.gate = x, .up = x, .y = x});
+    gated_unit_backward(ctx, {.dy = x, .gate = x, .up = x, .dgate = x, .dup = x});
+    const TensorView gates = view(acc, {90, 64});
+    activation_forward(ctx, {.x = x, .y = gates});
+    activation_backward(ctx, {.dy = gates, .x = x, .dx = x});
+    decay_gate_forward(ctx, {.x = x, .a_log = w, .bias = w, .y = gates});
+    decay_gate_backward(
+        ctx, {.dy = gates, .x = x, .a_log = w, .bias = w, .dx = x, .da_log = flat, .dbias = flat});
+    const TensorView angles = view(acc, {90, 4, 16}), twice = view(dtype, {90, 4, 32});
+    lrpe_table(ctx.stream, lrpe_frequencies(4, 16), std::vector<int64_t>(90), angles, angles);
+    lrpe_forward(ctx, {.cos = angles, .sin = angles, .x = heads, .y = twice});
+    lrpe_backward(ctx, {.cos = angles, .sin = angles, .dy = twice, .dx = heads});
     embedding_forward(ctx, {.tokens = ids, .table = square, .out = x});
     embedding_backward(ctx, {.tokens = ids, .dout = x, .dtable = view(acc, {64, 64})});
     linear_cross_entropy(ctx, {.x = x,

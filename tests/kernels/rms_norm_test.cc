@@ -12,9 +12,9 @@ struct Truth {
   std::vector<double> y, rstd, dx, dweight;
 };
 
-// dx by the chain rule through rstd, written out per pair of channels.
+// dx by the chain rule through rstd, written out per pair of channels. Without a weight, w is ones.
 Truth truth(const std::vector<double>& x, const std::vector<double>& w,
-            const std::vector<double>& dy, size_t rows, size_t channels) {
+            const std::vector<double>& dy, double scale, size_t rows, size_t channels) {
   Truth t;
   // Sums over thousands of rows, which err less than those that are tested.
   std::vector<long double> dweight(channels, 0.0L);
@@ -26,22 +26,28 @@ Truth truth(const std::vector<double>& x, const std::vector<double>& w,
     t.rstd.push_back(1 / rms);
     double along = 0;  // d(loss)/d(rms)
     for (size_t c = 0; c < channels; ++c) {
-      t.y.push_back(row[c] / rms * w[c]);
-      dweight[c] += static_cast<long double>(dy[r * channels + c]) * row[c] / rms;
-      along -= dy[r * channels + c] * w[c] * row[c] / (rms * rms);
+      t.y.push_back(scale * row[c] / rms * w[c]);
+      dweight[c] += static_cast<long double>(dy[r * channels + c]) * scale * row[c] / rms;
+      along -= dy[r * channels + c] * scale * w[c] * row[c] / (rms * rms);
     }
     for (size_t c = 0; c < channels; ++c) {
       const double drms = row[c] / (static_cast<double>(channels) * rms);
-      t.dx.push_back(dy[r * channels + c] * w[c] / rms + along * drms);
+      t.dx.push_back(dy[r * channels + c] * scale * w[c] / rms + along * drms);
     }
   }
   t.dweight.assign(dweight.begin(), dweight.end());
   return t;
 }
 
+struct Form {
+  bool weighted = true;
+  double scale = 1;
+};
+
 void expect_row(const RmsNormKernel& row, int64_t rows, int64_t channels, int threads,
-                int64_t gap = Gapped::kGap) {
-  SCOPED_TRACE(std::to_string(rows) + "x" + std::to_string(channels));
+                int64_t gap = Gapped::kGap, const Form& form = {}) {
+  SCOPED_TRACE(std::to_string(rows) + "x" + std::to_string(channels) +
+               (form.weighted ? "" : " without weight") + " by " + std::to_string(form.scale));
   const DType acc = accumulator(row.dtype);
   Rig rig(threads);
   const Shape shape{rows, channels};
@@ -52,15 +58,26 @@ void expect_row(const RmsNormKernel& row, int64_t rows, int64_t channels, int th
   fill_random(dx, 4);
   const DeviceTensor weight = random(row.dtype, {channels}, 2), rstd = poisoned(acc, {rows});
   const DeviceTensor dweight = random(acc, {channels}, 5);
-  const Truth t = truth(values(x), values(weight), values(dy), static_cast<size_t>(rows),
-                        static_cast<size_t>(channels));
+  if (!form.weighted) set(weight, [](int64_t) { return 1.0; });
+  const Truth t = truth(values(x), values(weight), values(dy), form.scale,
+                        static_cast<size_t>(rows), static_cast<size_t>(channels));
   std::vector<double> expected_dx = values(dx), expected_dweight = values(dweight);
   for (size_t i = 0; i < expected_dx.size(); ++i) expected_dx[i] += t.dx[i];
-  for (size_t i = 0; i < expected_dweight.size(); ++i) expected_dweight[i] += t.dweight[i];
+  for (size_t i = 0; i < expected_dweight.size() && form.weighted; ++i) {
+    expected_dweight[i] += t.dweight[i];
+  }
+  const ConstTensorView used = form.weighted ? ConstTensorView(weight) : ConstTensorView();
+  const TensorView gradient = form.weighted ? dweight.view() : TensorView();
   rig.run([&](const Context& ctx) {
-    row.forward(ctx, {.x = x, .weight = weight, .eps = kEps, .y = y, .rstd = rstd});
-    row.backward(ctx,
-                 {.dy = dy, .x = x, .weight = weight, .rstd = rstd, .dx = dx, .dweight = dweight});
+    row.forward(ctx,
+                {.x = x, .weight = used, .eps = kEps, .scale = form.scale, .y = y, .rstd = rstd});
+    row.backward(ctx, {.dy = dy,
+                       .x = x,
+                       .weight = used,
+                       .rstd = rstd,
+                       .scale = form.scale,
+                       .dx = dx,
+                       .dweight = gradient});
   });
   // Sums of up to 1000 terms in the accumulator, and one rounding of the result.
   const double tolerance = 32 * epsilon(acc);
@@ -68,7 +85,7 @@ void expect_row(const RmsNormKernel& row, int64_t rows, int64_t channels, int th
   expect_near(rstd, t.rstd, tolerance, "rstd");
   // One channel normalises to a sign, so its gradient cancels.
   expect_near(dx, expected_dx, tolerance + epsilon(row.dtype), "dx",
-              channels == 1 ? norm(values(dy)) / norm(values(x)) : 0.0);
+              channels == 1 ? form.scale * norm(values(dy)) / norm(values(x)) : 0.0);
   expect_near(dweight, expected_dweight, tolerance, "dweight");
   EXPECT_TRUE(y.gaps_intact() && dx.gaps_intact());
 }
@@ -91,16 +108,33 @@ TEST(RmsNorm, ForwardAndBackward) {
   });
 }
 
+// SRMSNorm, rows of length 1, and both at once.
+TEST(RmsNorm, WithoutWeightAndScaled) {
+  for_each_row_and_instruction_set(&Backend::rms_norm, [](const RmsNormKernel& row) {
+    for (const Form& form : {Form{.weighted = false}, Form{.weighted = false, .scale = 0.125},
+                             Form{.weighted = true, .scale = 1.75}}) {
+      for (int threads : numbers_of_threads({1, 3})) {
+        for (const auto& [rows, channels] : std::vector<std::pair<int64_t, int64_t>>{
+                 {0, 8}, {1, 1}, {3, 17}, {300, 64}, {9, 1000}}) {
+          expect_row(row, rows, channels, threads, Gapped::kGap, form);
+          expect_row(row, rows, channels, threads, Gapped::kAlignedGap, form);
+        }
+      }
+    }
+  });
+}
+
 TEST(RmsNorm, FiniteDifferences) {
   for_each_row(&Backend::rms_norm, [](const RmsNormKernel& row) {
     if (row.dtype != DType::kF64) return;
+    constexpr double kScale = 0.6;
     Rig rig(1);
     const Shape shape{5, 12};
     const DeviceTensor dy = random(row.dtype, shape, 3);
     const DeviceTensor rstd(row.dtype, {5}), y(row.dtype, shape);
     const auto loss = [&](const DeviceTensor& x, const DeviceTensor& w) {
       rig.run([&](const Context& ctx) {
-        row.forward(ctx, {.x = x, .weight = w, .eps = kEps, .y = y, .rstd = rstd});
+        row.forward(ctx, {.x = x, .weight = w, .eps = kEps, .scale = kScale, .y = y, .rstd = rstd});
       });
       const std::vector<double> out = values(y), g = values(dy);
       double sum = 0;
@@ -111,7 +145,9 @@ TEST(RmsNorm, FiniteDifferences) {
     loss(x, w);
     const DeviceTensor dx(row.dtype, shape), dw(row.dtype, {12});
     rig.run([&](const Context& ctx) {
-      row.backward(ctx, {.dy = dy, .x = x, .weight = w, .rstd = rstd, .dx = dx, .dweight = dw});
+      row.backward(
+          ctx,
+          {.dy = dy, .x = x, .weight = w, .rstd = rstd, .scale = kScale, .dx = dx, .dweight = dw});
     });
     constexpr double kStep = 1e-6;
     for (const auto& [operand, gradient] : {std::pair(&x, &dx), std::pair(&w, &dw)}) {

@@ -18,7 +18,9 @@ TINY = {
                   "--loss-width", "32"],
 }
 POINTWISE = {
-    "rms_norm_forward", "rms_norm_backward", "rope", "swiglu_forward", "swiglu_backward", "add",
+    "rms_norm_forward", "rms_norm_backward", "head_norm_forward", "head_norm_backward", "rope",
+    "lrpe_forward", "lrpe_backward", "gated_unit_forward", "gated_unit_backward",
+    "log_gate_forward", "log_gate_backward", "decay_gate_forward", "decay_gate_backward", "add",
     "copy_from_accumulator", "copy_to_accumulator", "fill_zero", "adamw", "embedding_forward",
     "embedding_backward", "attention_delta", "linear_cross_entropy"}
 POINTWISE_F32 = POINTWISE | {"add_to", "sum_of_squares", "attention_init", "attention_merge"}
@@ -116,7 +118,7 @@ class Bench(unittest.TestCase):
             self.assertEqual(mine["linear_cross_entropy"]["unit"], "GFLOP/s")
             self.assertIn("time_to_products", mine["linear_cross_entropy"])
             size = {"f32": 4, "bf16": 2}[dtype]
-            for op, passes in [("swiglu_forward", 3), ("swiglu_backward", 5), ("add", 3),
+            for op, passes in [("gated_unit_forward", 3), ("gated_unit_backward", 5), ("add", 3),
                                ("fill_zero", 1)]:
                 self.assertEqual(mine[op]["unit"], "GB/s")
                 self.assertAlmostEqual(mine[op]["value"] * mine[op]["seconds"] * 1e9,
@@ -159,7 +161,7 @@ class Bench(unittest.TestCase):
         for name in TINY:
             figures = self.figures(name, "--isa", "BASELINE", "--op",
                                    {"attention": "forward", "linear": "forward", "gemm": "nt",
-                                    "pointwise": "swiglu_forward"}[name])
+                                    "pointwise": "gated_unit_forward"}[name])
             self.assertEqual({f["case"]["isa"] for f in figures}, {"BASELINE"})
             # It has no products of bf16 pairs.
             limits = {f["limit_name"] for f in figures if f["unit"] == "GFLOP/s"}
