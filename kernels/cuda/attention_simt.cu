@@ -7,44 +7,16 @@
 #include "kernels/cuda/attention_simt.h"
 
 #include "kernels/cuda/attention_arguments.h"
-#include "kernels/cuda/device_code.h"
+#include "kernels/cuda/simt_tiles.h"
 
 namespace longhaul::kernels::cuda {
 
 namespace {
 
-constexpr int kSide = 32;  // of a tile
-constexpr int kRows = 4;   // of a warp
-constexpr int kWarps = kSide / kRows;
-constexpr int kThreads = kWarps * kWarp;
 constexpr int kColumns = kMostHeadDim / kWarp;  // of a lane
 
 template <class A>
-using Tile = A[kSide][kSide + 1];
-template <class A>
 using Sums = A[kRows][kColumns];
-
-__device__ __forceinline__ int lane() { return static_cast<int>(threadIdx.x) % kWarp; }
-__device__ __forceinline__ int warp() { return static_cast<int>(threadIdx.x) / kWarp; }
-
-// Rows [0, count) of one head from a row on; the tile's other rows are 0.
-template <class T>
-struct TileRows {
-  HeadRows<T> from;
-  int64_t first;
-  int count, dim;
-};
-
-// Columns [begin, begin + kSide).
-template <class T, class A>
-__device__ void load(const TileRows<T>& rows, int begin, Tile<A>& tile) {
-  const int column = begin + lane();
-  for (int r = warp(); r < kSide; r += kWarps) {
-    tile[r][lane()] = r < rows.count && column < rows.dim
-                          ? static_cast<A>(rows.from.row(rows.first + r)[column])
-                          : A(0);
-  }
-}
 
 // result[r] = the warp's row r of `left` times row `lane` of `right`.
 template <class T, class A>

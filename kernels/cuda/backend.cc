@@ -19,7 +19,7 @@ const Backend& cuda_backend() {
                                .description = "CUDA, compute capability 8.0 and higher",
                                .attention = cuda::attention_table(),
                                .attention_sink = cuda::attention_sink_table(),
-                               .linear_attention = {},
+                               .linear_attention = cuda::linear_attention_table(),
                                .gated_linear_attention = {},
                                .delta_rule = {},
                                .gemm = cuda::gemm_table(),

@@ -10,6 +10,7 @@ bool available();
 
 std::span<const AttentionKernel> attention_table();
 std::span<const AttentionSinkKernel> attention_sink_table();
+std::span<const LinearAttentionKernel> linear_attention_table();
 std::span<const GemmKernel> gemm_table();
 std::span<const RmsNormKernel> rms_norm_table();
 std::span<const RopeKernel> rope_table();
