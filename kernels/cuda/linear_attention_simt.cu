@@ -11,6 +11,9 @@ namespace {
 
 constexpr int kColumns = kMostLinearDim / kWarp;  // groups of 32 columns of x
 static_assert(LinearSimt<float>::kChunkRows == kSide);
+// Of a multiprocessor at least, by registers.
+template <class T>
+constexpr int kBlocksAtOnce = sizeof(T) == 8 ? 1 : 2;
 
 int column_tiles(int columns) { return (columns + kSide - 1) / kSide; }
 
@@ -140,6 +143,7 @@ __device__ void multiply(const TileRows<T>& x, const TileRows<T>* y, StateColumn
     if (y != nullptr) load(*y, begin, b);
     __syncthreads();
     const int columns = x.dim - begin < kSide ? x.dim - begin : kSide;
+#pragma unroll 4
     for (int c = 0; c < columns; ++c) {
       const A s = state[begin + c][lane()], other = y != nullptr ? b[lane()][c] : A(0);
 #pragma unroll
@@ -160,7 +164,7 @@ __device__ __forceinline__ A* result_at(A* result, const LinearChunk& chunk, int
 }
 
 template <class T, bool kRight>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocksAtOnce<T>)
     follow_kernel(LinearWork work, LinearFollow<T> pass, int tiles) {
   using A = Accumulator<T>;
   __shared__ Tile<A> a, b, p;
@@ -191,6 +195,7 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();
     load(rows_of(pass.z, at.head, chunk), at.column, a);
     __syncthreads();
+#pragma unroll 4
     for (int j = 0; j < rows; ++j) {
       const A z = a[j][lane()];
 #pragma unroll
@@ -211,6 +216,7 @@ __global__ void __launch_bounds__(kThreads)
       load(y, begin, b);
       __syncthreads();
       A added[kRows] = {};
+#pragma unroll 4
       for (auto j = static_cast<int>(from.begin); j < from.end; ++j) {
         const A z = a[j][lane()] * powers.template leave<kRight>(j, rows);
 #pragma unroll
@@ -233,7 +239,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T, bool kRight>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocksAtOnce<T>)
     sums_kernel(LinearWork work, LinearSums<T> pass, int tiles) {
   using A = Accumulator<T>;
   __shared__ Tile<A> a, b;
@@ -264,6 +270,7 @@ __global__ void __launch_bounds__(kThreads)
       __syncthreads();
       load(y, n * kSide, b);
       __syncthreads();
+#pragma unroll 4
       for (auto j = static_cast<int>(from.begin); j < from.end; ++j) {
         const A z = a[j][lane()] * (far * powers.template leave<kRight>(j, rows));
 #pragma unroll
@@ -283,7 +290,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T, bool kRight>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocksAtOnce<T>)
     add_kernel(LinearWork work, LinearAdd<T> pass, int tiles) {
   using A = Accumulator<T>;
   __shared__ Tile<A> a;
