@@ -12,11 +12,21 @@ enum class Activation : uint8_t {
   kInput,    // [T, C] the residual stream
   kRstd1,    // [T]
   kNormed1,  // [T, C]
-  kQ,        // [T, Hq, D] after RoPE
-  kK,        // [T, Hkv, D] after RoPE
-  kV,        // [T, Hkv, D]
+  kQ,        // [T, Hq, D] after RoPE; linear layers: [T, H, Dk] after activation and LRPE
+  kK,        // [T, Hkv, D] after RoPE; linear layers: [T, H, Dk] after activation and LRPE
+  kV,        // [T, Hkv, D]; linear layers: [T, H, D] after activation
   kOut,      // [T, Hq, D] attention output
-  kLse,      // [Hq, T]
+  kLse,      // [Hq, T] of softmax
+  // Of linear layers.
+  kRawQ,        // [T, H, D] as projected, where something is applied to it
+  kRawK,        // [T, H, D]
+  kRawV,        // [T, H, D]
+  kOutputGate,  // [T, H, D] before its activation
+  kStates,      // [R, H, Dk, D] what enters each run of the rank's tokens
+  kOutRstd,     // [T, H], or [T] for a norm over all heads
+  kNormedOut,   // [T, H, D]
+  kGatedOut,    // [T, H, D]
+  // Of every layer.
   kMiddle,   // [T, C] the residual stream after attention
   kRstd2,    // [T]
   kNormed2,  // [T, C]
@@ -24,7 +34,7 @@ enum class Activation : uint8_t {
   kUp,       // [T, F]
   kGated,    // [T, F]
 };
-inline constexpr int kActivationCount = 14;
+inline constexpr int kActivationCount = 22;
 
 enum class ActivationPolicy : uint8_t {
   kKeep,
@@ -50,6 +60,14 @@ inline constexpr std::array<ActivationRule, kActivationCount> kActivationRules{{
     {Activation::kV, "values", true, false},
     {Activation::kOut, "attention output", true, true},
     {Activation::kLse, "attention log-sum-exp", true, true},
+    {Activation::kRawQ, "projected queries", true, false},
+    {Activation::kRawK, "projected keys", true, false},
+    {Activation::kRawV, "projected values", true, false},
+    {Activation::kOutputGate, "output gate", true, false},
+    {Activation::kStates, "entering states", true, true},
+    {Activation::kOutRstd, "attention output norm scale", true, false},
+    {Activation::kNormedOut, "attention output norm", true, false},
+    {Activation::kGatedOut, "gated attention output", true, false},
     {Activation::kMiddle, "residual after attention", true, false},
     {Activation::kRstd2, "mlp norm scale", true, false},
     {Activation::kNormed2, "mlp norm", true, false},

@@ -1,16 +1,131 @@
 #include "model/config.h"
 
+#include <algorithm>
+#include <array>
+
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "kernels/core/error.h"
 
 namespace longhaul::model {
 
+namespace {
+
+constexpr std::array kNorms{
+    Named<NormKind>{"rms", NormKind::kRms},
+    Named<NormKind>{"simple", NormKind::kSimple},
+};
+constexpr std::array kMlpGates{
+    Named<kernels::Activation>{"silu", kernels::Activation::kSilu},
+    Named<kernels::Activation>{"none", kernels::Activation::kIdentity},
+};
+
+// Weights of a linear layer's attention.
+int64_t linear_parameters(const ModelConfig& c) {
+  const int64_t inner = c.linear_heads() * c.linear_head_dim();
+  const int64_t projections = (c.linear.gate ? 5 : 4) * c.width * inner;
+  const int64_t norm = c.linear.norm == OutputNorm::kPerHead    ? c.linear_head_dim()
+                       : c.linear.norm == OutputNorm::kAllHeads ? inner
+                                                                : 0;
+  return projections + norm;
+}
+
+void check_pattern(const ModelConfig& c) {
+  const size_t bad = c.pattern.find_first_not_of("LN");
+  if (bad != std::string::npos) {
+    fail(ErrorCode::kConfig,
+         absl::StrCat("model.pattern is \"", c.pattern, "\"; `", c.pattern.substr(bad, 1),
+                      "` is neither L, a layer with linear attention, nor N, one with softmax"));
+  }
+}
+
+// Options of softmax attention that no layer would heed.
+void check_softmax(const ModelConfig& c) {
+  if (c.softmax_layers() > 0) return;
+  const AttentionConfig& a = c.attention;
+  for (const auto& [field, is_set] : {std::pair("sliding_window", a.sliding_window > 0),
+                                      {"prefix_length", a.prefix_length > 0},
+                                      {"soft_cap", a.soft_cap > 0},
+                                      {"alibi", a.alibi},
+                                      {"sinks", a.sinks},
+                                      {"dropout", a.dropout > 0}}) {
+    if (!is_set) continue;
+    fail(ErrorCode::kConfig,
+         absl::StrCat("model.attention.", field, " is set, but by model.pattern \"", c.pattern,
+                      "\" no layer has softmax attention; remove it, or give the pattern an N"));
+  }
+}
+
+void check_linear(const ModelConfig& c) {
+  if (c.linear_layers() == 0) return;
+  const auto at_least_one = [](const char* field, int64_t value) {
+    if (value < 1) {
+      fail(ErrorCode::kConfig,
+           absl::StrCat("model.linear.", field, " is ", value, "; it must be at least 1"));
+    }
+  };
+  at_least_one("heads", c.linear_heads());
+  at_least_one("head_dim", c.linear_head_dim());
+  for (const int64_t layer : c.linear.lrpe_layers) {
+    if (layer >= 0 && layer < c.layers && c.is_linear(layer)) continue;
+    fail(ErrorCode::kConfig,
+         absl::StrCat("model.linear.lrpe_layers names layer ", layer,
+                      layer >= 0 && layer < c.layers
+                          ? ", which has softmax attention by model.pattern"
+                          : absl::StrCat(", but layers are 0 to ", c.layers - 1),
+                      "; name layers with linear attention"));
+  }
+}
+
+// What only some models have, under the names of the configuration.
+void describe_linear(const ModelConfig& c, std::map<std::string, std::string>& fields) {
+  if (c.linear_layers() == 0) return;
+  std::string pattern;
+  for (int64_t l = 0; l < c.layers; ++l) pattern += c.is_linear(l) ? 'L' : 'N';
+  const LinearConfig& linear = c.linear;
+  fields["model.pattern"] = pattern;
+  fields["model.linear.kind"] = name_of(linear_variants(), linear.kind);
+  if (linear.kind == LinearVariant::kLightning) {
+    fields["model.linear.slopes"] = name_of(slope_formulas(), linear.slopes);
+  }
+  fields["model.linear.feature"] = name_of(features(), linear.feature);
+  fields["model.linear.value_feature"] = name_of(features(), linear.value_feature);
+  fields["model.linear.gate"] = name_of(output_gates(), linear.gate);
+  fields["model.linear.norm"] = name_of(output_norms(), linear.norm);
+  fields["model.linear.heads"] = absl::StrCat(c.linear_heads());
+  fields["model.linear.head_dim"] = absl::StrCat(c.linear_head_dim());
+  if (!linear.lrpe_layers.empty()) {
+    fields["model.linear.lrpe_layers"] = absl::StrJoin(linear.lrpe_layers, ",");
+  }
+}
+
+}  // namespace
+
+std::span<const Named<NormKind>> norm_kinds() { return kNorms; }
+std::span<const Named<kernels::Activation>> mlp_gates() { return kMlpGates; }
+
+bool ModelConfig::is_linear(int64_t layer) const {
+  return !pattern.empty() && pattern[static_cast<size_t>(layer) % pattern.size()] == 'L';
+}
+
+int64_t ModelConfig::linear_layers() const {
+  int64_t count = 0;
+  for (int64_t layer = 0; layer < layers; ++layer) count += is_linear(layer) ? 1 : 0;
+  return count;
+}
+
+bool ModelConfig::has_lrpe(int64_t layer) const {
+  return std::ranges::find(linear.lrpe_layers, layer) != linear.lrpe_layers.end();
+}
+
 int64_t ModelConfig::parameters() const {
   const int64_t sinks = attention.sinks ? heads : 0;
-  const int64_t projections = width * head_dim * (2 * heads + 2 * kv_heads);
+  const int64_t softmax = width * head_dim * (2 * heads + 2 * kv_heads) + sinks;
   const int64_t mlp = 3 * width * mlp_width;
+  const int64_t norms = norm == NormKind::kRms ? (2 * layers + 1) * width : 0;
   const int64_t embeddings = vocabulary * width * (tied_embeddings ? 1 : 2);
-  return embeddings + layers * (projections + sinks + mlp + 2 * width) + width;
+  return embeddings + softmax_layers() * softmax + linear_layers() * linear_parameters(*this) +
+         layers * mlp + norms;
 }
 
 void ModelConfig::validate() const {
@@ -35,7 +150,7 @@ void ModelConfig::validate() const {
                       "divisor of ",
                       heads));
   }
-  if (!attention.alibi && head_dim % 2 != 0) {
+  if (softmax_layers() > 0 && !attention.alibi && head_dim % 2 != 0) {
     fail(ErrorCode::kConfig, absl::StrCat("model.head_dim is ", head_dim,
                                           "; rotary embedding turns pairs, so set it to ",
                                           head_dim + 1, " or another even number"));
@@ -45,11 +160,14 @@ void ModelConfig::validate() const {
          absl::StrCat("model.vocabulary is ", vocabulary, "; tokens are 32-bit, so at most ",
                       INT32_MAX, " are possible"));
   }
+  check_pattern(*this);
+  check_softmax(*this);
+  check_linear(*this);
   if (!(norm_eps > 0)) {
     fail(ErrorCode::kConfig,
          absl::StrCat("model.norm_eps is ", norm_eps, "; it must be greater than 0, e.g. 1e-5"));
   }
-  if (!attention.alibi && !(rope.theta > 0)) {
+  if (softmax_layers() > 0 && !attention.alibi && !(rope.theta > 0)) {
     fail(ErrorCode::kConfig, absl::StrCat("model.rope_theta is ", rope.theta,
                                           "; it must be greater than 0, e.g. 10000"));
   }
@@ -85,10 +203,10 @@ std::map<std::string, std::string> ModelConfig::describe(DType dtype) const {
   } else {
     fields["model.rope_scaling"] = "none";
   }
-  if (attention.alibi) {
+  if (attention.alibi || softmax_layers() == 0) {
     fields["model.rope_theta"] = fields["model.rope_scaling"] = "none";
-    fields["model.attention.alibi"] = "true";
   }
+  if (attention.alibi) fields["model.attention.alibi"] = "true";
   if (attention.sliding_window > 0) {
     fields["model.attention.sliding_window"] = absl::StrCat(attention.sliding_window);
   }
@@ -97,6 +215,13 @@ std::map<std::string, std::string> ModelConfig::describe(DType dtype) const {
   }
   if (attention.soft_cap > 0) fields["model.attention.soft_cap"] = absl::StrCat(attention.soft_cap);
   if (attention.sinks) fields["model.attention.sinks"] = "true";
+  describe_linear(*this, fields);
+  if (norm != NormKind::kRms) fields["model.norm"] = name_of(norm_kinds(), norm);
+  if (mlp_gate != kernels::Activation::kSilu) {
+    fields["model.mlp_gate"] = name_of(mlp_gates(), mlp_gate);
+  }
+  if (scale_embeddings) fields["model.scale_embeddings"] = "true";
+  if (residual_scale > 0) fields["model.residual_scale"] = absl::StrCat(residual_scale);
   return fields;
 }
 

@@ -1,12 +1,14 @@
-// Sizes of a model of the Llama family.
+// Sizes of a model of the Llama family, and what its layers are.
 #pragma once
 
 #include <cstdint>
 #include <map>
+#include <span>
 #include <string>
 
 #include "kernels/core/dtype.h"
 #include "kernels/rope.h"
+#include "model/linear_config.h"
 #include "parallel/plan/plan.h"
 
 namespace longhaul::model {
@@ -24,6 +26,14 @@ struct AttentionConfig {
   double dropout = 0;   // of probabilities, in training (Srivastava et al. 2014)
 };
 
+// Of the residual stream, and of a block's end.
+enum class NormKind : uint8_t {
+  kRms,     // RMSNorm with a weight
+  kSimple,  // SRMSNorm: without (TransNormerLLM, Qin et al. 2023)
+};
+std::span<const Named<NormKind>> norm_kinds();
+std::span<const Named<kernels::Activation>> mlp_gates();
+
 struct ModelConfig {
   std::string architecture = "llama";  // a row of architectures() in model/model.h
   int64_t vocabulary = 256;
@@ -37,6 +47,27 @@ struct ModelConfig {
   kernels::RopeOptions rope = {};
   bool tied_embeddings = true;
   AttentionConfig attention = {};
+  // A letter for each layer, repeated and cut to `layers`: N attends with softmax, L linearly.
+  // Empty: N.
+  std::string pattern = {};
+  LinearConfig linear = {};
+  NormKind norm = NormKind::kRms;
+  kernels::Activation mlp_gate = kernels::Activation::kSilu;  // the identity: SGLU
+  bool scale_embeddings = false;                              // by sqrt(width)
+  // 0: x + f(norm(x)). Else norm(x) * residual_scale + f(norm(x)), the scaled residuals of DeepNorm
+  // (Wang et al. 2022) as MiniMax-01 has them, with (2 layers)^(1/4).
+  double residual_scale = 0;
+
+  bool is_linear(int64_t layer) const;
+  int64_t linear_layers() const;
+  int64_t softmax_layers() const { return layers - linear_layers(); }
+  int64_t linear_heads() const { return linear.heads > 0 ? linear.heads : heads; }
+  int64_t linear_head_dim() const { return linear.head_dim > 0 ? linear.head_dim : head_dim; }
+  bool has_lrpe(int64_t layer) const;
+  // Of a linear layer: of queries and keys as attention sees them.
+  int64_t linear_key_dim(int64_t layer) const {
+    return linear_head_dim() * (has_lrpe(layer) ? 2 : 1);
+  }
 
   parallel::HeadShape head_shape() const { return {heads, kv_heads, head_dim, head_dim}; }
 
@@ -44,8 +75,8 @@ struct ModelConfig {
   int64_t parameters() const;
   // Throws Error(kConfig) for sizes that cannot be, naming the field, its value and the fix.
   void validate() const;
-  // Field -> value, as compared between a checkpoint and a configuration. Attention's options are
-  // named where they are in use, so that checkpoints from before an option was known still fit.
+  // Field -> value, as compared between a checkpoint and a configuration. What not every model has
+  // is named where it is in use, so that checkpoints from before it was known still fit.
   // Dropout may change from run to run.
   std::map<std::string, std::string> describe(DType dtype) const;
 };

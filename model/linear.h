@@ -15,4 +15,9 @@ void linear_forward(const Context&, ConstTensorView x, const parallel::Parameter
 void linear_backward(const Context&, ConstTensorView dy, ConstTensorView x,
                      const parallel::Parameter& weight, TensorView dx, Write write);
 
+// [T, H, D] -> [T, H*D]
+inline TensorView all_heads(const TensorView& x) {
+  return x.reshape({x.dim(0), x.dim(1) * x.dim(2)});
+}
+
 }  // namespace longhaul::model

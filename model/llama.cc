@@ -1,12 +1,14 @@
 #include "model/llama.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "kernels/core/transfer.h"
 #include "kernels/embedding.h"
 #include "kernels/linear_cross_entropy.h"
+#include "kernels/lrpe.h"
 #include "kernels/pointwise.h"
-#include "kernels/rms_norm.h"
+#include "kernels/rope.h"
 
 namespace longhaul::model {
 
@@ -35,11 +37,7 @@ Llama::Llama(const ModelConfig& config, const ModelOptions& options,
   for (int64_t layer = 0; layer < config.layers; ++layer) {
     blocks_.emplace_back(config, options.dtype, store, layer, bucket++);
   }
-  norm_ = store.declare({.name = "model.norm.weight",
-                         .shape = {config.width},
-                         .initializer = {.constant = 1.0},
-                         .weight_decay = false,
-                         .bucket = bucket});
+  norm_ = Norm(config.norm, "model.norm.weight", config.width, config.norm_eps, store, bucket);
   output_ = config.tied_embeddings
                 ? embedding_
                 : store.declare({.name = "lm_head.weight",
@@ -55,21 +53,48 @@ void Llama::embed(StepContext& step, const parallel::Shard& shard) {
   kernels::check_labels(shard.labels, config_.vocabulary);
   tokens_ = upload(step.ctx, step.activations, shard.tokens);
   labels_ = upload(step.ctx, step.activations, shard.labels);
-  if (!config_.attention.alibi) rope_ = rope_angles(step, shard);
+  positions_ = position_tables(step, shard);
   const TensorView out = step.activations.allocate(options_.dtype, {rows, config_.width});
   kernels::embedding_forward(step.ctx, {.tokens = tokens_, .table = embedding_.use(), .out = out});
+  scale_embedding(step.ctx, out);
   activations_[0][Activation::kInput] = out;
 }
 
-RopeAngles Llama::rope_angles(StepContext& step, const parallel::Shard& shard) const {
+PositionTables Llama::position_tables(StepContext& step, const parallel::Shard& shard) const {
   const DType acc = accumulator(options_.dtype);
-  const Shape shape{shard.rows(), config_.head_dim / 2};
-  const TensorView cos = step.activations.allocate(acc, shape);
-  const TensorView sin = step.activations.allocate(acc, shape);
-  if (!step.ctx.measuring()) {
-    kernels::rope_table(step.ctx.stream, config_.rope, shard.positions, config_.head_dim, cos, sin);
+  PositionTables tables;
+  if (config_.softmax_layers() > 0 && !config_.attention.alibi) {
+    const Shape shape{shard.rows(), config_.head_dim / 2};
+    const TensorView cos = step.activations.allocate(acc, shape);
+    const TensorView sin = step.activations.allocate(acc, shape);
+    if (!step.ctx.measuring()) {
+      kernels::rope_table(step.ctx.stream, config_.rope, shard.positions, config_.head_dim, cos,
+                          sin);
+    }
+    tables.rope_cos = cos;
+    tables.rope_sin = sin;
   }
-  return {cos, sin};
+  if (!config_.linear.lrpe_layers.empty()) {
+    const Shape shape{shard.rows(), config_.linear_heads(), config_.linear_head_dim()};
+    const TensorView cos = step.activations.allocate(acc, shape);
+    const TensorView sin = step.activations.allocate(acc, shape);
+    if (!step.ctx.measuring()) {
+      kernels::lrpe_table(step.ctx.stream, kernels::lrpe_frequencies(shape[1], shape[2]),
+                          shard.positions, cos, sin);
+    }
+    tables.lrpe_cos = cos;
+    tables.lrpe_sin = sin;
+  }
+  return tables;
+}
+
+// As in the first Transformers (Vaswani et al. 2017, section 3.4); forward and backward.
+void Llama::scale_embedding(const Context& ctx, TensorView x) const {
+  if (!config_.scale_embeddings) return;
+  kernels::activation_forward(ctx, {.activation = kernels::Activation::kIdentity,
+                                    .scale = std::sqrt(static_cast<double>(config_.width)),
+                                    .x = x,
+                                    .y = x});
 }
 
 double Llama::forward(StepContext& step, const parallel::Shard& shard, const Pass& pass) {
@@ -78,10 +103,10 @@ double Llama::forward(StepContext& step, const parallel::Shard& shard, const Pas
   for (size_t l = 0; l < blocks_.size(); ++l) {
     Arena::Scope scope(*step.ctx.scratch);
     BlockActivations& a = activations_[l];
-    blocks_[l].allocate(step.activations, options_.activations, /*kept=*/true, rows, a);
-    blocks_[l].allocate(*step.ctx.scratch, options_.activations, /*kept=*/false, rows, a);
+    blocks_[l].allocate(step.activations, options_.activations, /*kept=*/true, rows, step, a);
+    blocks_[l].allocate(*step.ctx.scratch, options_.activations, /*kept=*/false, rows, step, a);
     const TensorView output = step.activations.allocate(options_.dtype, {rows, config_.width});
-    blocks_[l].forward(step, rope_, a, output);
+    blocks_[l].forward(step, positions_, a, output);
     (l + 1 < blocks_.size() ? activations_[l + 1][Activation::kInput] : last_) = output;
   }
   return loss(step, pass);
@@ -97,9 +122,7 @@ double Llama::loss(StepContext& step, const Pass& pass) {
   dnormed_ = pass.training ? step.activations.allocate(options_.dtype, {rows, config_.width})
                            : TensorView();
   const TensorView normed = ctx.scratch->allocate(options_.dtype, {rows, config_.width});
-  kernels::rms_norm_forward(
-      ctx,
-      {.x = last_, .weight = norm_.use(), .eps = config_.norm_eps, .y = normed, .rstd = rstd_});
+  norm_.forward(ctx, last_, normed, rstd_);
   kernels::linear_cross_entropy(ctx, {.x = normed,
                                       .weight = output_.use(),
                                       .labels = labels_,
@@ -118,15 +141,11 @@ void Llama::backward(StepContext& step) {
   Arena::Scope scope(*ctx.scratch);
   const TensorView dx = ctx.scratch->allocate(options_.dtype, last_.shape());
   kernels::fill_zero(ctx, dx);
-  kernels::rms_norm_backward(ctx, {.dy = dnormed_,
-                                   .x = last_,
-                                   .weight = norm_.use(),
-                                   .rstd = rstd_,
-                                   .dx = dx,
-                                   .dweight = norm_.grad()});
+  norm_.backward(ctx, dnormed_, last_, rstd_, dx);
   for (size_t l = blocks_.size(); l-- > 0;) {
-    blocks_[l].backward(step, rope_, options_.activations, activations_[l], dx);
+    blocks_[l].backward(step, positions_, options_.activations, activations_[l], dx);
   }
+  scale_embedding(ctx, dx);
   kernels::embedding_backward(ctx, {.tokens = tokens_, .dout = dx, .dtable = embedding_.grad()});
 }
 

@@ -17,18 +17,20 @@ class Llama final : public Model {
   ConstTensorView row_loss() const override { return row_loss_; }
 
  private:
-  RopeAngles rope_angles(StepContext& step, const parallel::Shard& shard) const;
+  PositionTables position_tables(StepContext& step, const parallel::Shard& shard) const;
+  void scale_embedding(const Context&, TensorView x) const;
   void embed(StepContext& step, const parallel::Shard& shard);
   double loss(StepContext& step, const Pass& pass);
 
   ModelConfig config_;
   ModelOptions options_;
-  parallel::Parameter embedding_, norm_, output_;  // output_ is embedding_ when tied
+  parallel::Parameter embedding_, output_;  // output_ is embedding_ when tied
+  Norm norm_;
   std::vector<LlamaBlock> blocks_;
 
   // Of the pass under way; memory belongs to step.activations.
   TensorView tokens_, labels_;  // [T]
-  RopeAngles rope_;
+  PositionTables positions_;
   std::vector<BlockActivations> activations_;
   TensorView last_;      // [T, C] output of the last block
   TensorView rstd_;      // [T]

@@ -6,6 +6,7 @@
 #include "kernels/core/arena.h"
 #include "kernels/core/context.h"
 #include "kernels/core/random.h"
+#include "model/linear_attentions.h"
 #include "model/numerics_probe.h"
 #include "parallel/attention/core_attention.h"
 
@@ -16,6 +17,7 @@ struct StepContext {
   Arena& activations;    // what lives from forward to backward
   Arena& communication;  // attention's buffers
   parallel::CoreAttention& attention;
+  LinearAttentions& linear;        // of the model's linear layers
   NumericsProbe* probe = nullptr;  // looks at every layer's output if given
   // Of this sample (model/attention_options.h), the same forward and backward; none: a pass without
   // dropout, as in evaluation.

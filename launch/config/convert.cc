@@ -1,6 +1,7 @@
 #include <google/protobuf/text_format.h>
 
 #include "launch/config/config.h"
+#include "launch/config/linear.h"
 
 namespace longhaul::launch {
 
@@ -38,6 +39,7 @@ model::ModelConfig model_config(const Config& config) {
                   .alibi = attention.alibi(),
                   .sinks = attention.sinks(),
                   .dropout = attention.dropout()};
+  linear_config(from, to);
   return to;
 }
 

@@ -8,11 +8,13 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/backend.h"
 #include "launch/config/config.h"
+#include "launch/config/linear.h"
 #include "launch/config/suggest.h"
 #include "model/model.h"
 #include "model/presets.h"
 #include "parallel/layout/balanced.h"
 #include "parallel/layout/token_layout.h"
+#include "parallel/plan/scan.h"
 #include "parallel/plan/strategy.h"
 
 namespace longhaul::launch {
@@ -197,6 +199,7 @@ void resolve_model(Model& model) {
   if (!model.has_tied_embeddings()) model.set_tied_embeddings(base.tied_embeddings);
   resolve_attention(*model.mutable_attention(), base.attention);
   resolve_positions(model, base.rope);
+  resolve_linear(model, base);
   known("model.architecture", model.architecture(), model::architectures());
   at_least("model.vocabulary", model.vocabulary(), 1);
   at_least("model.layers", model.layers(), 1);
@@ -234,6 +237,7 @@ void resolve_parallel(Parallel& parallel, int ranks, int threads) {
   known_strategy("parallel.backward_strategy", parallel.backward_strategy());
   at_least("parallel.ranks_per_node", parallel.ranks_per_node(), 0);
   at_least("parallel.gather_heads", parallel.gather_heads(), 0);
+  known("parallel.linear_method", parallel.linear_method(), parallel::scan_methods());
   if (!parallel.has_threads()) parallel.set_threads(threads);
   at_least("parallel.threads", parallel.threads(), 1);
   positive("parallel.timeout_seconds", parallel.timeout_seconds());
@@ -311,6 +315,19 @@ void resolve_checkpoint(Checkpoint& checkpoint, const Train& train) {
   at_least("checkpoint.keep", checkpoint.keep(), 0);
 }
 
+// What has kernels for GPUs.
+void check_device(const model::ModelConfig& model) {
+  const kernels::Backend& backend = kernels::cuda_backend();
+  if (backend.gemm.empty()) {
+    refuse("device", "CUDA: this binary was built without that backend; set device: CPU");
+  }
+  if (model.linear_layers() > 0 && backend.linear_attention.empty()) {
+    refuse("device",
+           "CUDA: linear attention has no kernels for GPUs yet; set device: CPU, or model.pattern: "
+           "\"N\"");
+  }
+}
+
 }  // namespace
 
 void resolve(Config& config, int ranks, int threads) {
@@ -329,10 +346,9 @@ void resolve(Config& config, int ranks, int threads) {
   at_least("memory.loss_tile_rows", config.memory().loss_tile_rows(), 0);
   resolve_train(*config.mutable_train(), config.data(), config.parallel());
   resolve_checkpoint(*config.mutable_checkpoint(), config.train());
-  model_config(config).validate();
-  if (config.device() == Config::CUDA && kernels::cuda_backend().gemm.empty()) {
-    refuse("device", "CUDA: this binary was built without that backend; set device: CPU");
-  }
+  const model::ModelConfig model = model_config(config);
+  model.validate();
+  if (config.device() == Config::CUDA) check_device(model);
 }
 
 }  // namespace longhaul::launch

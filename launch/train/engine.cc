@@ -42,8 +42,9 @@ parallel::CoreAttentionOptions attention_options(const Config& config) {
       model::attention_options(model_config(config), dtype(config));
   options.strategy = config.parallel().strategy();
   options.backward_strategy = config.parallel().backward_strategy();
-  // Windows are memory of the host.
-  options.in_place = config.parallel().in_place() && config.device() == Config::CPU;
+  // Windows are memory of the host, for keys that other ranks read.
+  options.in_place = config.parallel().in_place() && config.device() == Config::CPU &&
+                     model_config(config).softmax_layers() > 0;
   options.ranks_per_node = config.parallel().ranks_per_node();
   options.gather_heads = config.parallel().gather_heads();
   return options;
@@ -57,6 +58,15 @@ parallel::CoreAttentionOptions attention_options(const Config& config,
   options.ranks_per_node = settled.ranks_per_node;
   options.sample_layout = sample_layout(config, settled.row_price);
   return options;
+}
+
+model::LinearAttentions::Options linear_options(const Config& config) {
+  const int ranks = config.parallel().sequence();
+  // Each rank of a balanced layout takes a window of the circle of what the ranks before have left:
+  // at most as many pieces as ranks, one of which may lie around the sample's end.
+  return {.dtype = dtype(config),
+          .method = config.parallel().linear_method(),
+          .most_runs = layout_kind(config).make_for == nullptr ? 0 : ranks + 1};
 }
 
 namespace {
@@ -116,10 +126,15 @@ Engine::Engine(dist::Group& world, const Config& config, const EngineOptions& op
       strategies_(settle(config, options)),
       attention_(mesh_.sequence(), make_layout(config, config.parallel().sequence()),
                  attention_options(config, strategies_)),
+      linear_(mesh_.sequence(), attention_.layout(), model_config_, linear_options(config)),
       memory_(reserve(world, measure(*this, config))),
       replica_(*this, config, memory_) {}
 
 SettledStrategies Engine::settle(const Config& config, const EngineOptions& options) {
+  if (model_config_.softmax_layers() == 0) {
+    // Nothing will run them.
+    return {.forward = "ring", .backward = "ring", .ranks_per_node = 1, .lines = {}, .record = ""};
+  }
   Arena none("nothing", 0, stream_.get().device);
   const Context ctx{.stream = stream_.get(), .pool = &pool_, .scratch = &none};
   const parallel::CoreAttentionOptions attention = attention_options(config);
@@ -141,9 +156,9 @@ RankMemory Engine::measure(Engine& engine, const Config& config) {
   RankMemory memory = RankMemory::measure(engine.stream_.get().device);
   Replica replica(engine, config, memory);
   model::NumericsProbe probe;
-  model::StepContext step{
-      replica.ctx, memory.activations,    memory.communication, engine.attention_,
-      &probe,      engine.dropout_key({})};
+  model::StepContext step{replica.ctx,           memory.activations, memory.communication,
+                          engine.attention_,     engine.linear_,     &probe,
+                          engine.dropout_key({})};
   const auto rows = static_cast<size_t>(engine.layout().rows(engine.mesh_.sequence_rank()));
   const parallel::Shard shard{.tokens = std::vector<int32_t>(rows),
                               .labels = std::vector<int32_t>(rows),
@@ -162,7 +177,7 @@ RankMemory Engine::measure(Engine& engine, const Config& config) {
 }
 
 model::StepContext Engine::step_context(model::NumericsProbe* probe) {
-  return {replica_.ctx, memory_.activations, memory_.communication, attention_, probe};
+  return {replica_.ctx, memory_.activations, memory_.communication, attention_, linear_, probe};
 }
 
 std::optional<RandomKey> Engine::dropout_key(const Sample& sample) const {
@@ -172,6 +187,7 @@ std::optional<RandomKey> Engine::dropout_key(const Sample& sample) const {
 
 parallel::Shard Engine::shard_of(const Sample& sample) {
   attention_.prepare(sample.documents);
+  linear_.prepare(sample.documents, layout());
   return parallel::take(layout(), sample.documents, sample.tokens, sample.labels,
                         mesh_.sequence_rank());
 }

@@ -36,6 +36,9 @@ parallel::CoreAttentionOptions attention_options(const Config& config);
 parallel::CoreAttentionOptions attention_options(const Config& config,
                                                  const SettledStrategies& settled);
 
+// Linear attention as configured.
+model::LinearAttentions::Options linear_options(const Config& config);
+
 // What strategy "auto" goes by.
 struct EngineOptions {
   std::optional<parallel::Documents> documents = {};  // of a typical sample; default: one
@@ -53,6 +56,7 @@ class Engine {
   const parallel::TokenLayout& layout() const { return attention_.layout(); }
   const RankMemory& memory() const { return memory_; }
   parallel::CoreAttention& attention() { return attention_; }
+  const model::LinearAttentions& linear_attention() const { return linear_; }
   const SettledStrategies& strategies() const { return strategies_; }
   const Context& context() const { return replica_.ctx; }
   const parallel::ParameterStore& parameters() const { return replica_.store; }
@@ -117,6 +121,7 @@ class Engine {
   ThreadPool pool_;
   SettledStrategies strategies_;
   parallel::CoreAttention attention_;
+  model::LinearAttentions linear_;
   RankMemory memory_;
   Replica replica_;
 };

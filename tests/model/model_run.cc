@@ -72,6 +72,11 @@ ModelRun run_model(dist::Group& group, const ModelCase& c) {
   };
   parallel::CoreAttention attention(group, kind.make(tokens, group.size()), attention_options);
   attention.prepare(c.documents);
+  // As many runs as a rank of any layout has: see launch/train/engine.cc.
+  model::LinearAttentions linear(group, kind.make(tokens, group.size()), c.config,
+                                 {.dtype = c.options.dtype,
+                                  .method = c.linear_method,
+                                  .most_runs = kind.make_for == nullptr ? 0 : group.size() + 1});
   const parallel::Shard shard =
       parallel::take(attention.layout(), c.documents, sample, labels, group.rank());
 
@@ -90,7 +95,7 @@ ModelRun run_model(dist::Group& group, const ModelCase& c) {
       if (ctx.measuring() || entry.spec.name != c.moved_parameter) continue;
       store.bucket_of(entry).values.data<double>()[entry.offset + c.moved_element] += c.moved_by;
     }
-    model::StepContext step{ctx, activations, communication, attention, nullptr, {}};
+    model::StepContext step{ctx, activations, communication, attention, linear, nullptr, {}};
     if (c.config.attention.dropout > 0) step.dropout_key = model::dropout_key(1, 5);
     Arena::Scope scope(activations);
     const double loss = network->forward(
@@ -113,6 +118,7 @@ ModelRun run_model(dist::Group& group, const ModelCase& c) {
   Arena plan[] = {Arena::measure("v"), Arena::measure("g"), Arena::measure("a"),
                   Arena::measure("w"), Arena::measure("c")};
   pass(plan[0], plan[1], plan[2], plan[3], plan[4]);
+  linear.prepare(c.documents, attention.layout());
   std::vector<Arena> real;
   for (const Arena& arena : plan) {
     real.emplace_back(arena.name(), arena.peak());
@@ -123,6 +129,7 @@ ModelRun run_model(dist::Group& group, const ModelCase& c) {
     LONGHAUL_CHECK(real[i].peak() == plan[i].peak(), real[i].name());
   }
   result.attention_forwards = attention.forward_count();
+  result.linear_forwards = linear.forward_count();
   result.activation_bytes = plan[2].peak();
   return result;
 }

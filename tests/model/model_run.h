@@ -17,6 +17,7 @@ struct ModelCase {
   model::ModelOptions options;
   std::string layout = "zigzag";
   std::string strategy = "ring";
+  std::string linear_method = "all_gather";
   bool in_place = true;
   parallel::Documents documents = parallel::Documents::whole(61);
   // Moves one parameter element away from its initial value, for finite differences.
@@ -30,6 +31,7 @@ struct ModelRun {
   double loss = 0;                                       // mean over the targets, of all ranks
   std::map<std::string, std::vector<double>> gradients;  // summed over ranks
   int64_t attention_forwards = 0;
+  int64_t linear_forwards = 0;
   int64_t activation_bytes = 0;  // of this rank, measured
 };
 

@@ -3,16 +3,11 @@
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
+#include "tests/model/naive_linear.h"
+#include "tests/model/naive_vectors.h"
 
 namespace longhaul::test {
 
-namespace {
-
-using Vector = std::vector<double>;
-
-size_t index(int64_t i) { return static_cast<size_t>(i); }
-
-// y = W x, W [out, in] row-major.
 Vector times(const Vector& w, const Vector& x) {
   Vector y(w.size() / x.size());
   for (size_t o = 0; o < y.size(); ++o) {
@@ -29,6 +24,27 @@ Vector norm(const Vector& x, const Vector& weight, double eps) {
   for (size_t i = 0; i < x.size(); ++i) y[i] = x[i] * scale * weight[i];
   return y;
 }
+
+Vector naive_alibi_slopes(int64_t heads) {
+  const auto log = static_cast<int64_t>(std::log2(static_cast<double>(heads)));
+  const int64_t power = int64_t{1} << log;
+  Vector list;
+  if (power == heads) {
+    const double start = std::pow(2.0, -std::pow(2.0, -(static_cast<double>(log) - 3)));
+    for (int64_t i = 0; i < heads; ++i) {
+      list.push_back(start * std::pow(start, static_cast<double>(i)));
+    }
+    return list;
+  }
+  list = naive_alibi_slopes(power);
+  const Vector longer = naive_alibi_slopes(2 * power);
+  for (size_t i = 0; i < longer.size() && list.size() < index(heads); i += 2) {
+    list.push_back(longer[i]);
+  }
+  return list;
+}
+
+namespace {
 
 // Rotates each head's pairs (d, d + dim/2) as complex numbers.
 void rotate(Vector& x, int64_t dim, int64_t position, double theta) {
@@ -47,28 +63,78 @@ void rotate(Vector& x, int64_t dim, int64_t position, double theta) {
   }
 }
 
-// ALiBi's slopes as the paper's code makes them, by recursion.
-Vector slopes(int64_t heads) {
-  const auto log = static_cast<int64_t>(std::log2(static_cast<double>(heads)));
-  const int64_t power = int64_t{1} << log;
-  Vector list;
-  if (power == heads) {
-    const double start = std::pow(2.0, -std::pow(2.0, -(static_cast<double>(log) - 3)));
-    for (int64_t i = 0; i < heads; ++i) {
-      list.push_back(start * std::pow(start, static_cast<double>(i)));
+// What a layer with softmax adds to the residual stream, from its normed inputs.
+std::vector<Vector> softmax_attention(const model::ModelConfig& c, const ParameterValues& values,
+                                      int64_t layer, const std::vector<Vector>& inputs,
+                                      const std::vector<size_t>& first) {
+  const auto w = [&](const char* name) -> const Vector& {
+    return values(absl::StrCat("model.layers.", layer, ".self_attn.", name));
+  };
+  const Vector bias = naive_alibi_slopes(c.heads);
+  std::vector<Vector> q, k, v;
+  for (size_t t = 0; t < inputs.size(); ++t) {
+    q.push_back(times(w("q_proj.weight"), inputs[t]));
+    k.push_back(times(w("k_proj.weight"), inputs[t]));
+    v.push_back(times(w("v_proj.weight"), inputs[t]));
+    const auto position = static_cast<int64_t>(t - first[t]);
+    if (c.attention.alibi) continue;
+    rotate(q.back(), c.head_dim, position, c.rope.theta);
+    rotate(k.back(), c.head_dim, position, c.rope.theta);
+  }
+  std::vector<Vector> outputs;
+  for (size_t t = 0; t < inputs.size(); ++t) {
+    Vector out(index(c.heads * c.head_dim));
+    for (int64_t head = 0; head < c.heads; ++head) {
+      const size_t qo = index(head * c.head_dim);
+      const size_t ko = index(head / (c.heads / c.kv_heads) * c.head_dim);
+      Vector p;  // of the tokens from first[t] on
+      double sum = c.attention.sinks ? std::exp(w("sinks")[index(head)]) : 0;
+      for (size_t s = first[t]; s < inputs.size() && first[s] == first[t]; ++s) {
+        const auto window = index(c.attention.sliding_window);
+        const bool recent = s <= t && (window == 0 || t - s < window);
+        if (!recent && s - first[t] >= index(c.attention.prefix_length)) {
+          p.push_back(0);
+          continue;
+        }
+        double score = 0;
+        for (size_t d = 0; d < index(c.head_dim); ++d) score += q[t][qo + d] * k[s][ko + d];
+        score /= std::sqrt(static_cast<double>(c.head_dim));
+        if (const double cap = c.attention.soft_cap; cap > 0) score = cap * std::tanh(score / cap);
+        if (c.attention.alibi) score -= bias[index(head)] * static_cast<double>(t - s);
+        p.push_back(std::exp(score));
+        sum += p.back();
+      }
+      for (size_t s = 0; s < p.size(); ++s) {
+        for (size_t d = 0; d < index(c.head_dim); ++d) {
+          out[qo + d] += p[s] / sum * v[first[t] + s][ko + d];
+        }
+      }
     }
-    return list;
+    outputs.push_back(times(w("o_proj.weight"), out));
   }
-  list = slopes(power);
-  const Vector longer = slopes(2 * power);
-  for (size_t i = 0; i < longer.size() && list.size() < index(heads); i += 2) {
-    list.push_back(longer[i]);
-  }
-  return list;
+  return outputs;
 }
 
-void add(Vector& x, const Vector& y) {
-  for (size_t i = 0; i < x.size(); ++i) x[i] += y[i];
+Vector mlp(const model::ModelConfig& c, const ParameterValues& values, int64_t layer,
+           const Vector& x) {
+  const auto w = [&](const char* name) -> const Vector& {
+    return values(absl::StrCat("model.layers.", layer, ".mlp.", name, ".weight"));
+  };
+  const Vector up = times(w("up_proj"), x);
+  Vector gate = times(w("gate_proj"), x);
+  for (size_t i = 0; i < gate.size(); ++i) {
+    const bool silu = c.mlp_gate == kernels::Activation::kSilu;
+    gate[i] *= up[i] / (silu ? 1.0 + std::exp(-gate[i]) : 1.0);
+  }
+  return times(w("down_proj"), gate);
+}
+
+// x + f(norm(x)), or with a residual scale norm(x) * scale + f(norm(x)).
+void add_branch(const model::ModelConfig& c, Vector& x, const Vector& normed,
+                const Vector& branch) {
+  for (size_t i = 0; i < x.size(); ++i) {
+    x[i] = (c.residual_scale > 0 ? c.residual_scale * normed[i] : x[i]) + branch[i];
+  }
 }
 
 }  // namespace
@@ -85,73 +151,38 @@ std::vector<double> naive_llama_loss(const model::ModelConfig& c, const Paramete
     }
     first[t] = begin;
   }
-  const Vector bias = slopes(c.heads);
-  const auto sinks = [&](int64_t layer) -> const Vector& {
-    return values(absl::StrCat("model.layers.", layer, ".self_attn.sinks"));
+  const auto normed = [&](const Vector& x, const std::string& name) {
+    const bool weighted = c.norm == model::NormKind::kRms;
+    return norm(x, weighted ? values(name) : Vector(x.size(), 1.0), c.norm_eps);
   };
   std::vector<Vector> x;
   const Vector& table = values("model.embed_tokens.weight");
   for (int32_t token : tokens) {
     const auto* row = &table[index(token * c.width)];
     x.emplace_back(row, row + c.width);
+    if (!c.scale_embeddings) continue;
+    for (double& value : x.back()) value *= std::sqrt(static_cast<double>(c.width));
   }
   for (int64_t layer = 0; layer < c.layers; ++layer) {
-    const auto w = [&](const char* name) -> const Vector& {
-      return values(absl::StrCat("model.layers.", layer, ".", name, ".weight"));
-    };
-    std::vector<Vector> q, k, v;
+    const std::string prefix = absl::StrCat("model.layers.", layer, ".");
+    const bool linear = !c.pattern.empty() && c.pattern[index(layer) % c.pattern.size()] == 'L';
+    std::vector<Vector> inputs;
+    for (const Vector& token : x)
+      inputs.push_back(normed(token, prefix + "input_layernorm.weight"));
+    const std::vector<Vector> mixed = linear
+                                          ? naive_linear_attention(c, values, layer, inputs, first)
+                                          : softmax_attention(c, values, layer, inputs, first);
     for (size_t t = 0; t < x.size(); ++t) {
-      const Vector h = norm(x[t], w("input_layernorm"), c.norm_eps);
-      q.push_back(times(w("self_attn.q_proj"), h));
-      k.push_back(times(w("self_attn.k_proj"), h));
-      v.push_back(times(w("self_attn.v_proj"), h));
-      const auto position = static_cast<int64_t>(t - first[t]);
-      if (c.attention.alibi) continue;
-      rotate(q.back(), c.head_dim, position, c.rope.theta);
-      rotate(k.back(), c.head_dim, position, c.rope.theta);
-    }
-    for (size_t t = 0; t < x.size(); ++t) {
-      Vector out(index(c.heads * c.head_dim));
-      for (int64_t head = 0; head < c.heads; ++head) {
-        const size_t qo = index(head * c.head_dim);
-        const size_t ko = index(head / (c.heads / c.kv_heads) * c.head_dim);
-        Vector p;  // of the tokens from first[t] on
-        double sum = c.attention.sinks ? std::exp(sinks(layer)[index(head)]) : 0;
-        for (size_t s = first[t]; s < x.size() && first[s] == first[t]; ++s) {
-          const auto window = index(c.attention.sliding_window);
-          const bool recent = s <= t && (window == 0 || t - s < window);
-          if (!recent && s - first[t] >= index(c.attention.prefix_length)) {
-            p.push_back(0);
-            continue;
-          }
-          double score = 0;
-          for (size_t d = 0; d < index(c.head_dim); ++d) score += q[t][qo + d] * k[s][ko + d];
-          score /= std::sqrt(static_cast<double>(c.head_dim));
-          if (const double cap = c.attention.soft_cap; cap > 0)
-            score = cap * std::tanh(score / cap);
-          if (c.attention.alibi) score -= bias[index(head)] * static_cast<double>(t - s);
-          p.push_back(std::exp(score));
-          sum += p.back();
-        }
-        for (size_t s = 0; s < p.size(); ++s) {
-          for (size_t d = 0; d < index(c.head_dim); ++d) {
-            out[qo + d] += p[s] / sum * v[first[t] + s][ko + d];
-          }
-        }
-      }
-      add(x[t], times(w("self_attn.o_proj"), out));
-      const Vector h = norm(x[t], w("post_attention_layernorm"), c.norm_eps);
-      Vector gate = times(w("mlp.gate_proj"), h);
-      const Vector up = times(w("mlp.up_proj"), h);
-      for (size_t i = 0; i < gate.size(); ++i) gate[i] *= up[i] / (1.0 + std::exp(-gate[i]));
-      add(x[t], times(w("mlp.down_proj"), gate));
+      add_branch(c, x[t], inputs[t], mixed[t]);
+      const Vector h = normed(x[t], prefix + "post_attention_layernorm.weight");
+      add_branch(c, x[t], h, mlp(c, values, layer, h));
     }
   }
   const Vector& output = values(c.tied_embeddings ? "model.embed_tokens.weight" : "lm_head.weight");
   std::vector<double> losses(tokens.size());
   for (size_t t = 0; t < tokens.size(); ++t) {
     if (labels[t] < 0) continue;
-    const Vector logits = times(output, norm(x[t], values("model.norm.weight"), c.norm_eps));
+    const Vector logits = times(output, normed(x[t], "model.norm.weight"));
     double sum = 0;
     for (double logit : logits) sum += std::exp(logit);
     losses[t] = std::log(sum) - logits[index(labels[t])];

@@ -1,0 +1,41 @@
+// Multi-head softmax attention of the Llama family: q, k, v with RoPE, or without it and attention
+// with ALiBi, over all ranks by parallel::CoreAttention.
+#pragma once
+
+#include <optional>
+
+#include "model/block_parameters.h"
+#include "model/mixer.h"
+
+namespace longhaul::model {
+
+class SoftmaxMixer final : public Mixer {
+ public:
+  SoftmaxMixer(const ModelConfig& config, DType dtype, const BlockParameters& parameters,
+               int64_t layer);
+
+  void allocate(Arena& arena, ActivationPolicy policy, bool kept, int64_t rows, StepContext& step,
+                BlockActivations& a) const override;
+  void before(const Context&, const PositionTables&, BlockActivations& a) const override;
+  void attend(StepContext& step, BlockActivations& a) const override;
+  void after(const Context&, BlockActivations& a, TensorView y) const override;
+  MixerGradients gradients(Arena& arena, int64_t rows) const override;
+  void backward_after(const Context&, const BlockActivations& a, ConstTensorView dy,
+                      const MixerGradients& g) const override;
+  void backward_attend(StepContext& step, const BlockActivations& a,
+                       const MixerGradients& g) const override;
+  void backward_before(const Context&, const PositionTables&, const BlockActivations& a,
+                       const MixerGradients& g, TensorView dnormed) const override;
+
+ private:
+  ConstTensorView sink() const { return sinks_ ? sinks_->use() : ConstTensorView(); }
+  std::optional<RandomKey> dropout_key(const StepContext& step) const;
+
+  ModelConfig config_;
+  DType dtype_;
+  int64_t layer_;
+  parallel::Parameter wq_, wk_, wv_, wo_;
+  std::optional<parallel::Parameter> sinks_;
+};
+
+}  // namespace longhaul::model
