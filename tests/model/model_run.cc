@@ -126,7 +126,11 @@ ModelRun run_model(dist::Group& group, const ModelCase& c) {
   }
   pass(real[0], real[1], real[2], real[3], real[4]);
   for (size_t i = 0; i < real.size(); ++i) {
-    LONGHAUL_CHECK(real[i].peak() == plan[i].peak(), real[i].name());
+    // Of scans, workspace and buffers are measured with as many runs on a rank as any sample's
+    // layout may have.
+    const bool exact = linear.empty() || i < 3;
+    LONGHAUL_CHECK(exact ? real[i].peak() == plan[i].peak() : real[i].peak() <= plan[i].peak(),
+                   real[i].name());
   }
   result.attention_forwards = attention.forward_count();
   result.linear_forwards = linear.forward_count();
