@@ -4,9 +4,9 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
-#include "absl/strings/str_format.h"
 #include "dist/mesh.h"
 #include "launch/check/check.h"
+#include "launch/check/linear_check.h"
 #include "launch/cli/configured_run.h"
 #include "launch/train/device.h"
 #include "launch/train/engine.h"
@@ -22,16 +22,15 @@ struct Options {
 struct Size {
   int ranks, threads;
 };
-void print(const CheckedAttention& attention, Size size, std::span<const Deviation> deviations,
-           bool json) {
+void print(const std::string& what, Size size, std::span<const Deviation> deviations, bool json) {
   if (!json) {
-    std::printf("check: strategy %s, %d sequence ranks x %d threads\n%-7s %-5s %12s %12s\n",
-                attention.name().c_str(), size.ranks, size.threads, "tensor", "dtype", "deviation",
-                "limit");
+    std::printf("check: %s, %d sequence ranks x %d threads\n%-7s %-5s %12s %12s\n", what.c_str(),
+                size.ranks, size.threads, "tensor", "dtype", "deviation", "limit");
   }
   for (const Deviation& d : deviations) {
     if (json) {
-      const nlohmann::ordered_json line = {{"tensor", d.tensor},
+      const nlohmann::ordered_json line = {{"of", what},
+                                           {"tensor", d.tensor},
                                            {"dtype", std::string(name(d.dtype))},
                                            {"max_relative_error", d.max_relative_error},
                                            {"limit", d.limit}};
@@ -45,6 +44,22 @@ void print(const CheckedAttention& attention, Size size, std::span<const Deviati
   std::fflush(stdout);
 }
 
+void check_softmax(dist::Group& world, dist::Group& sequence, const Context& ctx,
+                   const Config& config, Size size, bool json) {
+  const SettledStrategies settled =
+      settle_strategies(world, sequence, ctx, config,
+                        {.layout = [&](double) { return make_layout(config, sequence.size()); },
+                         .documents = parallel::Documents::whole(config.data().sequence_length()),
+                         .options = attention_options(config),
+                         .record_path = ""});
+  const CheckedAttention attention = checked_attention(config, settled);
+  const std::vector<Deviation> deviations = check_attention(sequence, ctx, attention);
+  if (world.rank() == 0) {
+    print(attention.subject().name, size, deviations, json);
+  }
+  require_small(world, attention.subject(), deviations);
+}
+
 void check(dist::Group& world, const Config& config, bool json) {
   const OwnedStream stream = open_device(world, config);
   dist::Mesh mesh(world,
@@ -52,19 +67,16 @@ void check(dist::Group& world, const Config& config, bool json) {
   ThreadPool pool(config.parallel().threads());
   Arena none("nothing", 0, stream.get().device);
   const Context ctx{.stream = stream.get(), .pool = &pool, .scratch = &none};
-  const int64_t tokens = config.data().sequence_length();
-  const SettledStrategies settled = settle_strategies(
-      world, mesh.sequence(), ctx, config,
-      {.layout = [&](double) { return make_layout(config, mesh.sequence().size()); },
-       .documents = parallel::Documents::whole(tokens),
-       .options = attention_options(config),
-       .record_path = ""});
-  const CheckedAttention attention = checked_attention(config, settled);
-  const std::vector<Deviation> deviations = check_attention(mesh.sequence(), ctx, attention);
-  if (world.rank() == 0) {
-    print(attention, {mesh.sequence().size(), config.parallel().threads()}, deviations, json);
+  const model::ModelConfig model = model_config(config);
+  const Size size{mesh.sequence().size(), config.parallel().threads()};
+  if (model.softmax_layers() > 0) check_softmax(world, mesh.sequence(), ctx, config, size, json);
+  if (model.linear_layers() > 0) {
+    const CheckedLinearAttention attention = checked_linear_attention(config);
+    const std::vector<Deviation> deviations =
+        check_linear_attention(mesh.sequence(), ctx, attention);
+    if (world.rank() == 0) print(attention.subject().name, size, deviations, json);
+    require_small(world, attention.subject(), deviations);
   }
-  require_small(world, attention, deviations);
 }
 
 }  // namespace

@@ -82,8 +82,9 @@ void write_defaults(pb::Message& message) {
     const pb::FieldDescriptor* field = type.field(i);
     using Type = pb::FieldDescriptor;
     if (field->cpp_type() == Type::CPPTYPE_MESSAGE) {
-      // The scaling of RoPE is on exactly if its block is there.
-      if (field->message_type() == RopeScaling::descriptor() &&
+      // The scaling of RoPE is on exactly if its block is there; that of linear layers is, too.
+      if ((field->message_type() == RopeScaling::descriptor() ||
+           field->message_type() == Linear::descriptor()) &&
           !reflection.HasField(message, field)) {
         continue;
       }

@@ -11,6 +11,7 @@
 #include "absl/strings/str_format.h"
 #include "checkpoint/checkpoint.h"
 #include "launch/check/check.h"
+#include "launch/check/linear_check.h"
 #include "launch/cli/signals.h"
 #include "launch/data/batch.h"
 #include "launch/train/engine.h"
@@ -167,12 +168,21 @@ class Run {
     if (!config_.train().check_attention()) return;
     const auto begin = Clock::now();
     world_.job().place = "check of attention";
-    const CheckedAttention attention = checked_attention(config_, engine_.strategies());
-    const std::vector<Deviation> deviations =
-        check_attention(engine_.mesh().sequence(), engine_.context(), attention);
-    require_small(world_, attention, deviations);
-    metrics_->say(
-        absl::StrFormat("check: %s; %.2f s", summary(attention, deviations), seconds_since(begin)));
+    const model::ModelConfig model = model_config(config_);
+    const auto done = [&](const Subject& subject, const std::vector<Deviation>& deviations) {
+      require_small(world_, subject, deviations);
+      metrics_->say(
+          absl::StrFormat("check: %s; %.2f s", summary(subject, deviations), seconds_since(begin)));
+    };
+    dist::Group& sequence = engine_.mesh().sequence();
+    if (model.softmax_layers() > 0) {
+      const CheckedAttention attention = checked_attention(config_, engine_.strategies());
+      done(attention.subject(), check_attention(sequence, engine_.context(), attention));
+    }
+    if (model.linear_layers() > 0) {
+      const CheckedLinearAttention attention = checked_linear_attention(config_);
+      done(attention.subject(), check_linear_attention(sequence, engine_.context(), attention));
+    }
   }
 
   // From the newest checkpoint that rank 0 sees; load() fails on all ranks if one cannot read it.

@@ -49,7 +49,7 @@ Outcome run(int ranks, const Config& given, std::span<const Strategy> table) {
     const CheckedAttention attention = checked_attention(config, settled);
     const std::vector<Deviation> deviations =
         check_attention(world, {.pool = &pool}, attention, table);
-    const auto error = attempt([&] { require_small(world, attention, deviations); });
+    const auto error = attempt([&] { require_small(world, attention.subject(), deviations); });
     const std::scoped_lock lock(mutex);
     outcome.deviations = deviations;
     if (!error) return;

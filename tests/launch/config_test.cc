@@ -161,7 +161,7 @@ TEST(Resolve, SaysEverythingAndReadsBack) {
   const Config config = resolved({});
   std::vector<std::string> unset;
   collect_unset(config, unset);
-  EXPECT_THAT(unset, testing::ElementsAre("rope_scaling", "row_price"))
+  EXPECT_THAT(unset, testing::ElementsAre("rope_scaling", "linear", "row_price"))
       << "off for this preset; left to costs";
 
   Config again = parse_config(to_text(config), "resolved");

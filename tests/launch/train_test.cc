@@ -92,7 +92,7 @@ TEST_F(TrainTest, AttentionIsCheckedBeforeStepOneUnlessToldNotTo) {
     run(2, text(absl::StrCat("check", check), 1),
         {absl::StrCat("train.check_attention=", check ? "true" : "false")});
     const std::string said = testing::internal::GetCapturedStdout();
-    const size_t line = said.find("check: ring on layout zigzag equals one rank");
+    const size_t line = said.find("check: strategy ring on layout zigzag equals one rank");
     EXPECT_EQ(line != std::string::npos, check) << said;
     EXPECT_TRUE(!check || line < said.find("1/1")) << said;
   }

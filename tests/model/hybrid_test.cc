@@ -170,5 +170,90 @@ TEST(Pattern, IsRepeatedAndCut) {
   EXPECT_EQ(layers("LLLLLLLN"), "LLLLLL");
 }
 
+// LASP-2, section 4.1: 16 layers of width 2048 with 16 heads. Sizes of the MLP and of embeddings
+// are those of the public code's script, of which 1.14 billion parameters are not embeddings.
+TEST(Presets, LinearLlama3) {
+  const ModelConfig& config = model::preset("linear-llama3-1b").config;
+  EXPECT_EQ(config.layers, 16);
+  EXPECT_EQ(config.width, 2048);
+  EXPECT_EQ(config.heads, 16);
+  EXPECT_EQ(config.linear_layers(), 16);
+  EXPECT_EQ(config.linear_heads() * config.linear_head_dim(), 2048);
+  const int64_t layer = 5 * 2048 * 2048 + 128 + 3 * 2048 * 8192 + 2 * 2048;
+  EXPECT_EQ(config.parameters(), 2 * 128256 * 2048 + 16 * layer + 2048);
+  EXPECT_EQ(config.linear.gate, kernels::Activation::kSilu);
+  EXPECT_EQ(config.linear.norm, model::OutputNorm::kPerHead);
+  // The published ratios of softmax layers.
+  ModelConfig hybrid = config;
+  for (const auto& [pattern, softmax] : {std::pair("LLLLLLLN", 2), {"LLLN", 4}, {"LN", 8}}) {
+    hybrid.pattern = pattern;
+    EXPECT_EQ(hybrid.softmax_layers(), softmax) << pattern;
+    hybrid.validate();
+  }
+}
+
+TEST(Presets, TransNormerLLM) {
+  const ModelConfig& config = model::preset("transnormerllm-385m").config;
+  EXPECT_EQ(config.softmax_layers(), 0);
+  EXPECT_EQ(config.linear_head_dim(), 128);
+  EXPECT_TRUE(config.has_lrpe(0));
+  EXPECT_FALSE(config.has_lrpe(1));
+  EXPECT_EQ(config.linear_key_dim(0), 256);
+  // No norm has a weight.
+  EXPECT_EQ(config.parameters(), 64000 * 1024 + 24 * (5 * 1024 * 1024 + 3 * 1024 * 2816));
+  // The last layer hardly forgets, the first one as ALiBi has it.
+  const auto first = linear_slopes(config.linear, 8, 0, 24),
+             last = linear_slopes(config.linear, 8, 23, 24);
+  EXPECT_NEAR(first[0], 0.5, 1e-5);
+  EXPECT_NEAR(last[0], 0.5e-5, 1e-15);
+}
+
+TEST(Presets, MiniMax) {
+  const ModelConfig& config = model::preset("minimax-01-small").config;
+  EXPECT_EQ(config.linear_layers(), 7 * config.softmax_layers());
+  EXPECT_FALSE(config.is_linear(7));
+  // Published for 80 layers: 3.5565588200778455.
+  EXPECT_NEAR(std::pow(2.0 * 80, 0.25), 3.5565588200778455, 1e-12);
+  EXPECT_NEAR(config.residual_scale, std::pow(2.0 * static_cast<double>(config.layers), 0.25),
+              1e-12);
+}
+
+TEST(Presets, WithLinearAttentionRun) {
+  for (const char* name : {"transnormerllm-small", "minimax-01-small"}) {
+    ModelConfig config = model::preset(name).config;
+    // Fewer of everything, so that it takes no time.
+    config.vocabulary = 19;
+    config.width = config.mlp_width = 16;
+    config.head_dim = 4;
+    const ModelCase c = case_of(config);
+    const double expected = naive_loss(c);
+    EXPECT_NEAR(run_on_one_rank(c).loss, expected, 1e-11 * expected) << name;
+  }
+}
+
+// A checkpoint of a model without linear layers says nothing of them.
+TEST(ModelConfig, DescribesLinearLayersThatItHas) {
+  for (const auto& [field, value] : small_model().describe(DType::kF32)) {
+    for (const char* word : {"linear", "pattern", "residual", "mlp_gate", "scale_emb"}) {
+      EXPECT_EQ(field.find(word), std::string::npos) << field;
+    }
+  }
+  ModelConfig config = small_model();
+  config.pattern = "N";
+  EXPECT_EQ(config.describe(DType::kF32), small_model().describe(DType::kF32));
+  config.pattern = "LLLN";  // cut to two layers
+  const auto fields = config.describe(DType::kF32);
+  EXPECT_EQ(fields.at("model.pattern"), "LL");
+  EXPECT_EQ(fields.at("model.linear.kind"), "lightning");
+  EXPECT_EQ(fields.at("model.linear.heads"), "4");
+  EXPECT_EQ(fields.at("model.rope_theta"), "none");
+  EXPECT_EQ(fields.count("model.linear.lrpe_layers"), 0u);
+  config.linear = {.kind = LinearVariant::kRetention, .gate = std::nullopt, .lrpe_layers = {0, 1}};
+  const auto other = config.describe(DType::kF32);
+  EXPECT_EQ(other.count("model.linear.slopes"), 0u);
+  EXPECT_EQ(other.at("model.linear.gate"), "none");
+  EXPECT_EQ(other.at("model.linear.lrpe_layers"), "0,1");
+}
+
 }  // namespace
 }  // namespace longhaul::test

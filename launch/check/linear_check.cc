@@ -1,0 +1,203 @@
+#include "launch/check/linear_check.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <memory>
+
+#include "absl/strings/str_cat.h"
+#include "dist/null/null.h"
+#include "launch/check/reduced.h"
+#include "launch/check/values.h"
+#include "launch/train/engine.h"
+
+namespace longhaul::launch {
+
+namespace {
+
+constexpr int64_t kMostHeads = 8;
+
+struct Operands {
+  Values q, k, v, dout;
+};
+
+constexpr std::array<const char*, 4> kNames{"out", "dq", "dk", "dv"};
+using Results = std::array<Values, kNames.size()>;
+
+// Forward and backward as a layer calls them, in memory that was measured before the first sample.
+class Layer {
+ public:
+  Layer(dist::Group& group, const Context& ctx, const parallel::TokenLayout& layout,
+        const parallel::LinearAttentionOptions& options, const std::vector<double>& slopes)
+      : ctx_(ctx),
+        rank_(group.rank()),
+        layout_(layout),
+        options_(options),
+        slopes_(slopes),
+        attention_(group, layout, options),
+        scratch_(Arena::measure("workspace", ctx.device())),
+        communication_(Arena::measure("communication", ctx.device())) {}
+
+  Results run(const Operands& operands, const parallel::Documents& documents,
+              const parallel::TokenLayout& of_sample) {
+    if (scratch_.measuring()) {
+      run_on(operands, scratch_, communication_, true);
+      scratch_ = Arena("workspace", scratch_.peak(), ctx_.device());
+      communication_ = Arena("communication", communication_.peak(), ctx_.device());
+    }
+    layout_ = of_sample;
+    attention_.prepare(documents, of_sample);
+    scratch_.poison();
+    communication_.poison();
+    return run_on(operands, scratch_, communication_, false);
+  }
+
+ private:
+  Results run_on(const Operands& operands, Arena& scratch, Arena& communication, bool measuring) {
+    Context ctx = ctx_;
+    ctx.scratch = &scratch;
+    const DType type = options_.dtype, sum = accumulator(type);
+    const std::vector<int64_t> rows = layout_.positions(rank_);
+    const Tensor q = local(ctx, operands.q, rows, type), k = local(ctx, operands.k, rows, type),
+                 v = local(ctx, operands.v, rows, type),
+                 dout = local(ctx, operands.dout, rows, type);
+    const Tensor out = poisoned(ctx, sum, dout.shape()), dq = poisoned(ctx, sum, q.shape()),
+                 dk = poisoned(ctx, sum, k.shape()), dv = poisoned(ctx, sum, v.shape());
+    const Tensor states = poisoned(
+        ctx, sum, {attention_.runs(), options_.heads, options_.head_dim, options_.value_dim});
+    auto pending = attention_.begin(
+        ctx, communication,
+        {.q = q, .k = k, .v = v, .slopes = slopes_, .out_acc = out, .states = states});
+    attention_.finish(ctx, std::move(pending));
+    attention_.backward(ctx, communication,
+                        {.q = q,
+                         .k = k,
+                         .v = v,
+                         .dout = dout,
+                         .slopes = slopes_,
+                         .states = states,
+                         .dq_acc = dq,
+                         .dk_acc = dk,
+                         .dv_acc = dv});
+    if (measuring) return {};
+    return {on_host(ctx, out, false), on_host(ctx, dq, false), on_host(ctx, dk, false),
+            on_host(ctx, dv, false)};
+  }
+
+  Context ctx_;
+  int rank_;
+  parallel::TokenLayout layout_;
+  parallel::LinearAttentionOptions options_;
+  std::vector<double> slopes_;
+  parallel::LinearAttention attention_;
+  Arena scratch_, communication_;
+};
+
+// The whole sample on this rank alone.
+class OneRank {
+ public:
+  OneRank(const Context& ctx, parallel::LinearAttentionOptions options,
+          const std::vector<double>& slopes, int64_t tokens)
+      : group_(dist::null_group(0, 1)),
+        layout_(parallel::TokenLayout::contiguous(tokens, 1)),
+        layer_(*group_, ctx, layout_, alone(std::move(options)), slopes) {}
+  Results run(const Operands& operands, const parallel::Documents& documents) {
+    return layer_.run(operands, documents, layout_);
+  }
+
+ private:
+  static parallel::LinearAttentionOptions alone(parallel::LinearAttentionOptions options) {
+    options.method = "all_gather";
+    options.most_runs = 0;
+    return options;
+  }
+
+  std::unique_ptr<dist::Group> group_;
+  parallel::TokenLayout layout_;
+  Layer layer_;
+};
+
+}  // namespace
+
+Subject CheckedLinearAttention::subject() const {
+  return {.name = absl::StrCat("linear attention by ", options.method, " on layout ",
+                               std::string(layout.name)),
+          .setting = "parallel.linear_method"};
+}
+
+CheckedLinearAttention checked_linear_attention(const Config& config) {
+  const model::ModelConfig model = model_config(config);
+  int64_t layer = 0;
+  while (!model.is_linear(layer)) ++layer;
+  const int ranks = config.parallel().sequence();
+  const parallel::CoreAttentionOptions softmax = attention_options(config);
+  const ReducedProblem problem =
+      reduce(layout_kind(config), config.data().sequence_length(), ranks, softmax);
+  CheckedLinearAttention checked{
+      .layout = layout_kind(config),
+      .reduced = problem.layout,
+      .samples = problem.samples,
+      .sample_layout =
+          [own = problem.layout, softmax, ranks](const parallel::Documents& documents) {
+            return softmax.sample_layout ? softmax.sample_layout(documents, softmax.mask, ranks)
+                                         : own;
+          },
+      .options = model::linear_attention_options(model, dtype(config), model.linear_key_dim(layer)),
+      .slopes = {}};
+  checked.options.method = config.parallel().linear_method();
+  checked.options.most_runs = linear_options(config).most_runs;
+  // Of many heads some, from the one that forgets first to the one that forgets last.
+  const std::vector<double> slopes =
+      linear_slopes(model.linear, model.linear_heads(), layer, model.layers);
+  const int64_t all = model.linear_heads(), some = std::min(all, kMostHeads);
+  for (int64_t i = 0; i < some; ++i) {
+    checked.slopes.push_back(
+        slopes[static_cast<size_t>(some == 1 ? 0 : i * (all - 1) / (some - 1))]);
+  }
+  checked.options.heads = some;
+  return checked;
+}
+
+std::vector<Deviation> check_linear_attention(dist::Group& sequence, const Context& ctx,
+                                              const CheckedLinearAttention& attention) {
+  const int64_t tokens = attention.reduced.tokens();
+  const parallel::LinearAttentionOptions& given = attention.options;
+  parallel::LinearAttentionOptions exact = given;
+  exact.dtype = DType::kF64;
+  OneRank one_exact(ctx, exact, attention.slopes, tokens);
+
+  std::vector<Deviation> deviations;
+  std::vector<DType> dtypes{DType::kF64};
+  if (given.dtype != DType::kF64) dtypes.push_back(given.dtype);
+  for (const DType dtype : dtypes) {
+    parallel::LinearAttentionOptions options = given;
+    options.dtype = dtype;
+    Layer all_ranks(sequence, ctx, attention.reduced, options, attention.slopes);
+    OneRank one_rank(ctx, options, attention.slopes, tokens);
+    const auto random = [&](const char* name, int64_t dim) {
+      return random_values(name, tokens, given.heads, dim, dtype);
+    };
+    const Operands operands{random("check q", given.head_dim), random("check k", given.head_dim),
+                            random("check v", given.value_dim),
+                            random("check dout", given.value_dim)};
+    std::vector<Deviation> worst(kNames.size());
+    for (const parallel::Documents& documents : attention.samples) {
+      const parallel::TokenLayout layout = attention.sample_layout(documents);
+      const std::vector<int64_t> positions = layout.positions(sequence.rank());
+      const Results truth = one_exact.run(operands, documents);
+      const Results many = all_ranks.run(operands, documents, layout);
+      Results one;
+      if (dtype != DType::kF64) one = one_rank.run(operands, documents);
+      for (size_t i = 0; i < kNames.size(); ++i) {
+        const double error = compare(sequence, many[i], false, truth[i], positions).worst();
+        const double own =
+            dtype == DType::kF64 ? 0 : compare(sequence, one[i], true, truth[i], positions).worst();
+        keep_worst(worst[i], kNames[i], dtype, error, own);
+      }
+    }
+    deviations.insert(deviations.end(), worst.begin(), worst.end());
+  }
+  return deviations;
+}
+
+}  // namespace longhaul::launch
