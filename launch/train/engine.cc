@@ -61,12 +61,11 @@ parallel::CoreAttentionOptions attention_options(const Config& config,
 }
 
 model::LinearAttentions::Options linear_options(const Config& config) {
-  const int ranks = config.parallel().sequence();
-  // Each rank of a balanced layout takes a window of the circle of what the ranks before have left:
-  // at most as many pieces as ranks, one of which may lie around the sample's end.
+  // Ranks of a balanced layout have about two.
+  constexpr int64_t kMostRunsOfChangingLayouts = 4;
   return {.dtype = dtype(config),
           .method = config.parallel().linear_method(),
-          .most_runs = layout_kind(config).make_for == nullptr ? 0 : ranks + 1};
+          .most_runs = layout_kind(config).make_for == nullptr ? 0 : kMostRunsOfChangingLayouts};
 }
 
 namespace {
@@ -86,6 +85,17 @@ model::ModelOptions model_options(const Config& config) {
                              ? model::ActivationPolicy::kRecompute
                              : model::ActivationPolicy::kKeep,
           .loss_tile_rows = config.memory().loss_tile_rows()};
+}
+
+// A method may refuse the layout; every rank finds the same.
+model::LinearAttentions make_linear(dist::Group& world, dist::Group& sequence,
+                                    const parallel::TokenLayout& layout, const Config& config) {
+  std::optional<model::LinearAttentions> linear;
+  world.agree(attempt([&] {
+                linear.emplace(sequence, layout, model_config(config), linear_options(config));
+              }),
+              "preparing linear attention");
+  return std::move(*linear);
 }
 
 // Memory may be missing on one node only.
@@ -126,7 +136,7 @@ Engine::Engine(dist::Group& world, const Config& config, const EngineOptions& op
       strategies_(settle(config, options)),
       attention_(mesh_.sequence(), make_layout(config, config.parallel().sequence()),
                  attention_options(config, strategies_)),
-      linear_(mesh_.sequence(), attention_.layout(), model_config_, linear_options(config)),
+      linear_(make_linear(world, mesh_.sequence(), attention_.layout(), config)),
       memory_(reserve(world, measure(*this, config))),
       replica_(*this, config, memory_) {}
 

@@ -166,13 +166,14 @@ class Run {
  private:
   void check() {
     if (!config_.train().check_attention()) return;
-    const auto begin = Clock::now();
     world_.job().place = "check of attention";
     const model::ModelConfig model = model_config(config_);
+    auto begin = Clock::now();
     const auto done = [&](const Subject& subject, const std::vector<Deviation>& deviations) {
       require_small(world_, subject, deviations);
       metrics_->say(
           absl::StrFormat("check: %s; %.2f s", summary(subject, deviations), seconds_since(begin)));
+      begin = Clock::now();
     };
     dist::Group& sequence = engine_.mesh().sequence();
     if (model.softmax_layers() > 0) {

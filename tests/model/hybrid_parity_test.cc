@@ -26,7 +26,7 @@ ModelRun run_on(int ranks, const ModelCase& c) {
 TEST(HybridParity, LossAndEveryGradientEqualOneRanks) {
   const std::vector<HybridCase> hybrids = hybrid_cases();
   const std::vector<int> ranks{2, 3, 5, 8};
-  const std::vector<std::string> layouts{"contiguous", "zigzag", "balanced"};
+  const std::vector<std::string> layouts{"contiguous", "zigzag", "striped", "balanced"};
   const std::vector<parallel::Documents> documents{parallel::Documents::whole(61),
                                                    parallel::Documents(61, {0, 7, 8, 40}),
                                                    parallel::Documents(5, {0, 3})};
