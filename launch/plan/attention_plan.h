@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "launch/config/config.h"
+#include "launch/plan/linear_plan.h"
 #include "parallel/cost/choose.h"
 #include "parallel/cost/row_price.h"
 
@@ -28,7 +29,12 @@ struct AttentionPlan {
 // first sample, or one if there is no corpus.
 AttentionPlan plan_attention(const Config& config);
 
-void print_table(const Config& config, const AttentionPlan& plan);
-void print_json(const Config& config, const AttentionPlan& plan);
+// Of what the model's layers have: softmax attention, linear attention, or both.
+struct LayerPlans {
+  std::optional<AttentionPlan> softmax;
+  std::optional<LinearPlan> linear;
+};
+void print_table(const Config& config, const LayerPlans& plans);
+void print_json(const Config& config, const LayerPlans& plans);
 
 }  // namespace longhaul::launch

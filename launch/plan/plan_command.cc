@@ -31,8 +31,11 @@ int run(const Options& options) {
   }
   Config config = load_config(options.config, options.overrides);
   resolve(config, static_cast<int>(options.ranks), available_cores().usable);
-  const AttentionPlan plan = plan_attention(config);
-  options.json ? print_json(config, plan) : print_table(config, plan);
+  const model::ModelConfig model = model_config(config);
+  LayerPlans plans;
+  if (model.softmax_layers() > 0) plans.softmax = plan_attention(config);
+  if (model.linear_layers() > 0) plans.linear = plan_linear_attention(config);
+  options.json ? print_json(config, plans) : print_table(config, plans);
   return 0;
 }
 

@@ -77,9 +77,7 @@ Json json_of(const std::optional<parallel::Link>& link) {
           {"processor_share", link->processor_share}};
 }
 
-}  // namespace
-
-void print_table(const Config& config, const AttentionPlan& plan) {
+void print_softmax(const Config& config, const AttentionPlan& plan) {
   const parallel::CoreAttentionOptions options = attention_options(config);
   const std::string documents =
       plan.documents == 1 ? "1 document" : absl::StrCat(plan.documents, " documents");
@@ -102,27 +100,94 @@ void print_table(const Config& config, const AttentionPlan& plan) {
   print_direction("backward", config.parallel().backward_strategy(), plan.backward);
 }
 
-void print_json(const Config& config, const AttentionPlan& plan) {
+void print_linear(const Config& config, const LinearPlan& plan) {
+  std::printf("%s\n", absl::StrFormat(
+                          "linear attention (%s) of one layer and one sample: %d tokens, %s on %d "
+                          "ranks, %d heads with states of %d x %d, %s a state, %s",
+                          plan.kind, config.data().sequence_length(), config.parallel().layout(),
+                          config.parallel().sequence(), plan.heads, plan.key_dim, plan.value_dim,
+                          human_bytes(static_cast<double>(plan.state_bytes)),
+                          std::string(name(dtype(config))))
+                          .c_str());
+  if (plan.relayout) {
+    std::printf("rows go to a contiguous layout first and results back; not counted below\n");
+  }
+  for (const auto& [direction, candidates] :
+       {std::pair("forward", &plan.forward), {"backward", &plan.backward}}) {
+    std::printf("\n%-14s %14s %14s %6s\n", direction, "received mean", "received max", "steps");
+    for (const LinearCandidate& c : *candidates) {
+      std::printf("%s %-12s %14s %14s %6d\n",
+                  c.method == config.parallel().linear_method() ? "*" : " ", c.method.c_str(),
+                  human_bytes(c.received_mean).c_str(),
+                  human_bytes(static_cast<double>(c.received_max)).c_str(), c.steps);
+    }
+  }
+}
+
+Json json_of(const Config& config, const AttentionPlan& plan) {
   const parallel::CoreAttentionOptions options = attention_options(config);
-  const Json json = {{"ranks", plan.ranks},
-                     {"ranks_per_node", plan.ranks_per_node},
-                     {"sequence_length", config.data().sequence_length()},
-                     {"documents", plan.documents},
-                     {"layout", config.parallel().layout()},
-                     {"mask", describe(options.mask)},
-                     {"dtype", std::string(name(options.dtype))},
-                     {"heads", options.heads.q_heads},
-                     {"kv_heads", options.heads.kv_heads},
-                     {"head_dim", options.heads.head_dim},
-                     {"area_max_over_mean", plan.balance},
-                     {"row_price", plan.row_price ? Json{{"pairs", plan.row_price->pairs},
-                                                         {"why", plan.row_price->why}}
-                                                  : Json(nullptr)},
-                     {"sources", plan.sources},
-                     {"within_node", json_of(plan.cluster.within_node)},
-                     {"between_nodes", json_of(plan.cluster.between_nodes)},
-                     {"forward", json_of(config.parallel().strategy(), plan.forward)},
-                     {"backward", json_of(config.parallel().backward_strategy(), plan.backward)}};
+  return {{"ranks_per_node", plan.ranks_per_node},
+          {"documents", plan.documents},
+          {"mask", describe(options.mask)},
+          {"heads", options.heads.q_heads},
+          {"kv_heads", options.heads.kv_heads},
+          {"head_dim", options.heads.head_dim},
+          {"area_max_over_mean", plan.balance},
+          {"row_price", plan.row_price
+                            ? Json{{"pairs", plan.row_price->pairs}, {"why", plan.row_price->why}}
+                            : Json(nullptr)},
+          {"sources", plan.sources},
+          {"within_node", json_of(plan.cluster.within_node)},
+          {"between_nodes", json_of(plan.cluster.between_nodes)},
+          {"forward", json_of(config.parallel().strategy(), plan.forward)},
+          {"backward", json_of(config.parallel().backward_strategy(), plan.backward)}};
+}
+
+Json json_of(const Config& config, const LinearPlan& plan) {
+  const auto direction = [](const std::vector<LinearCandidate>& candidates) {
+    Json list = Json::array();
+    for (const LinearCandidate& c : candidates) {
+      list.push_back({{"method", c.method},
+                      {"received_bytes", {{"mean", c.received_mean}, {"max", c.received_max}}},
+                      {"steps", c.steps}});
+    }
+    return list;
+  };
+  return {{"kind", plan.kind},
+          {"heads", plan.heads},
+          {"key_dim", plan.key_dim},
+          {"value_dim", plan.value_dim},
+          {"state_bytes", plan.state_bytes},
+          {"relayout", plan.relayout},
+          {"method", config.parallel().linear_method()},
+          {"forward", direction(plan.forward)},
+          {"backward", direction(plan.backward)}};
+}
+
+}  // namespace
+
+void print_table(const Config& config, const LayerPlans& plans) {
+  const model::ModelConfig model = model_config(config);
+  if (plans.linear) {
+    std::printf("%d layers: %d with softmax attention, %d with linear attention\n",
+                static_cast<int>(model.layers), static_cast<int>(model.softmax_layers()),
+                static_cast<int>(model.linear_layers()));
+  }
+  if (plans.softmax) print_softmax(config, *plans.softmax);
+  if (plans.softmax && plans.linear) std::printf("\n");
+  if (plans.linear) print_linear(config, *plans.linear);
+}
+
+void print_json(const Config& config, const LayerPlans& plans) {
+  const model::ModelConfig model = model_config(config);
+  Json json = {{"ranks", config.parallel().sequence()},
+               {"sequence_length", config.data().sequence_length()},
+               {"layout", config.parallel().layout()},
+               {"dtype", std::string(name(dtype(config)))},
+               {"softmax_layers", model.softmax_layers()},
+               {"linear_layers", model.linear_layers()}};
+  if (plans.softmax) json.update(json_of(config, *plans.softmax));
+  if (plans.linear) json["linear"] = json_of(config, *plans.linear);
   std::printf("%s\n", json.dump().c_str());
 }
 

@@ -167,6 +167,29 @@ class Shell(CommandLine):
         self.assertLessEqual(fast["forward"]["candidates"][0]["seconds"],
                              plan["forward"]["candidates"][0]["seconds"])
 
+    def test_plan_of_linear_layers(self):
+        cluster = self.write("cluster.txtpb", CLUSTER)
+        given = ["--set", f"parallel.cluster={cluster}", "--ranks", "8", "--set",
+                 "data.sequence_length=1000", "--set", "parallel.layout=contiguous"]
+        plan = json.loads(self.plan("--json", *given, "--set", "model.pattern=LN"))
+        self.assertEqual((plan["softmax_layers"], plan["linear_layers"]), (1, 1))
+        self.assertIn("candidates", plan["forward"])
+        linear = plan["linear"]
+        # 4 heads with states of 16 x 16 in f32, and a decay for each head.
+        state = 4 * 16 * 16 * 4
+        self.assertEqual(linear["state_bytes"], state)
+        for direction in ["forward", "backward"]:
+            by_name = {c["method"]: c for c in linear[direction]}
+            self.assertEqual(by_name["all_gather"]["received_bytes"],
+                             {"mean": 7 * (state + 16), "max": 7 * (state + 16)})
+            self.assertEqual(by_name["ring"]["received_bytes"]["max"], state)
+        pure = json.loads(self.plan("--json", *given, "--set", "model.pattern=L"))
+        self.assertEqual((pure["softmax_layers"], "forward" in pure), (0, False))
+        table = self.plan(*given, "--set", "model.pattern=LN")
+        for part in ["1 with softmax attention, 1 with linear", "* ring", "* all_gather",
+                     "linear attention (lightning)"]:
+            self.assertIn(part, table)
+
     def test_plan_errors(self):
         bad = self.write("bad_cluster.txtpb", "within_node {\n  bytes_per_secnd: 1\n}")
         for part, arguments in [

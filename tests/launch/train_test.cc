@@ -144,6 +144,47 @@ TEST_F(TrainTest, ResumeOnOtherRanksSeesTheSameTokens) {
   }
 }
 
+// Softmax, linear attention and both; ranks, layouts, methods and what is kept change nothing.
+TEST_F(TrainTest, HybridsTrainAndResumeOnOtherRanks) {
+  for (const char* pattern : {"L", "LN"}) {
+    const std::string set = absl::StrCat("model.pattern=", pattern), whole = pattern;
+    run(2, text(whole), {set});
+    const auto expected = losses(whole);
+    EXPECT_LT(expected.at(20), expected.at(1)) << pattern;
+    begin_from(whole, 10, whole + "again");
+    run(2, text(whole + "again"), {set});
+    const auto again = losses(whole + "again");
+    ASSERT_EQ(again.size(), 10u);
+    for (const auto& [step, loss] : again) EXPECT_EQ(loss, expected.at(step)) << step;
+    const std::vector<std::pair<int, std::vector<std::string>>> others{
+        {3, {"parallel.layout=contiguous", "parallel.linear_method=ring"}},
+        {1, {"memory.activations=RECOMPUTE"}},
+        {4, {"parallel.data=2", "parallel.linear_method=doubling"}},
+        {3, {"parallel.layout=balanced", "parallel.row_price=0"}},
+    };
+    for (size_t i = 0; i < others.size(); ++i) {
+      const std::string name = absl::StrCat(whole, "on", i);
+      begin_from(whole, 10, name);
+      std::vector<std::string> settings = others[i].second;
+      settings.push_back(set);
+      run(others[i].first, text(name), settings);
+      const auto resumed = losses(name);
+      ASSERT_EQ(resumed.size(), 10u) << name;
+      for (const auto& [step, loss] : resumed) {
+        EXPECT_NEAR(loss, expected.at(step), 1e-5 * expected.at(step)) << name << " " << step;
+      }
+    }
+  }
+}
+
+TEST_F(TrainTest, CheckpointsOfOtherPatternsAreRefused) {
+  run(2, text("run", 10), {"model.pattern=LN"});
+  const auto error = attempt([&] { run(2, text("run"), {"model.pattern=NL"}); });
+  ASSERT_TRUE(error);
+  EXPECT_EQ(error->code(), ErrorCode::kCheckpoint);
+  EXPECT_NE(std::string(error->what()).find("model.pattern"), std::string::npos) << error->what();
+}
+
 TEST_F(TrainTest, RunAgainRedoesOnlyWhatIsMissingAndEachStepStandsOnce) {
   run(2, text("run"));
   fs::remove_all(checkpoint("run", 20));  // as if killed after step 15
@@ -448,6 +489,25 @@ TEST(Schedule, WarmsUpAndFollowsACosine) {
   EXPECT_DOUBLE_EQ(schedule(10), 1.0);
   EXPECT_DOUBLE_EQ(schedule(60), 0.55);
   EXPECT_DOUBLE_EQ(schedule(110), 0.1);
+}
+
+// Every token is written to the state of each head and read from it: two multiply-adds for each
+// element, forward; backward counts twice that.
+TEST(Flops, CountTheStatesOfLinearLayers) {
+  model::ModelConfig config{.layers = 3,
+                            .width = 8,
+                            .heads = 2,
+                            .kv_heads = 1,
+                            .head_dim = 4,
+                            .mlp_width = 16,
+                            .pattern = "NLL"};
+  config.linear.lrpe_layers = {2};
+  const int64_t mlp = 3 * 8 * 16, softmax = 8 * 4 * (2 + 1 + 1 + 2), linear = 5 * 8 * 8;
+  EXPECT_EQ(product_weights(config), softmax + 2 * linear + 3 * mlp + 256 * 8);
+  EXPECT_EQ(state_products(config), 2 * 2 * 4 * 4 + 2 * 2 * 8 * 4);
+  const double weights = 6.0 * static_cast<double>(product_weights(config));
+  EXPECT_EQ(training_flops(config, 10, 100),
+            10 * (weights + 6.0 * (64 + 128)) + 12.0 * 4 * 1 * 100);
 }
 
 }  // namespace
