@@ -64,6 +64,13 @@ void check_linear(const ModelConfig& c) {
            absl::StrCat("model.linear.", field, " is ", value, "; it must be at least 1"));
     }
   };
+  if (c.linear.kind == LinearVariant::kGla || c.linear.kind == LinearVariant::kGatedDelta) {
+    fail(ErrorCode::kConfig,
+         absl::StrCat("model.linear.kind is ",
+                      std::string(name_of(linear_variants(), c.linear.kind)),
+                      "; layers with gates are not there yet, so choose lightning, retention or "
+                      "basic"));
+  }
   at_least_one("heads", c.linear_heads());
   at_least_one("head_dim", c.linear_head_dim());
   for (const int64_t layer : c.linear.lrpe_layers) {
