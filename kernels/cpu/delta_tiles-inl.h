@@ -40,12 +40,15 @@ typename Powers<A>::Pair load_decays(const DeltaTokens& tokens, const LinearBloc
   };
   std::array<double, kBlock> row{};
   double rising = 1;
+  long double sum = 0;  // its rounding errors would be the decay's, and there are many blocks
   for (int64_t i = 0; i < kBlock; ++i) {
     const bool inside = i < block.rows;
     const int64_t at = (block.begin + i) * tokens.log_gate.dim(1) + h;
-    const double gate = inside ? std::exp(static_cast<double>(tokens.log_gate.data<A>()[at])) : 0.0;
     s.beta[i] = inside ? tokens.beta.data<A>()[at] : A(0);
     if (!inside) continue;
+    const auto log_gate = static_cast<double>(tokens.log_gate.data<A>()[at]);
+    const double gate = std::exp(log_gate);
+    sum += log_gate;
     rising = times(rising, gate);
     for (int64_t j = 0; j < i; ++j) {
       double& value = row[static_cast<size_t>(j)];
@@ -58,8 +61,10 @@ typename Powers<A>::Pair load_decays(const DeltaTokens& tokens, const LinearBloc
     s.minus_rising[i] = -s.rising[i];
   }
   std::copy_n(s.decays + (block.rows - 1) * kBlock, block.rows, s.falling);
-  const A first = static_cast<A>(rising);
-  return {first, static_cast<A>(rising - static_cast<double>(first))};
+  // Not as a product of rounded gates: block after block, their error would add up.
+  const double over = times(std::exp(static_cast<double>(sum)), 1);
+  const A first = static_cast<A>(over);
+  return {first, static_cast<A>(over - static_cast<double>(first))};
 }
 
 // p(i, j) = scale decays(i, j) left(i, :) . right(j, :) for j < i, and j = i unless strict; 0 for

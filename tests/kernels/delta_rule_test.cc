@@ -58,16 +58,9 @@ TEST(DeltaRule, EveryLength) {
 
 TEST(DeltaRule, EveryHeadDimension) {
   for_each_row(&Backend::delta_rule, [](const DeltaRuleKernel& row) {
-    for (const auto& [d, e] : std::vector<std::pair<int64_t, int64_t>>{{32, 32},
-                                                                       {64, 64},
-                                                                       {96, 96},
-                                                                       {128, 128},
-                                                                       {192, 128},
-                                                                       {32, 256},
-                                                                       {40, 71},
-                                                                       {1, 3},
-                                                                       {3, 1}}) {
-      expect_case(row, plain_delta_case(137, d, e), 2);
+    for (const auto& [d, e] : std::vector<std::pair<int64_t, int64_t>>{
+             {32, 32}, {64, 64}, {128, 128}, {192, 128}, {32, 256}, {40, 71}, {1, 3}, {3, 1}}) {
+      expect_case(row, plain_delta_case(81, d, e), 2);
     }
   });
 }
@@ -76,8 +69,8 @@ TEST(DeltaRule, EveryHeadDimension) {
 TEST(DeltaRule, EveryInstructionSet) {
   for_each_instruction_set([] {
     for_each_row(&Backend::delta_rule, [](const DeltaRuleKernel& row) {
-      DeltaCase c = plain_delta_case(300, 48, 72);
-      c.documents = {0, 70, 75, 210};
+      DeltaCase c = plain_delta_case(170, 48, 72);
+      c.documents = {0, 70, 75, 140};
       expect_case(row, c, 2);
       expect_case(row, plain_delta_case(150, 27, 13), 1);
     });
@@ -175,7 +168,7 @@ TEST(DeltaRule, NanStaysInItsDocument) {
                      has_nan(r.dlog_gate, t) || has_nan(r.dbeta, t))
             << t;
       }
-      if (t >= 300 && t <= 350) EXPECT_TRUE(has_nan(r.dk, t) && has_nan(r.dv, t)) << t;
+      EXPECT_TRUE(t < 300 || t > 350 || (has_nan(r.dk, t) && has_nan(r.dv, t))) << t;
     }
     for (const double x : values(r.dstate_in)) EXPECT_EQ(x, 0.0);
     for (const double x : values(r.state_out)) EXPECT_TRUE(std::isfinite(x));

@@ -163,6 +163,105 @@ TEST(Doors, LinearAttention) {
       "state_in");
 }
 
+TEST(Doors, GatedLinearAttention) {
+  const DeviceTensor qk = f32({6, 2, 4}), v = f32({6, 2, 3}), state = f32({1, 2, 4, 3}),
+                     gates = f32({6, 2, 4}), per_head = f32({6, 2});
+  const std::vector<LinearRun> runs{{.begin = 1, .length = 5}};
+  const std::vector<int64_t> documents{2, 4}, falling{4, 2};
+  GatedLinearAttentionForward args{
+      .tokens = {.runs = runs, .document_begins = documents, .log_gate = gates},
+      .q = qk,
+      .k = qk,
+      .v = v,
+      .state_in = state,
+      .out_acc = v,
+      .state_out = state};
+  const auto call = [&](const Context& ctx) { gated_linear_attention_forward(ctx, args); };
+  Rig(1).run(call);
+  const GatedLinearAttentionForward good = args;
+  args.tokens.log_gate = per_head;
+  expect_refused(call, "gated linear attention: log_gate");
+  args.tokens.log_gate = DeviceTensor(DType::kF64, {6, 2, 4});
+  expect_refused(call, "gated linear attention: log_gate");
+  args = good;
+  args.tokens.document_begins = falling;
+  expect_refused(call, "document begins at row 2");
+  args = good;
+  args.state_out = f32({2, 2, 4, 3});
+  expect_refused(call, "state_out");
+  expect_refused(
+      [&](const Context& ctx) {
+        gated_linear_attention_maps(ctx, {good.tokens, qk, v, state, f32({1, 2})});
+      },
+      "log_decay");
+  expect_refused(
+      [&](const Context& ctx) {
+        gated_linear_attention_backward_maps(ctx, {good.tokens, v, qk, state, f32({1, 2, 4})});
+      },
+      "log_gate");
+  expect_refused(
+      [&](const Context& ctx) {
+        gated_linear_attention_add_dq(ctx, {good.tokens, v, state, v});
+      },
+      "gated linear attention");
+  expect_refused(
+      [&](const Context& ctx) {
+        gated_linear_attention_gate_gradient(ctx, {.tokens = good.tokens,
+                                                   .q = qk,
+                                                   .k = qk,
+                                                   .dq = qk,
+                                                   .dk = qk,
+                                                   .state_in = state,
+                                                   .dstate_in = f32({1, 2, 4, 5}),
+                                                   .dlog_gate = gates});
+      },
+      "dstate_in");
+}
+
+TEST(Doors, DeltaRule) {
+  const DeviceTensor qk = f32({6, 2, 4}), v = f32({6, 2, 3}), state = f32({1, 2, 4, 3}),
+                     gates = f32({6, 2});
+  const std::vector<LinearRun> runs{{.begin = 1, .length = 5}};
+  DeltaRuleBackward args{
+      .tokens = {.runs = runs, .document_begins = {}, .log_gate = gates, .beta = gates},
+      .q = qk,
+      .k = qk,
+      .v = v,
+      .dout = v,
+      .dq_acc = qk,
+      .dk_acc = f32({6, 2, 4}),
+      .dv_acc = f32({6, 2, 3}),
+      .dlog_gate = f32({6, 2}),
+      .dbeta = f32({6, 2})};
+  const auto call = [&](const Context& ctx) { delta_rule_backward(ctx, args); };
+  const DeltaRuleBackward good = args;
+  args.tokens.beta = qk;
+  expect_refused(call, "delta rule: beta");
+  args = good;
+  args.tokens.log_gate = f32({5, 2});
+  expect_refused(call, "delta rule: log_gate");
+  args = good;
+  args.dbeta = {};
+  expect_refused(call, "delta rule: dbeta");
+  args = good;
+  args.dout = qk;
+  expect_refused(call, "delta rule: dout");
+  const std::vector<LinearRun> beyond{{.begin = 1, .length = 6}};
+  args = good;
+  args.tokens.runs = beyond;
+  expect_refused(call, "run [1, +6)");
+  expect_refused(
+      [&](const Context& ctx) {
+        delta_rule_maps(ctx, {good.tokens, qk, v, state, f32({1, 2, 4, 3})});
+      },
+      "delta rule: transition");
+  expect_refused(
+      [&](const Context& ctx) {
+        delta_rule_backward_maps(ctx, {good.tokens, qk, v, v, state});
+      },
+      "delta rule: k");
+}
+
 TEST(Doors, LossAndOptimizer) {
   const DeviceTensor x = f32({2, 3}), w = f32({5, 3}), loss = f32({2});
   LinearCrossEntropy args{.x = x, .weight = w, .labels = integers({1, 2}), .row_loss = loss};
@@ -322,6 +421,20 @@ TEST(Doors, NameTheMissingKernel) {
     EXPECT_EQ(error.code(), ErrorCode::kEnvironment);
     EXPECT_THAT(error.what(), ::testing::HasSubstr("gemm"));
     EXPECT_THAT(error.what(), ::testing::HasSubstr("cuda:0"));
+  }
+  const DeviceTensor x = f32({2, 1, 3}), gates = f32({2, 1});
+  const std::vector<LinearRun> runs{{.begin = 0, .length = 2}};
+  try {
+    delta_rule_forward(
+        ctx, {.tokens = {.runs = runs, .document_begins = {}, .log_gate = gates, .beta = gates},
+              .q = x,
+              .k = x,
+              .v = x,
+              .out_acc = x});
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::kEnvironment);
+    EXPECT_THAT(error.what(), ::testing::HasSubstr("delta rule with head dimensions 3 and 3"));
   }
 }
 

@@ -85,16 +85,21 @@ class Bench(unittest.TestCase):
                 self.assertAlmostEqual(figure["value"] * figure["seconds"] * 1e9 / flops, 1)
 
     def test_linear(self):
-        figures = self.figures("linear")
-        found = [(f["case"]["dtype"], f["case"]["op"]) for f in figures]
-        self.assertEqual(found, [(dtype, op) for dtype in ["f32", "bf16"]
+        kinds = ["lightning", "gla", "delta"]
+        figures = self.figures("linear", "--kind", ",".join(kinds))
+        found = [(f["case"]["kind"], f["case"]["dtype"], f["case"]["op"]) for f in figures]
+        self.assertEqual(found, [(kind, dtype, op) for kind in kinds for dtype in ["f32", "bf16"]
                                  for op in ["forward", "backward"]])
         for figure in figures:
             n = figure["case"]["n"]
             seconds = figure["seconds"]
             self.assertAlmostEqual(figure["million_head_tokens_s"] * seconds / (2 * n * 1e-6), 1)
-            forward = 4 * 32 * 32 + 2 * 64 * 32
-            flops = {"forward": forward, "backward": 2.5 * forward}[figure["case"]["op"]] * 2 * n
+            squares, blocks = {
+                ("lightning", "forward"): (4, 2), ("lightning", "backward"): (10, 5),
+                ("gla", "forward"): (4, 2), ("gla", "backward"): (10, 5),
+                ("delta", "forward"): (6, 4), ("delta", "backward"): (16, 11),
+            }[figure["case"]["kind"], figure["case"]["op"]]
+            flops = (squares * 32 * 32 + blocks * 64 * 32) * 2 * n
             self.assertAlmostEqual(figure["value"] * seconds * 1e9 / flops, 1)
 
     def test_gemm(self):
