@@ -258,7 +258,42 @@ class Sequence(unittest.TestCase):
         self.assertIn("imbalance", result.stdout.splitlines()[1])
 
 
+class Auto(unittest.TestCase):
+    CASES = ["auto", "--ranks", "2", "--n", "64", "--heads", "4", "--kv-heads", "2", "--d", "16",
+             "--seconds", "0.001", "--rounds", "2"]
+
+    def test_every_mask(self):
+        masks = ["causal", "full", "window", "prefix", "packed", "packed-window"]
+        result = run(*self.CASES, "--mask", ",".join(masks), "--window", "9", "--prefix", "20",
+                     "--mean-document", "17", "--moved", "--json")
+        self.assertEqual((result.returncode, result.stderr), (0, ""), result.stdout)
+        *figures, summary = [json.loads(line) for line in result.stdout.splitlines()]
+        self.assertEqual([(f["case"]["mask"], f["case"]["op"]) for f in figures],
+                         [(mask, op) for mask in masks for op in ["forward", "backward"]])
+        for figure in figures:
+            self.assertFalse(figure["case"]["in_place"])
+            self.assertGreaterEqual(figure["regret"], 0)
+            self.assertIn(figure["fastest"], figure["strategies"])
+            self.assertGreaterEqual(figure["repetitions"], 2)
+            # Equal plans are timed once: those of a node's double ring are the ring's.
+            timed = list(figure["strategies"])
+            same = {name: s["same"] for name, s in figure["strategies"].items()}
+            self.assertIn("double_ring", same["ring"])
+            self.assertEqual("query_ring" in timed, figure["case"]["op"] == "backward")
+            self.assertEqual(len(timed) + sum(map(len, same.values())), 7)  # lightseq refuses
+            for strategy in figure["strategies"].values():
+                self.assertGreater(strategy["predicted_seconds"], 0)
+        self.assertEqual((summary["unit"], summary["cases"]), ("regret", 12))
+
+    def test_refusals(self):
+        for arguments, part in [(["--mask", "no"], "packed-window"), (["--mix", "wlbb"], "wlb"),
+                                (["--rounds", "0"], "--rounds"), (["--prefix", "0"], "--prefix")]:
+            result = run(*self.CASES, *arguments)
+            self.assertEqual((result.returncode, result.stdout), (2, ""), arguments)
+            self.assertIn(part, result.stderr)
+
+
 if __name__ == "__main__":
     load = unittest.defaultTestLoader.loadTestsFromTestCase
-    suite = unittest.TestSuite([load(Bench), load(Sequence)])
+    suite = unittest.TestSuite([load(Bench), load(Sequence), load(Auto)])
     sys.exit(not unittest.TextTestRunner(verbosity=2).run(suite).wasSuccessful())

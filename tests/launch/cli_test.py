@@ -157,6 +157,21 @@ class Shell(CommandLine):
         for part in ["forward", "backward", "* ring", "received mean", "links and memory: " + cluster,
                      "largest rank / mean"]:
             self.assertIn(part, table)
+        self.assertIn("plan ms", table)
+        for candidate in plan["forward"]["candidates"]:
+            if "refusal" not in candidate:
+                self.assertGreater(candidate["planning_seconds"], 0)
+                self.assertGreater(candidate["bands"], 0)
+        self.assertIsNone(plan["row_price"])  # the layout does not go by documents
+        # Two nodes: rows are paid for, unless the configuration says how much; one: nothing is moved.
+        balanced = [*given, "--set", "parallel.layout=balanced"]
+        price = json.loads(self.plan("--json", *balanced))["row_price"]
+        self.assertGreater(price["pairs"], 0)
+        self.assertIn("at 1 GB/s", price["why"])  # the link between nodes
+        self.assertIn("a row of another rank: costs 3 pairs of attention (as configured",
+                      self.plan(*balanced, "--set", "parallel.row_price=3"))
+        self.assertIn("costs 0 pairs of attention (all ranks are on one node",
+                      self.plan(*balanced, "--set", "parallel.ranks_per_node=8"))
         # Without a description what nobody measured is said to be assumed.
         self.assertEqual(self.plan("--ranks", "2").count("ASSUMED"), 3)
         refused = self.plan("--ranks", "8", "--set", "parallel.ranks_per_node=3")
