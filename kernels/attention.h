@@ -1,7 +1,7 @@
 // Softmax attention on segments (kernels/segment.h), forward and backward.
 //
 //   q [Tq, Hq, D]   k [Tk, Hkv, D]   v [Tk, Hkv, Dv]    one dtype: bf16, f32 or f64; last dim dense
-//   out_acc [Tq, Hq, Dv]   lse [Hq, Tq]                  accumulator type; lse is natural-log, dense
+//   out_acc [Tq, Hq, Dv]   lse [Hq, Tq]                  accumulator type; lse natural-log, dense
 //
 // out_acc, and dq_acc of backward, may be some heads of a dense tensor of more heads.
 //
