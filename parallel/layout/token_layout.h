@@ -82,9 +82,9 @@ struct BalancedOptions {
   // What receiving a row of keys and values costs, in pairs (query, key) of attention. Within the
   // bound the layout is taken whose costliest rank, area + row_price x remote rows, is cheapest.
   // A row takes K (d+e) b bytes and a pair 2 H (d+e) FLOPs, so for R FLOP/s and B bytes/s of a rank
-  // the price is (K b / 2 H) (R / B); by measured figures: parallel/cost/row_price.h. Default: bf16,
-  // 4 query heads a kv head, 400 TFLOP/s, 50 GB/s.
-  // Below 0: no choice; the layout at the bound.
+  // the price is (K b / 2 H) (R / B); by measured figures: parallel/cost/row_price.h. Default:
+  // bf16, 4 query heads a kv head, 400 TFLOP/s, 50 GB/s. Below 0: no choice; the layout at the
+  // bound.
   double row_price = 2000;
   // Places for each rank where its tokens may begin or end: borders of equal chunks, moved to a
   // document's border where one is at most half a chunk away.
