@@ -491,31 +491,48 @@ void Execution::poll() {
   for (Pending& pending : pending_) pending.request.test();
 }
 
+// Completes what is due at the step and starts its transfers.
+void Execution::enter(const Context& ctx, int step) {
+  entered_ = step;
+  if (step > 0) complete_until(ctx, step);
+  for (const Clear& c : setup_.plan->steps[static_cast<size_t>(step)].clears) clear(ctx, c);
+  start_transfers(ctx, step);
+}
+
+// Whether entering would not wait.
+bool Execution::may_enter(int step) const {
+  return step < static_cast<int>(setup_.plan->steps.size()) &&
+         std::ranges::all_of(pending_, [step](const Pending& pending) {
+           return pending.done_by > step ||
+                  (pending.request.done() && pending.published_by.empty());
+         });
+}
+
 void Execution::start(const Context& ctx) {
-  LONGHAUL_CHECK(!started_);
-  started_ = true;
+  LONGHAUL_CHECK(entered_ == -1);
+  has_tasks_ =
+      std::ranges::any_of(setup_.plan->steps, [](const Step& step) { return !step.tasks.empty(); });
+  advancing_ = {.stream = ctx.stream, .pool = &own_thread_, .scratch = ctx.scratch, .poll = {}};
   publish_home(ctx);
-  if (setup_.plan->steps.empty()) return;
-  for (const Clear& c : setup_.plan->steps[0].clears) clear(ctx, c);
-  start_transfers(ctx, 0);
+  if (!setup_.plan->steps.empty()) enter(ctx, 0);
+}
+
+void Execution::advance() {
+  poll();
+  while (!has_tasks_ && entered_ >= 0 && may_enter(entered_ + 1)) enter(advancing_, entered_ + 1);
 }
 
 void Execution::finish(const Context& caller) {
-  LONGHAUL_CHECK(started_);
   Context ctx = caller;
   ctx.poll = [this, outer = caller.poll] {
     poll();
     if (outer) outer();
   };
   const auto steps = static_cast<int>(setup_.plan->steps.size());
-  for (int s = 0; s < steps; ++s) {
-    const Step& step = setup_.plan->steps[static_cast<size_t>(s)];
-    if (s > 0) {
-      complete_until(ctx, s);
-      for (const Clear& c : step.clears) clear(ctx, c);
-      start_transfers(ctx, s);
-    }
-    for (const Task& task : step.tasks) compute(ctx, task);
+  LONGHAUL_CHECK(steps == 0 || entered_ >= 0);
+  for (int s = std::max(entered_, 0); s < steps; ++s) {
+    if (s > entered_) enter(ctx, s);
+    for (const Task& task : setup_.plan->steps[static_cast<size_t>(s)].tasks) compute(ctx, task);
   }
   complete_until(ctx, steps);
   LONGHAUL_CHECK(pending_.empty());

@@ -98,8 +98,13 @@ class Execution {
 
   // Publishes home keys and values and starts the first step's transfers.
   void start(const Context&);
-  // Lets the transfers that have started progress, while the caller does other work.
+  // For a caller that computes something else between start() and finish().
+  // Lets what has started progress.
   void poll();
+  // And, in a plan without tasks, goes on to the next steps once what is due there has arrived:
+  // when, differs from rank to rank. So no other operation of the group may start between the first
+  // call and finish(). Folds and copies on the caller's thread: may be called from within a kernel.
+  void advance();
   // Runs everything to the end.
   void finish(const Context&);
 
@@ -140,6 +145,8 @@ class Execution {
   void compose(const Context&, const Landing& state, const Landing* decay);
   void clear(const Context&, const Clear& clear);
   void compute(const Context&, const Task& task);
+  void enter(const Context&, int step);
+  bool may_enter(int step) const;
   Stream& stream() { return stream_; }
 
   ExecutionSetup setup_;
@@ -150,7 +157,10 @@ class Execution {
   std::vector<FieldViews> buffers_;  // the slots' own memory
   std::vector<Pending> pending_;
   std::vector<int> aliased_;  // ranks whose window slot is being read, once each
-  bool started_ = false;
+  int entered_ = -1;          // the last step whose transfers have started
+  bool has_tasks_ = false;
+  ThreadPool own_thread_{1};  // the caller's, for advance()
+  Context advancing_;
 };
 
 }  // namespace longhaul::parallel

@@ -49,31 +49,32 @@ void LinearAttention::begin_both(const Context& ctx, Pass& pass) {
     const int64_t half = direction == Direction::kForward ? 0 : own();
     start(ctx, pass, scan, direction, args.states.rows(half, own()));
   }
-  if (own() == 0) return;
-  const Context polling = this->polling(ctx, pass);
-  kernels::linear_attention_forward(
-      polling, {.tokens = rows, .q = args.q, .k = args.k, .v = args.v, .out_acc = args.out_acc});
-  // Its gradients of q and k are not wanted.
-  const DType acc = accumulator(options_.dtype);
-  pass.unused = pass.arena.allocate(acc, args.q.shape());
-  const TensorView unused = pass.arena.allocate(acc, args.q.shape());
-  kernels::fill_zero(ctx, pass.unused);
-  kernels::fill_zero(ctx, unused);
-  kernels::linear_attention_backward(polling, {.tokens = rows,
-                                               .q = args.k,
-                                               .k = args.q,
-                                               .v = args.v,
-                                               .dout = args.v,
-                                               .dq_acc = unused,
-                                               .dk_acc = pass.unused,
-                                               .dv_acc = args.out_acc});
-  kernels::linear_attention_subtract_diagonal(
-      ctx, {.a = args.q, .b = args.k, .c = args.v, .y = args.out_acc});
 }
 
 void LinearAttention::finish_both(const Context& ctx, Pass& pass) {
   const LinearAttentionForwardArgs& args = pass.args;
   const kernels::LinearTokens rows = tokens(run_rows(), args.slopes);
+  if (own() > 0) {
+    const Context polling = this->polling(ctx, pass);
+    kernels::linear_attention_forward(
+        polling, {.tokens = rows, .q = args.q, .k = args.k, .v = args.v, .out_acc = args.out_acc});
+    // Its gradients of q and k are not wanted.
+    const DType acc = accumulator(options_.dtype);
+    pass.unused = pass.arena.allocate(acc, args.q.shape());
+    const TensorView unused = pass.arena.allocate(acc, args.q.shape());
+    kernels::fill_zero(ctx, pass.unused);
+    kernels::fill_zero(ctx, unused);
+    kernels::linear_attention_backward(polling, {.tokens = rows,
+                                                 .q = args.k,
+                                                 .k = args.q,
+                                                 .v = args.v,
+                                                 .dout = args.v,
+                                                 .dq_acc = unused,
+                                                 .dk_acc = pass.unused,
+                                                 .dv_acc = args.out_acc});
+    kernels::linear_attention_subtract_diagonal(
+        ctx, {.a = args.q, .b = args.k, .c = args.v, .y = args.out_acc});
+  }
   pass.scan.execution->finish(ctx);
   pass.other_scan.execution->finish(ctx);
   if (own() > 0 && sample_->own.entered) {

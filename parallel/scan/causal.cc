@@ -31,14 +31,14 @@ void LinearAttention::begin_causal(const Context& ctx, Pass& pass) {
     }
   }
   start(ctx, pass, scan, Direction::kForward, args.states);
-  if (own() > 0 && parts_.add_states != nullptr) {
-    parts_.forward(polling(ctx, pass), run_rows(), args, {});
-  }
 }
 
 void LinearAttention::finish_causal(const Context& ctx, Pass& pass) {
   const LinearAttentionForwardArgs& args = pass.args;
   const OwnRuns& runs = sample_->own;
+  if (own() > 0 && parts_.add_states != nullptr) {
+    parts_.forward(polling(ctx, pass), run_rows(), args, {});
+  }
   pass.scan.execution->finish(ctx);
   const bool initial = runs.first >= 0 && present(args.initial_state);
   if (initial) {

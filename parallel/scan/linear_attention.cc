@@ -144,9 +144,9 @@ void LinearAttention::start(const Context& ctx, Pass& pass, Scan& scan, Directio
 Context LinearAttention::polling(const Context& ctx, Pass& pass) {
   Context polling = ctx;
   polling.poll = [&pass, outer = ctx.poll] {
-    for (const Scan* scan : {&pass.scan, &pass.other_scan}) {
-      if (scan->execution != nullptr) scan->execution->poll();
-    }
+    pass.scan.execution->advance();
+    // Later steps of two scans at once would meet in another order on each rank.
+    if (pass.other_scan.execution != nullptr) pass.other_scan.execution->poll();
     if (outer) outer();
   };
   return polling;

@@ -94,7 +94,8 @@ class LinearAttention {
   // two where attention is not causal.
   int64_t runs() const { return options_.causal ? most_runs_ : 2 * most_runs_; }
 
-  // A forward pass under way: its maps travel while the caller does other work.
+  // A forward pass under way: its maps travel while the caller does other work; finish() computes
+  // what needs none of the others meanwhile.
   class Pending;
   Pending begin(const Context&, Arena& communication, const LinearAttentionForwardArgs&);
   void finish(const Context&, Pending pending);

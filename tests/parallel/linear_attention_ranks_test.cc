@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "dist/local/local.h"
+#include "parallel/attention/execution.h"
 #include "tests/parallel/covering.h"
 #include "tests/parallel/linear_attention_cases.h"
 
@@ -271,6 +272,53 @@ TEST(LinearAttentionRanks, StatesCarryOverSamples) {
         }
       }
     }
+  }
+}
+
+// All steps of a scan, not only the first, go on while the caller computes something else.
+TEST(LinearAttentionRanks, ScansGoOnWhileTheCallerComputes) {
+  constexpr int kRanks = 4;
+  const parallel::HeadShape heads{.q_heads = 8, .kv_heads = 8, .head_dim = 2, .value_dim = 3};
+  const parallel::TokenLayout layout = parallel::TokenLayout::contiguous(8, kRanks);
+  for (const parallel::ScanMethod& method : parallel::scan_methods()) {
+    dist::run_local(kRanks, kDeadline, [&](dist::Group& group) {
+      const int me = group.rank();
+      const parallel::Plan plan = method.plan(layout, 8, parallel::Direction::kForward, me);
+      const Tensor sums(DType::kF64, {1, 8, 6}), decay(DType::kF64, {1, 8, 1});
+      std::ranges::fill(sums.span<double>(), 1 << (4 * me));
+      const Tensor entering(DType::kF64, {1, 8, 6});
+      parallel::FieldViews home, kept;
+      parallel::at(home, parallel::Field::kState) = sums;
+      parallel::at(home, parallel::Field::kDecay) = decay;
+      parallel::at(kept, parallel::Field::kState) = entering;
+      Arena buffers("buffers", 1 << 20), scratch("scratch", 1 << 10);
+      ThreadPool pool(2);
+      const Context ctx{.pool = &pool, .scratch = &scratch};
+      const parallel::ExecutionSetup setup{.group = &group,
+                                           .plan = &plan,
+                                           .what = "scan",
+                                           .heads = heads,
+                                           .dtype = DType::kF64,
+                                           .kernel_options = {},
+                                           .in_place = {},
+                                           .communication = &buffers};
+      parallel::Execution execution(ctx, setup, home, kept);
+      execution.start(ctx);
+      const int64_t bytes = parallel::received_bytes(plan, me, heads, DType::kF64);
+      const int64_t sent = parallel::sent_bytes(plan, me, heads, DType::kF64);
+      group.wait_until(
+          [&] {
+            execution.advance();
+            const auto& traffic = group.traffic()["scan"];
+            return traffic.received_bytes == bytes && traffic.sent_bytes == sent;
+          },
+          "every step to start");
+      group.barrier("test");
+      execution.finish(ctx);
+      double expected = 0;  // slopes of 0: the sum over the ranks before
+      for (int r = 0; r < me; ++r) expected += 1 << (4 * r);
+      for (const double value : entering.span<double>()) EXPECT_EQ(value, expected);
+    });
   }
 }
 
