@@ -49,6 +49,10 @@ void LinearAttention::begin_both(const Context& ctx, Pass& pass) {
     const int64_t half = direction == Direction::kForward ? 0 : own();
     start(ctx, pass, scan, direction, args.states.rows(half, own()));
   }
+  // The gradients of q and k of what looks ahead.
+  for (TensorView& unused : pass.unused) {
+    unused = pass.arena.allocate(accumulator(options_.dtype), args.q.shape());
+  }
 }
 
 void LinearAttention::finish_both(const Context& ctx, Pass& pass) {
@@ -58,19 +62,14 @@ void LinearAttention::finish_both(const Context& ctx, Pass& pass) {
     const Context polling = this->polling(ctx, pass);
     kernels::linear_attention_forward(
         polling, {.tokens = rows, .q = args.q, .k = args.k, .v = args.v, .out_acc = args.out_acc});
-    // Its gradients of q and k are not wanted.
-    const DType acc = accumulator(options_.dtype);
-    pass.unused = pass.arena.allocate(acc, args.q.shape());
-    const TensorView unused = pass.arena.allocate(acc, args.q.shape());
-    kernels::fill_zero(ctx, pass.unused);
-    kernels::fill_zero(ctx, unused);
+    for (const TensorView& unused : pass.unused) kernels::fill_zero(ctx, unused);
     kernels::linear_attention_backward(polling, {.tokens = rows,
                                                  .q = args.k,
                                                  .k = args.q,
                                                  .v = args.v,
                                                  .dout = args.v,
-                                                 .dq_acc = unused,
-                                                 .dk_acc = pass.unused,
+                                                 .dq_acc = pass.unused[0],
+                                                 .dk_acc = pass.unused[1],
                                                  .dv_acc = args.out_acc});
     kernels::linear_attention_subtract_diagonal(
         ctx, {.a = args.q, .b = args.k, .c = args.v, .y = args.out_acc});
@@ -88,7 +87,7 @@ void LinearAttention::finish_both(const Context& ctx, Pass& pass) {
                                               .k = args.q,
                                               .v = args.v,
                                               .dstate_out = args.states.rows(own(), own()),
-                                              .dk_acc = pass.unused,
+                                              .dk_acc = pass.unused[1],
                                               .dv_acc = args.out_acc});
   }
 }

@@ -33,8 +33,9 @@ struct LinearAttention::Pass {
   Arena::Scope scope;
   Arena& arena;
   Scan scan;
-  Scan other_scan;    // bidirectional: from the right in forward, from the left in backward
-  TensorView unused;  // a result that nobody wants
+  Scan other_scan;  // bidirectional: from the right in forward, from the left in backward
+  // Results that nobody wants.
+  std::array<TensorView, 2> unused;
   LinearAttentionForwardArgs caller, args;
 };
 
