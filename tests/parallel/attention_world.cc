@@ -74,9 +74,9 @@ class World {
         truth_(truth),
         tokens_(problem.layout.tokens()),
         computed_(static_cast<size_t>(tokens_ * tokens_ * problem.heads.q_heads), 0),
-        ranks_(std::move(plans), dims(problem.heads),
-               {.run_task = [this](int rank, const Task& task) { run(rank, task); },
-                .compose = {}}) {
+        ranks_(
+            std::move(plans), dims(problem.heads),
+            {.run_task = [this](int rank, const Task& task) { run(rank, task); }, .compose = {}}) {
     load();
   }
 
