@@ -26,6 +26,12 @@ enum class Activation : uint8_t {
   kOutRstd,     // [T, H], or [T] for a norm over all heads
   kNormedOut,   // [T, H, D]
   kGatedOut,    // [T, H, D]
+  // Of linear layers with gates.
+  kGateRank,  // [T, rank] gla's low-rank projection
+  kRawGate,   // [T, H*D], or [T, H] for a gate a head, before its activation
+  kRawBeta,   // [T, H]
+  kLogGate,   // [T, H, D] or [T, H]
+  kBeta,      // [T, H]
   // Of every layer.
   kMiddle,   // [T, C] the residual stream after attention
   kRstd2,    // [T]
@@ -34,7 +40,7 @@ enum class Activation : uint8_t {
   kUp,       // [T, F]
   kGated,    // [T, F]
 };
-inline constexpr int kActivationCount = 22;
+inline constexpr int kActivationCount = 27;
 
 enum class ActivationPolicy : uint8_t {
   kKeep,
@@ -68,6 +74,11 @@ inline constexpr std::array<ActivationRule, kActivationCount> kActivationRules{{
     {Activation::kOutRstd, "attention output norm scale", true, false},
     {Activation::kNormedOut, "attention output norm", true, false},
     {Activation::kGatedOut, "gated attention output", true, false},
+    {Activation::kGateRank, "gate, low rank", true, false},
+    {Activation::kRawGate, "projected gate", true, false},
+    {Activation::kRawBeta, "projected strength", true, false},
+    {Activation::kLogGate, "log gate", true, false},
+    {Activation::kBeta, "writing strength", true, false},
     {Activation::kMiddle, "residual after attention", true, false},
     {Activation::kRstd2, "mlp norm scale", true, false},
     {Activation::kNormed2, "mlp norm", true, false},

@@ -43,9 +43,14 @@ parallel::Parameter BlockParameters::residual(const std::string& name, int64_t i
 
 parallel::Parameter BlockParameters::constant(const std::string& name, int64_t size,
                                               double value) const {
+  return scattered(name, size, value, 0.0);
+}
+
+parallel::Parameter BlockParameters::scattered(const std::string& name, int64_t size, double value,
+                                               double deviation) const {
   return store_.declare({.name = prefix_ + name,
                          .shape = {size},
-                         .initializer = {.constant = value},
+                         .initializer = {.constant = value, .standard_deviation = deviation},
                          .weight_decay = false,
                          .bucket = bucket_});
 }

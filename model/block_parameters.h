@@ -21,6 +21,10 @@ class BlockParameters {
   // [size], without weight decay. `name` without "model.layers.N.".
   parallel::Parameter constant(const std::string& name, int64_t size, double value) const;
 
+  // The same, normal around a value.
+  parallel::Parameter scattered(const std::string& name, int64_t size, double value,
+                                double deviation) const;
+
   parallel::ParameterStore& store() const { return store_; }
   const std::string& prefix() const { return prefix_; }
   int bucket() const { return bucket_; }

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "kernels/core/error.h"
+#include "model/linear_gates.h"
 
 namespace longhaul::model {
 
@@ -23,7 +24,7 @@ constexpr std::array kMlpGates{
 // Weights of a linear layer's attention.
 int64_t linear_parameters(const ModelConfig& c) {
   const int64_t inner = c.linear_heads() * c.linear_head_dim();
-  const int64_t projections = (c.linear.gate ? 5 : 4) * c.width * inner;
+  const int64_t projections = (c.linear.gate ? 5 : 4) * c.width * inner + gate_weights(c).all;
   const int64_t norm = c.linear.norm == OutputNorm::kPerHead    ? c.linear_head_dim()
                        : c.linear.norm == OutputNorm::kAllHeads ? inner
                                                                 : 0;
@@ -64,12 +65,10 @@ void check_linear(const ModelConfig& c) {
            absl::StrCat("model.linear.", field, " is ", value, "; it must be at least 1"));
     }
   };
-  if (c.linear.kind == LinearVariant::kGla || c.linear.kind == LinearVariant::kGatedDelta) {
+  if (c.linear.kind == LinearVariant::kGla && !c.linear.lrpe_layers.empty()) {
     fail(ErrorCode::kConfig,
-         absl::StrCat("model.linear.kind is ",
-                      std::string(name_of(linear_variants(), c.linear.kind)),
-                      "; layers with gates are not there yet, so choose lightning, retention or "
-                      "basic"));
+         "model.linear.lrpe_layers is set, but gates of model.linear.kind gla are for each "
+         "dimension, which relative positions would double; remove one of the two");
   }
   at_least_one("heads", c.linear_heads());
   at_least_one("head_dim", c.linear_head_dim());

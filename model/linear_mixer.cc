@@ -1,13 +1,25 @@
 #include "model/linear_mixer.h"
 
+#include <cmath>
+
 #include "kernels/gated_unit.h"
 #include "kernels/lrpe.h"
 #include "kernels/pointwise.h"
+#include "kernels/rms_norm.h"
 #include "model/linear.h"
 
 namespace longhaul::model {
 
+namespace {
+
 using A = Activation;
+
+constexpr double kUnitEps = 1e-6;  // keeps a vector of zeros finite
+
+// [T, H, D] -> [T*H, D]
+TensorView each_head(const TensorView& x) { return x.reshape({x.dim(0) * x.dim(1), x.dim(2)}); }
+
+}  // namespace
 
 LinearMixer::LinearMixer(const ModelConfig& config, DType dtype, const BlockParameters& parameters,
                          int64_t layer)
@@ -18,7 +30,9 @@ LinearMixer::LinearMixer(const ModelConfig& config, DType dtype, const BlockPara
       dim_(config.linear_head_dim()),
       key_dim_(config.linear_key_dim(layer)),
       lrpe_(config.has_lrpe(layer)),
-      slopes_(linear_slopes(config.linear, heads_, layer, config.layers)) {
+      unit_(config.linear.kind == LinearVariant::kGatedDelta),
+      gates_(config, dtype, parameters) {
+  if (!gates_.gated()) slopes_ = linear_slopes(config.linear, heads_, layer, config.layers);
   const int64_t inner = heads_ * dim_;
   wq_ = parameters.linear("linear_attn.q_proj", inner, config.width);
   wk_ = parameters.linear("linear_attn.k_proj", inner, config.width);
@@ -39,7 +53,7 @@ void LinearMixer::allocate(Arena& arena, ActivationPolicy policy, bool kept, int
     if (keeps(policy, activation) == kept) a[activation] = arena.allocate(dtype, shape);
   };
   const Shape values{rows, heads_, dim_}, keys{rows, heads_, key_dim_};
-  if (has_feature() || lrpe_) {
+  if (has_stages()) {
     take(A::kRawQ, dtype_, values);
     take(A::kRawK, dtype_, values);
   }
@@ -48,6 +62,7 @@ void LinearMixer::allocate(Arena& arena, ActivationPolicy policy, bool kept, int
   take(A::kK, dtype_, keys);
   take(A::kV, dtype_, values);
   if (wg_) take(A::kOutputGate, dtype_, values);
+  gates_.allocate(arena, policy, kept, rows, a);
   take(A::kOut, dtype_, values);
   take(A::kStates, acc, {step.linear.of(key_dim_).runs(), heads_, key_dim_, dim_});
   take(A::kOutRstd, acc, {config_.norm == OutputNorm::kPerHead ? rows * heads_ : rows});
@@ -58,25 +73,42 @@ void LinearMixer::allocate(Arena& arena, ActivationPolicy policy, bool kept, int
 void LinearMixer::feature(const Context& ctx, const PositionTables& positions, TensorView raw,
                           TensorView x) const {
   Arena::Scope scope(*ctx.scratch);
-  TensorView active = raw;
+  // Each stage writes what the next one reads, the last one x.
+  const auto destination = [&](bool last) {
+    return last ? x : ctx.scratch->allocate(dtype_, raw.shape());
+  };
+  TensorView now = raw;
   if (has_feature()) {
-    active = lrpe_ ? ctx.scratch->allocate(dtype_, raw.shape()) : x;
+    const TensorView y = destination(!unit_ && !lrpe_);
     kernels::activation_forward(
-        ctx, {.activation = config_.feature, .x = all_heads(raw), .y = all_heads(active)});
+        ctx, {.activation = config_.feature, .x = all_heads(now), .y = all_heads(y)});
+    now = y;
+  }
+  if (unit_) {
+    const TensorView y = destination(!lrpe_);
+    kernels::rms_norm_forward(
+        ctx, {.x = each_head(now),
+              .weight = {},
+              .eps = kUnitEps,
+              .scale = 1.0 / std::sqrt(static_cast<double>(dim_)),
+              .y = each_head(y),
+              .rstd = ctx.scratch->allocate(accumulator(dtype_), {now.dim(0) * heads_})});
+    now = y;
   }
   if (lrpe_) {
-    kernels::lrpe_forward(
-        ctx, {.cos = positions.lrpe_cos, .sin = positions.lrpe_sin, .x = active, .y = x});
+    kernels::lrpe_forward(ctx,
+                          {.cos = positions.lrpe_cos, .sin = positions.lrpe_sin, .x = now, .y = x});
   }
 }
 
 void LinearMixer::before(const Context& ctx, const PositionTables& positions,
                          BlockActivations& a) const {
-  const bool raw = has_feature() || lrpe_;
+  const bool raw = has_stages();
   linear_forward(ctx, a[A::kNormed1], wq_, all_heads(a[raw ? A::kRawQ : A::kQ]));
   linear_forward(ctx, a[A::kNormed1], wk_, all_heads(a[raw ? A::kRawK : A::kK]));
   linear_forward(ctx, a[A::kNormed1], wv_, all_heads(a[has_value_feature() ? A::kRawV : A::kV]));
   if (wg_) linear_forward(ctx, a[A::kNormed1], *wg_, all_heads(a[A::kOutputGate]));
+  gates_.forward(ctx, a);
   if (raw) {
     feature(ctx, positions, a[A::kRawQ], a[A::kQ]);
     feature(ctx, positions, a[A::kRawK], a[A::kK]);
@@ -101,6 +133,8 @@ void LinearMixer::attend(StepContext& step, BlockActivations& a) const {
                                   .k = a[A::kK],
                                   .v = a[A::kV],
                                   .slopes = slopes_,
+                                  .log_gate = a[A::kLogGate],
+                                  .beta = a[A::kBeta],
                                   .out_acc = out_acc,
                                   .states = a[A::kStates]});
   attention.finish(ctx, std::move(pending));
@@ -108,7 +142,7 @@ void LinearMixer::attend(StepContext& step, BlockActivations& a) const {
 }
 
 TensorView LinearMixer::norm_rows(const TensorView& x) const {
-  return config_.norm == OutputNorm::kPerHead ? x.reshape({x.dim(0) * heads_, dim_}) : all_heads(x);
+  return config_.norm == OutputNorm::kPerHead ? each_head(x) : all_heads(x);
 }
 
 void LinearMixer::after(const Context& ctx, BlockActivations& a, TensorView y) const {
@@ -129,6 +163,7 @@ MixerGradients LinearMixer::gradients(Arena& arena, int64_t rows) const {
   g.dk = arena.allocate(dtype_, {rows, heads_, key_dim_});
   g.dv = arena.allocate(dtype_, {rows, heads_, dim_});
   if (wg_) g.dgate = arena.allocate(dtype_, {rows, heads_, dim_});
+  gates_.allocate_gradients(arena, rows, g);
   return g;
 }
 
@@ -170,14 +205,47 @@ void LinearMixer::backward_attend(StepContext& step, const BlockActivations& a,
                       .v = a[A::kV],
                       .dout = g.dout,
                       .slopes = slopes_,
+                      .log_gate = a[A::kLogGate],
+                      .beta = a[A::kBeta],
                       .states = a[A::kStates],
                       .dq_acc = dq_acc,
                       .dk_acc = dk_acc,
-                      .dv_acc = dv_acc});
+                      .dv_acc = dv_acc,
+                      .dlog_gate = g.dlog_gate,
+                      .dbeta = g.dbeta});
   if (dtype_ == acc) return;
   kernels::copy(ctx, dq_acc, g.dq);
   kernels::copy(ctx, dk_acc, g.dk);
   kernels::copy(ctx, dv_acc, g.dv);
+}
+
+// What it was made from is made again: cheaper than to keep it.
+TensorView LinearMixer::unit_backward(const Context& ctx, TensorView dy, TensorView raw) const {
+  TensorView x = raw;
+  if (has_feature()) {
+    x = ctx.scratch->allocate(dtype_, raw.shape());
+    kernels::activation_forward(
+        ctx, {.activation = config_.feature, .x = all_heads(raw), .y = all_heads(x)});
+  }
+  const double scale = 1.0 / std::sqrt(static_cast<double>(dim_));
+  const TensorView dx = ctx.scratch->allocate(dtype_, raw.shape());
+  const TensorView rstd = ctx.scratch->allocate(accumulator(dtype_), {raw.dim(0) * heads_});
+  // dx holds the result, which only its scale is wanted of, until it holds the gradient.
+  kernels::rms_norm_forward(ctx, {.x = each_head(x),
+                                  .weight = {},
+                                  .eps = kUnitEps,
+                                  .scale = scale,
+                                  .y = each_head(dx),
+                                  .rstd = rstd});
+  kernels::fill_zero(ctx, dx);
+  kernels::rms_norm_backward(ctx, {.dy = each_head(dy),
+                                   .x = each_head(x),
+                                   .weight = {},
+                                   .rstd = rstd,
+                                   .scale = scale,
+                                   .dx = each_head(dx),
+                                   .dweight = {}});
+  return dx;
 }
 
 TensorView LinearMixer::feature_backward(const Context& ctx, const PositionTables& positions,
@@ -188,6 +256,7 @@ TensorView LinearMixer::feature_backward(const Context& ctx, const PositionTable
     kernels::lrpe_backward(
         ctx, {.cos = positions.lrpe_cos, .sin = positions.lrpe_sin, .dy = dx, .dx = dactive});
   }
+  if (unit_) dactive = unit_backward(ctx, dactive, raw);
   if (!has_feature()) return dactive;
   const TensorView draw = ctx.scratch->allocate(dtype_, dactive.shape());
   kernels::activation_backward(ctx, {.activation = config_.feature,
@@ -224,6 +293,7 @@ void LinearMixer::backward_before(const Context& ctx, const PositionTables& posi
     project(draw, wv_, Write::kAdd);
   }
   if (wg_) project(g.dgate, *wg_, Write::kAdd);
+  gates_.backward(ctx, a, g, dnormed);
 }
 
 }  // namespace longhaul::model

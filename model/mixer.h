@@ -37,6 +37,7 @@ class BlockActivations {
 struct MixerGradients {
   TensorView dout, dq, dk, dv;  // as kOut, kQ, kK, kV
   TensorView dgate;             // as kOutputGate
+  TensorView dlog_gate, dbeta;  // as kLogGate, kBeta
 };
 
 class Mixer {

@@ -14,7 +14,8 @@ struct Preset {
   ModelConfig config;
 };
 
-// From a few million parameters to Llama-3-8B, and models with linear attention. To add one: a row in presets.cc.
+// From a few million parameters to Llama-3-8B, and models with linear attention. To add one: a row
+// in presets.cc.
 std::span<const Preset> presets();
 
 // Throws Error(kConfig) with the known names if there is none of this name.

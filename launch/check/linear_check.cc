@@ -19,10 +19,39 @@ constexpr int64_t kMostHeads = 8;
 
 struct Operands {
   Values q, k, v, dout;
+  Values log_gate, beta;  // of kinds that have them; else of no heads
 };
 
-constexpr std::array<const char*, 4> kNames{"out", "dq", "dk", "dv"};
+constexpr std::array<const char*, 6> kNames{"out", "dq", "dk", "dv", "dgate", "dbeta"};
 using Results = std::array<Values, kNames.size()>;
+
+// A token keeps between half and nearly all.
+Values gates(int64_t tokens, const parallel::LinearAttentionOptions& o, DType dtype) {
+  const bool each = o.kind == parallel::LinearKind::kGated;
+  const int64_t heads = o.kind == parallel::LinearKind::kDecay ? 0 : o.heads;
+  Values values =
+      random_values("check gate", tokens, heads, each ? o.head_dim : 1, accumulator(dtype));
+  for (double& value : values.data) value = -0.7 / (1 + std::exp(2 + value));
+  return values;
+}
+
+// Between 0 and 1.
+Values strengths(int64_t tokens, const parallel::LinearAttentionOptions& o, DType dtype) {
+  const int64_t heads = o.kind == parallel::LinearKind::kDeltaRule ? o.heads : 0;
+  Values values = random_values("check strength", tokens, heads, 1, accumulator(dtype));
+  for (double& value : values.data) value = 1 / (1 + std::exp(-value));
+  return values;
+}
+
+// Of the delta rule, of about length 1, so that what is overwritten is not overshot.
+Values queries(Values values, const parallel::LinearAttentionOptions& o) {
+  if (o.kind != parallel::LinearKind::kDeltaRule) return values;
+  // A power of two, which leaves values representable.
+  const int exponent =
+      static_cast<int>(std::ceil(0.5 * std::log2(static_cast<double>(o.head_dim))));
+  for (double& value : values.data) value = std::ldexp(value, -exponent);
+  return values;
+}
 
 // Forward and backward as a layer calls them, in memory that was measured before the first sample.
 class Layer {
@@ -65,9 +94,20 @@ class Layer {
                  dk = poisoned(ctx, sum, k.shape()), dv = poisoned(ctx, sum, v.shape());
     const Tensor states = poisoned(
         ctx, sum, {attention_.runs(), options_.heads, options_.head_dim, options_.value_dim});
-    auto pending = attention_.begin(
-        ctx, communication,
-        {.q = q, .k = k, .v = v, .slopes = slopes_, .out_acc = out, .states = states});
+    // One number for each head under the shape [rows, heads].
+    const Tensor gates = local(ctx, operands.log_gate, rows, sum),
+                 strengths = local(ctx, operands.beta, rows, sum);
+    const Tensor dgates = poisoned(ctx, sum, gates.shape()),
+                 dstrengths = poisoned(ctx, sum, strengths.shape());
+    auto pending = attention_.begin(ctx, communication,
+                                    {.q = q,
+                                     .k = k,
+                                     .v = v,
+                                     .slopes = slopes_,
+                                     .log_gate = as_argument(gates),
+                                     .beta = as_argument(strengths),
+                                     .out_acc = out,
+                                     .states = states});
     attention_.finish(ctx, std::move(pending));
     attention_.backward(ctx, communication,
                         {.q = q,
@@ -75,13 +115,24 @@ class Layer {
                          .v = v,
                          .dout = dout,
                          .slopes = slopes_,
+                         .log_gate = as_argument(gates),
+                         .beta = as_argument(strengths),
                          .states = states,
                          .dq_acc = dq,
                          .dk_acc = dk,
-                         .dv_acc = dv});
+                         .dv_acc = dv,
+                         .dlog_gate = as_argument(dgates),
+                         .dbeta = as_argument(dstrengths)});
     if (measuring) return {};
-    return {on_host(ctx, out, false), on_host(ctx, dq, false), on_host(ctx, dk, false),
-            on_host(ctx, dv, false)};
+    return {on_host(ctx, out, false), on_host(ctx, dq, false),     on_host(ctx, dk, false),
+            on_host(ctx, dv, false),  on_host(ctx, dgates, false), on_host(ctx, dstrengths, false)};
+  }
+
+  // As LinearAttention takes it: absent without heads, [rows, heads] with one number for each.
+  TensorView as_argument(const Tensor& x) const {
+    if (x.shape()[1] == 0) return {};
+    const bool each = options_.kind == parallel::LinearKind::kGated;
+    return each ? x.view() : x.view().reshape({x.shape()[0], x.shape()[1]});
   }
 
   Context ctx_;
@@ -147,14 +198,14 @@ CheckedLinearAttention checked_linear_attention(const Config& config) {
   checked.options.method = config.parallel().linear_method();
   checked.options.most_runs = linear_options(config).most_runs;
   // Of many heads some, from the one that forgets first to the one that forgets last.
-  const std::vector<double> slopes =
-      linear_slopes(model.linear, model.linear_heads(), layer, model.layers);
   const int64_t all = model.linear_heads(), some = std::min(all, kMostHeads);
+  checked.options.heads = some;
+  if (checked.options.kind != parallel::LinearKind::kDecay) return checked;
+  const std::vector<double> slopes = linear_slopes(model.linear, all, layer, model.layers);
   for (int64_t i = 0; i < some; ++i) {
     checked.slopes.push_back(
         slopes[static_cast<size_t>(some == 1 ? 0 : i * (all - 1) / (some - 1))]);
   }
-  checked.options.heads = some;
   return checked;
 }
 
@@ -177,10 +228,16 @@ std::vector<Deviation> check_linear_attention(dist::Group& sequence, const Conte
     const auto random = [&](const char* name, int64_t dim) {
       return random_values(name, tokens, given.heads, dim, dtype);
     };
-    const Operands operands{random("check q", given.head_dim), random("check k", given.head_dim),
-                            random("check v", given.value_dim),
-                            random("check dout", given.value_dim)};
-    std::vector<Deviation> worst(kNames.size());
+    const Operands operands{.q = queries(random("check q", given.head_dim), given),
+                            .k = queries(random("check k", given.head_dim), given),
+                            .v = random("check v", given.value_dim),
+                            .dout = random("check dout", given.value_dim),
+                            .log_gate = gates(tokens, given, dtype),
+                            .beta = strengths(tokens, given, dtype)};
+    const size_t results = given.kind == parallel::LinearKind::kDecay   ? 4
+                           : given.kind == parallel::LinearKind::kGated ? 5
+                                                                        : 6;
+    std::vector<Deviation> worst(results);
     for (const parallel::Documents& documents : attention.samples) {
       const parallel::TokenLayout layout = attention.sample_layout(documents);
       const std::vector<int64_t> positions = layout.positions(sequence.rank());
@@ -188,7 +245,7 @@ std::vector<Deviation> check_linear_attention(dist::Group& sequence, const Conte
       const Results many = all_ranks.run(operands, documents, layout);
       Results one;
       if (dtype != DType::kF64) one = one_rank.run(operands, documents);
-      for (size_t i = 0; i < kNames.size(); ++i) {
+      for (size_t i = 0; i < results; ++i) {
         const double error = compare(sequence, many[i], false, truth[i], positions).worst();
         const double own =
             dtype == DType::kF64 ? 0 : compare(sequence, one[i], true, truth[i], positions).worst();

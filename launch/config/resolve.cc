@@ -322,10 +322,16 @@ void check_device(const model::ModelConfig& model) {
   if (backend.gemm.empty()) {
     refuse("device", "CUDA: this binary was built without that backend; set device: CPU");
   }
-  if (model.linear_layers() > 0 && backend.linear_attention.empty()) {
-    refuse("device",
-           "CUDA: linear attention has no kernels for GPUs yet; set device: CPU, or model.pattern: "
-           "\"N\"");
+  const bool gla = model.linear.kind == model::LinearVariant::kGla;
+  const bool delta = model.linear.kind == model::LinearVariant::kGatedDelta;
+  const bool kernels = gla     ? !backend.gated_linear_attention.empty()
+                       : delta ? !backend.delta_rule.empty()
+                               : !backend.linear_attention.empty();
+  if (model.linear_layers() > 0 && (!kernels || backend.state_maps.empty())) {
+    refuse("device", absl::StrCat("CUDA: linear attention of kind ",
+                                  std::string(name_of(model::linear_variants(), model.linear.kind)),
+                                  " over ranks has no kernels for GPUs yet; set device: CPU, or "
+                                  "model.pattern: \"N\""));
   }
 }
 

@@ -1,20 +1,27 @@
 #include "launch/train/flops.h"
 
+#include "model/linear_gates.h"
+
 namespace longhaul::launch {
 
 int64_t product_weights(const model::ModelConfig& c) {
   const int64_t softmax = c.width * c.head_dim * (2 * c.heads + 2 * c.kv_heads);
-  const int64_t linear = c.width * c.linear_heads() * c.linear_head_dim() * (c.linear.gate ? 5 : 4);
+  const int64_t linear =
+      c.width * c.linear_heads() * c.linear_head_dim() * (c.linear.gate ? 5 : 4) +
+      gate_weights(c).products;
   const int64_t mlp = 3 * c.width * c.mlp_width;
   return c.softmax_layers() * softmax + c.linear_layers() * linear + c.layers * mlp +
          c.vocabulary * c.width;
 }
 
 int64_t state_products(const model::ModelConfig& c) {
+  // The delta rule also reads what it overwrites.
+  const bool reads_twice = c.linear.kind == model::LinearVariant::kGatedDelta;
   int64_t sum = 0;
   for (int64_t layer = 0; layer < c.layers; ++layer) {
     if (c.is_linear(layer)) {
-      sum += 2 * c.linear_heads() * c.linear_key_dim(layer) * c.linear_head_dim();
+      sum +=
+          (reads_twice ? 3 : 2) * c.linear_heads() * c.linear_key_dim(layer) * c.linear_head_dim();
     }
   }
   return sum;

@@ -77,9 +77,6 @@ TEST(ConfigOfLinearAttention, EveryChoiceReachesTheModel) {
   EXPECT_TRUE(model.scale_embeddings);
   EXPECT_EQ(model.residual_scale, 2.5);
   for (const auto& row : model::linear_variants()) {
-    if (row.value == model::LinearVariant::kGla || row.value == model::LinearVariant::kGatedDelta) {
-      continue;
-    }
     const auto other = model_of({"model.pattern=L", "model.linear.kind=" + std::string(row.name)});
     EXPECT_EQ(other.linear.kind, row.value);
   }
@@ -134,6 +131,8 @@ TEST(ConfigOfLinearAttention, RefusesContradictions) {
               AllOf(HasSubstr("layer 3"), HasSubstr("softmax")));
   EXPECT_THAT(refusal({"model.pattern=L", "model.linear.lrpe_layers=8"}),
               AllOf(HasSubstr("layer 8"), HasSubstr("0 to 7")));
+  EXPECT_THAT(refusal({"model.pattern=L", "model.linear.kind=gla", "model.linear.lrpe_layers=0"}),
+              AllOf(HasSubstr("model.linear.lrpe_layers"), HasSubstr("gla")));
   for (const char* option : {"sliding_window=5", "prefix_length=5", "soft_cap=5", "alibi=true",
                              "sinks=true", "dropout=0.5"}) {
     const std::string field = std::string("model.attention.") + option;

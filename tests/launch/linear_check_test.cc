@@ -15,11 +15,13 @@ namespace {
 
 constexpr std::chrono::seconds kDeadline(60);
 
-Config config_of(const std::string& dtype, const std::string& method, const std::string& layout) {
+Config config_of(const std::string& dtype, const std::string& method, const std::string& layout,
+                 const std::string& linear = "slopes: 'transnormer'") {
   return parse_config(
       absl::StrCat("model { vocabulary: 16 layers: 2 width: 32 heads: 12 head_dim: 8 mlp_width: 48 "
-                   "pattern: 'NL' linear { slopes: 'transnormer' } } data { path: 'none' "
-                   "sequence_length: 4099 } train { steps: 1 dtype: ",
+                   "pattern: 'NL' linear { ",
+                   linear,
+                   " } } data { path: 'none' sequence_length: 4099 } train { steps: 1 dtype: ",
                    dtype, " } parallel { linear_method: '", method, "' layout: '", layout, "' }"),
       "test");
 }
@@ -33,7 +35,6 @@ std::vector<Deviation> deviations_of(int ranks, const Config& given) {
     ThreadPool pool(1);
     const CheckedLinearAttention attention = checked_linear_attention(config);
     EXPECT_EQ(attention.options.heads, 8) << "of 12";
-    EXPECT_EQ(attention.slopes.size(), 8u);
     const auto deviations = check_linear_attention(world, {.pool = &pool}, attention);
     require_small(world, attention.subject(), deviations);
     const std::scoped_lock lock(mutex);
@@ -54,6 +55,17 @@ TEST(LinearCheck, IsQuietAboutEveryMethodAndLayout) {
         EXPECT_LE(d.max_relative_error, d.limit) << d.tensor;
         EXPECT_TRUE(std::isfinite(d.max_relative_error)) << d.tensor;
       }
+    }
+  }
+}
+
+TEST(LinearCheck, IsQuietAboutGates) {
+  for (const auto& [kind, tensors] : {std::pair("kind: 'gla'", 10), {"kind: 'gated_delta'", 12}}) {
+    for (const char* layout : {"contiguous", "zigzag"}) {
+      SCOPED_TRACE(absl::StrCat(kind, " ", layout));
+      const auto deviations = deviations_of(3, config_of("F32", "all_gather", layout, kind));
+      ASSERT_EQ(deviations.size(), static_cast<size_t>(tensors));
+      for (const Deviation& d : deviations) EXPECT_FALSE(d.too_large()) << d.tensor;
     }
   }
 }

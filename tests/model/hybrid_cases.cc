@@ -59,6 +59,11 @@ std::vector<HybridCase> hybrid_cases() {
       {"transnormer", transnormer(Slopes::kTransNormer)},
       {"transnormer, slopes of the paper", transnormer(Slopes::kTransNormerPaper)},
       {"minimax", minimax()},
+      {"gla", with("LN", {.kind = LinearVariant::kGla})},
+      {"gated delta rule", with("L", {.kind = LinearVariant::kGatedDelta, .lrpe_layers = {1}})},
+      {"gated delta rule, bare", with("NL", {.kind = LinearVariant::kGatedDelta,
+                                             .feature = Activation::kIdentity,
+                                             .gate = std::nullopt})},
   };
 }
 

@@ -104,6 +104,8 @@ TEST(Hybrid, EveryChoiceMatters) {
   EXPECT_FALSE(differs([](ModelConfig&) {}));
   EXPECT_TRUE(differs([](ModelConfig& c) { c.pattern = "LN"; }));
   EXPECT_TRUE(differs([](ModelConfig& c) { c.linear.kind = LinearVariant::kRetention; }));
+  EXPECT_TRUE(differs([](ModelConfig& c) { c.linear.kind = LinearVariant::kGla; }));
+  EXPECT_TRUE(differs([](ModelConfig& c) { c.linear.kind = LinearVariant::kGatedDelta; }));
   EXPECT_TRUE(differs([](ModelConfig& c) { c.linear.slopes = Slopes::kTransNormer; }));
   EXPECT_TRUE(differs([](ModelConfig& c) { c.linear.feature = Activation::kIdentity; }));
   EXPECT_TRUE(differs([](ModelConfig& c) { c.linear.value_feature = Activation::kSilu; }));

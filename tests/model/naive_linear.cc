@@ -67,6 +67,15 @@ Vector turned(const Vector& x, int64_t heads, int64_t dim, int64_t position) {
   return y;
 }
 
+// Each head, up to what keeps zeros finite: sqrt(dim x 1e-6).
+void unit_length(Vector& x, int64_t dim) {
+  for (size_t head = 0; head < x.size(); head += index(dim)) {
+    double squares = static_cast<double>(dim) * 1e-6;
+    for (size_t d = 0; d < index(dim); ++d) squares += x[head + d] * x[head + d];
+    for (size_t d = 0; d < index(dim); ++d) x[head + d] /= std::sqrt(squares);
+  }
+}
+
 }  // namespace
 
 std::vector<Vector> naive_linear_attention(const model::ModelConfig& c,
@@ -88,26 +97,64 @@ std::vector<Vector> naive_linear_attention(const model::ModelConfig& c,
     for (double& value : y) value = act(activation, value);
     return y;
   };
+  const bool gla = linear.kind == LinearVariant::kGla;
+  const bool delta = linear.kind == LinearVariant::kGatedDelta;
+  const auto plain = [&](const char* name) -> const Vector& {
+    return values(absl::StrCat("model.layers.", layer, ".linear_attn.", name));
+  };
   std::vector<Vector> outputs;
   Vector state;
   for (size_t t = 0; t < inputs.size(); ++t) {
     const Vector& x = inputs[t];
     Vector q = projected("q_proj", x, linear.feature), k = projected("k_proj", x, linear.feature);
     const Vector v = projected("v_proj", x, linear.value_feature);
+    if (delta) {
+      unit_length(q, dim);
+      unit_length(k, dim);
+    }
     if (lrpe) {
       const auto position = static_cast<int64_t>(t - first[t]);
       q = turned(q, heads, dim, position);
       k = turned(k, heads, dim, position);
     }
+    // What each key dimension of a head keeps of the state, and how strongly a token is written.
+    Vector keeps(index(heads * key_dim), 1.0), beta(index(heads), 1.0);
+    if (gla) {
+      keeps = times(w("gk_proj.1"), times(w("gk_proj.0"), x));
+      for (size_t i = 0; i < keeps.size(); ++i) {
+        const double gate = 1 / (1 + std::exp(-keeps[i] - plain("gk_proj.1.bias")[i]));
+        keeps[i] = std::pow(gate, 1.0 / 16);
+      }
+    }
+    if (delta) {
+      const Vector a = times(w("a_proj"), x), b = times(w("b_proj"), x);
+      for (int64_t h = 0; h < heads; ++h) {
+        const size_t i = index(h);
+        beta[i] = 1 / (1 + std::exp(-b[i]));
+        const double step = std::log(1 + std::exp(a[i] + plain("dt_bias")[i]));
+        for (int64_t d = 0; d < key_dim; ++d) {
+          keeps[index(h * key_dim + d)] = std::exp(-std::exp(plain("A_log")[i]) * step);
+        }
+      }
+    }
     if (first[t] == t) state.assign(index(heads * key_dim * dim), 0.0);
     Vector out(index(heads * dim));
     for (int64_t h = 0; h < heads; ++h) {
-      const double decay = kept(c, layer, h, heads);
-      for (int64_t i = 0; i < key_dim; ++i) {
-        for (int64_t j = 0; j < dim; ++j) {
-          double& s = state[index((h * key_dim + i) * dim + j)];
-          s = decay * s + k[index(h * key_dim + i)] * v[index(h * dim + j)];
-          out[index(h * dim + j)] += s * q[index(h * key_dim + i)];
+      const double decay = gla || delta ? 1 : kept(c, layer, h, heads);
+      const auto at = [&](int64_t i, int64_t j) -> double& {
+        return state[index((h * key_dim + i) * dim + j)];
+      };
+      for (int64_t j = 0; j < dim; ++j) {
+        double before = 0;  // what the state holds for this key
+        for (int64_t i = 0; i < key_dim; ++i) {
+          at(i, j) *= decay * keeps[index(h * key_dim + i)];
+          before += at(i, j) * k[index(h * key_dim + i)];
+        }
+        const double written =
+            delta ? beta[index(h)] * (v[index(h * dim + j)] - before) : v[index(h * dim + j)];
+        for (int64_t i = 0; i < key_dim; ++i) {
+          at(i, j) += k[index(h * key_dim + i)] * written;
+          out[index(h * dim + j)] += at(i, j) * q[index(h * key_dim + i)];
         }
       }
     }
