@@ -174,22 +174,28 @@ void begin_sums(const GatedLinearAttentionGateGradient& args, int64_t run, int64
   }
 }
 
-template <class T, class A>
-void add_row(const GatedLinearAttentionGateGradient& args, int64_t row, int64_t first, A closed_at,
-             std::vector<double>& sums) {
+// One row of columns [begin, end) of [H, D], all of one head.
+template <class T>
+void add_columns(const GatedLinearAttentionGateGradient& args, int64_t row, int64_t begin,
+                 int64_t end, double* sums) {
+  using A = Accumulator<T>;
   const int64_t dim = args.q.dim(2), columns = args.q.dim(1) * dim;
-  const A* gate = args.tokens.log_gate.data<A>() + row * columns;
-  const A *dq = args.dq.data<A>() + row * columns, *dk = args.dk.data<A>() + row * columns;
-  A* out = args.dlog_gate.data<A>() + row * columns;
-  for (size_t n = 0; n < sums.size(); ++n) {
-    const int64_t c = first + static_cast<int64_t>(n), h = c / dim, l = c % dim;
-    const auto q = static_cast<double>(
-        static_cast<A>(args.q.data<T>()[row * args.q.stride(0) + h * args.q.stride(1) + l]));
-    const auto k = static_cast<double>(
-        static_cast<A>(args.k.data<T>()[row * args.k.stride(0) + h * args.k.stride(1) + l]));
-    if (gate[c] < closed_at) sums[n] = 0;
-    out[c] = static_cast<A>(sums[n]);
-    sums[n] += k * static_cast<double>(dk[c]) - q * static_cast<double>(dq[c]);
+  const int64_t h = begin / dim, at = row * columns + begin;
+  const auto of_head = [&](const ConstTensorView& x) {
+    return x.data<T>() + row * x.stride(0) + h * x.stride(1) + begin % dim;
+  };
+  // Below, e^gate is less than a normal number.
+  constexpr double kLog2 = 0.69314718055994530942;
+  constexpr A kClosed = static_cast<A>((std::numeric_limits<A>::min_exponent - 1) * kLog2);
+  const T *q = of_head(args.q), *k = of_head(args.k);
+  const A* gate = args.tokens.log_gate.data<A>() + at;
+  const A *dq = args.dq.data<A>() + at, *dk = args.dk.data<A>() + at;
+  A* out = args.dlog_gate.data<A>() + at;
+  for (int64_t c = 0; c < end - begin; ++c) {
+    const double sum = gate[c] < kClosed ? 0.0 : sums[c];
+    out[c] = static_cast<A>(sum);
+    sums[c] = sum + (static_cast<double>(static_cast<A>(k[c])) * static_cast<double>(dk[c]) -
+                     static_cast<double>(static_cast<A>(q[c])) * static_cast<double>(dq[c]));
   }
 }
 
@@ -197,10 +203,9 @@ template <class T>
 void gate_gradient(const Context& ctx, const GatedLinearAttentionGateGradient& args) {
   using A = Accumulator<T>;
   if (ctx.measuring()) return;
-  constexpr int64_t kGrain = 16;
+  constexpr int64_t kGrain = 128;  // rows in parts as long as that are read fast
   const int64_t heads = args.q.dim(1), dim = args.q.dim(2), columns = heads * dim;
   const auto documents = args.tokens.document_begins;
-  const A closed_at = static_cast<A>(std::log(static_cast<double>(std::numeric_limits<A>::min())));
   ctx.parallel_for(columns, kGrain, [&](int64_t begin, int64_t end) {
     std::vector<double> sums(static_cast<size_t>(end - begin));
     for (size_t r = 0; r < args.tokens.runs.size(); ++r) {
@@ -213,7 +218,11 @@ void gate_gradient(const Context& ctx, const GatedLinearAttentionGateGradient& a
         } else if (row == run.begin) {
           begin_sums<A>(args, static_cast<int64_t>(r), begin, sums);
         }
-        add_row<T>(args, row, begin, closed_at, sums);
+        for (int64_t c = begin; c < end;) {
+          const int64_t next = std::min(end, (c / dim + 1) * dim);
+          add_columns<T>(args, row, c, next, sums.data() + (c - begin));
+          c = next;
+        }
       }
     }
   });
