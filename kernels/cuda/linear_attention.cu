@@ -4,14 +4,16 @@
 // Where a run is one piece, only the last is left.
 //
 // Traffic per token and head in bytes, with b of an operand's element (2 in bf16), g = 4 of an
-// accumulator's, and m tokens a piece: forward (2 D + 2 Dv) b + Dv g, of which k and v twice, and
-// 4 D Dv g / m of states; at D = Dv = 128 in bf16 some 1.5 kB for 82 kFLOP. That is less than the
-// FLOPs that a GPU has time for in bf16, so that memory is the bound of what uses tensor cores.
+// accumulator's and m tokens a piece: forward (2 D + 2 Dv) b of k and v, which are read twice, D b
+// of q, Dv g of results, and 4 D Dv g / m of states; at D = Dv = 128 in bf16 some 1.8 kB for 82
+// kFLOP. Tensor cores have time for more than that while memory delivers it, so memory is the
+// bound. (A block has 32 columns of z; that others of its head read x and y too is left to the L2
+// cache.)
 #include <limits>
 
 #include "kernels/core/transfer.h"
 #include "kernels/cuda/device_code.h"
-#include "kernels/cuda/linear_attention_passes.h"
+#include "kernels/cuda/linear_attention_place.h"
 #include "kernels/cuda/tables.h"
 
 namespace longhaul::kernels::cuda {
@@ -68,7 +70,7 @@ class Call {
         head_dim_(head_dim),
         value_dim_(value_dim),
         piece_rows_(linear_piece_rows(
-            rows, Passes::blocks_per_piece(heads_, std::min(head_dim, value_dim)))),
+            rows, heads_ * column_tiles(static_cast<int>(std::min(head_dim, value_dim))))),
         memory_(linear_work_memory(ctx, tokens, rows, Passes::kChunkRows, piece_rows_)) {}
 
   // Room for a state of each piece; none where a run is one piece at most.
@@ -291,10 +293,9 @@ void add_dk_dv(const Context& ctx, const LinearAttentionAddDkDv& args) {
 bool up_to_most(int64_t head_dim, int64_t value_dim) {
   return head_dim <= kMostLinearDim && value_dim <= kMostLinearDim;
 }
-
 template <class Passes>
-constexpr LinearAttentionKernel row(std::string_view name) {
-  return {.name = name,
+constexpr LinearAttentionKernel row() {
+  return {.name = "cuda-simt",
           .dtype = dtype_of<typename Passes::Element>,
           .available = available,
           .supports = up_to_most,
@@ -307,9 +308,54 @@ constexpr LinearAttentionKernel row(std::string_view name) {
           .add_dk_dv = add_dk_dv<Passes>};
 }
 
-constexpr LinearAttentionKernel kTable[] = {row<LinearSimt<bf16>>("cuda-simt"),
-                                            row<LinearSimt<float>>("cuda-simt"),
-                                            row<LinearSimt<double>>("cuda-simt")};
+// f.operator()<Passes>() with the padded size that both dimensions fit into; wider heads do without
+// tensor cores.
+template <class F>
+void with_mma(const ConstTensorView& key_like, const ConstTensorView& value_like, F&& f) {
+  const int64_t dim = std::max(key_like.dim(2), value_like.dim(2));
+  if (dim <= 64) return f.template operator()<LinearMma<64>>();
+  if (dim <= 128) return f.template operator()<LinearMma<128>>();
+  f.template operator()<LinearSimt<bf16>>();
+}
+
+constexpr LinearAttentionKernel mma_row() {
+  return {
+      .name = "cuda-mma",
+      .dtype = DType::kBF16,
+      .available = available,
+      .supports = up_to_most,
+      .forward =
+          [](const Context& ctx, const LinearAttentionForward& args) {
+            with_mma(args.q, args.v, [&]<class Passes>() { forward<Passes>(ctx, args); });
+          },
+      .backward =
+          [](const Context& ctx, const LinearAttentionBackward& args) {
+            with_mma(args.q, args.v, [&]<class Passes>() { backward<Passes>(ctx, args); });
+          },
+      .maps =
+          [](const Context& ctx, const LinearAttentionMaps& args) {
+            with_mma(args.k, args.v, [&]<class Passes>() { maps<Passes>(ctx, args); });
+          },
+      .backward_maps =
+          [](const Context& ctx, const LinearAttentionBackwardMaps& args) {
+            with_mma(args.q, args.dout, [&]<class Passes>() { backward_maps<Passes>(ctx, args); });
+          },
+      .add_out =
+          [](const Context& ctx, const LinearAttentionAddOut& args) {
+            with_mma(args.q, args.out_acc, [&]<class Passes>() { add_out<Passes>(ctx, args); });
+          },
+      .add_dq =
+          [](const Context& ctx, const LinearAttentionAddDq& args) {
+            with_mma(args.dq_acc, args.dout, [&]<class Passes>() { add_dq<Passes>(ctx, args); });
+          },
+      .add_dk_dv =
+          [](const Context& ctx, const LinearAttentionAddDkDv& args) {
+            with_mma(args.k, args.v, [&]<class Passes>() { add_dk_dv<Passes>(ctx, args); });
+          }};
+}
+
+constexpr LinearAttentionKernel kTable[] = {mma_row(), row<LinearSimt<float>>(),
+                                            row<LinearSimt<double>>()};
 
 }  // namespace
 

@@ -67,7 +67,6 @@ template <class T>
 struct LinearSimt {
   using Element = T;
   static constexpr int64_t kChunkRows = 32;
-  static int64_t blocks_per_piece(int64_t heads, int64_t columns);
 
   template <bool kRight>
   static void sums(const Context&, const LinearWork&, const LinearSums<T>&);
@@ -75,6 +74,20 @@ struct LinearSimt {
   static void follow(const Context&, const LinearWork&, const LinearFollow<T>&);
   template <bool kRight>
   static void add(const Context&, const LinearWork&, const LinearAdd<T>&);
+};
+
+// On tensor cores: both dimensions up to kDim, 64 or 128.
+template <int kDim>
+struct LinearMma {
+  using Element = bf16;
+  static constexpr int64_t kChunkRows = 64;
+
+  template <bool kRight>
+  static void sums(const Context&, const LinearWork&, const LinearSums<bf16>&);
+  template <bool kRight>
+  static void follow(const Context&, const LinearWork&, const LinearFollow<bf16>&);
+  template <bool kRight>
+  static void add(const Context&, const LinearWork&, const LinearAdd<bf16>&);
 };
 
 }  // namespace longhaul::kernels::cuda

@@ -2,7 +2,7 @@
 // it walks through the piece 32 rows at a time. The columns of x and y pass through shared memory
 // 32 at a time, and a score is computed once for each 32 columns of z.
 #include "kernels/cuda/hardware.h"
-#include "kernels/cuda/linear_attention_passes.h"
+#include "kernels/cuda/linear_attention_place.h"
 #include "kernels/cuda/simt_tiles.h"
 
 namespace longhaul::kernels::cuda {
@@ -14,69 +14,6 @@ static_assert(LinearSimt<float>::kChunkRows == kSide);
 // Of a multiprocessor at least, by registers.
 template <class T>
 constexpr int kBlocksAtOnce = sizeof(T) == 8 ? 1 : 2;
-
-int column_tiles(int columns) { return (columns + kSide - 1) / kSide; }
-
-// What a block is about.
-struct Place {
-  int64_t number;  // of the piece
-  LinearPiece piece;
-  int64_t head;
-  int column;  // its first of z
-  double slope;
-
-  __device__ Place(const LinearWork& work, int tiles)
-      : number(blockIdx.x / tiles / work.heads),
-        piece(work.pieces[number]),
-        head(blockIdx.x / tiles % work.heads),
-        column(static_cast<int>(blockIdx.x % tiles) * kSide),
-        slope(work.slopes[head]) {}
-
-  // body(chunk, whether it is the last one), in the pass's direction.
-  template <bool kRight, class Body>
-  __device__ void for_chunks(const LinearWork& work, Body&& body) const {
-    const int64_t count = piece.chunk_end - piece.chunk_begin;
-    for (int64_t n = 0; n < count; ++n) {
-      const int64_t at = kRight ? piece.chunk_begin + n : piece.chunk_end - 1 - n;
-      body(work.chunks[at], n + 1 == count);
-    }
-  }
-  // Whether states leave the run here.
-  template <bool kRight>
-  __device__ bool at_end() const {
-    return kRight ? piece.last : piece.first;
-  }
-};
-
-// Powers of the decay up to that of a whole chunk, rounded, and what rounding took away.
-template <class A>
-struct Powers {
-  A rounded[kSide + 1], rest[kSide + 1];
-
-  __device__ void fill(double slope) {
-    const int n = static_cast<int>(threadIdx.x);
-    if (n > kSide) return;
-    const double exact = exp(-slope * n);
-    rounded[n] = static_cast<A>(exact);
-    rest[n] = static_cast<A>(exact - static_cast<double>(rounded[n]));
-  }
-  // How far row i has decayed what enters its chunk of `rows` rows, and what is left of row i where
-  // the chunk is left.
-  template <bool kRight>
-  __device__ A enter(int i, int rows) const {
-    return rounded[kRight ? i + 1 : rows - 1 - i];
-  }
-  template <bool kRight>
-  __device__ A leave(int i, int rows) const {
-    return rounded[kRight ? rows - 1 - i : i + 1];
-  }
-};
-
-// a^n for any n.
-template <class A>
-__device__ __forceinline__ A decay_over(double slope, int64_t n) {
-  return exp(static_cast<A>(-slope * static_cast<double>(n)));
-}
 
 // Rows of a chunk: of the document that enters it, and of the one that leaves it.
 template <bool kRight>
@@ -101,16 +38,10 @@ __device__ __forceinline__ TileRows<T> rows_of(const Operand<T>& x, int64_t head
 template <class A>
 using StateColumns = A (*)[kSide + 1];
 
-// Element (c, n) of a state in memory.
-__device__ __forceinline__ int64_t state_index(bool turned, int64_t c, int64_t n, int dim,
-                                               int columns) {
-  return turned ? n * dim + c : c * columns + n;
-}
-
 // Zeros where there is no state.
 template <class A>
 __device__ void load_state(const LinearStates<const A>& from, const LinearWork& work,
-                           const Place& at, int dim, int columns, StateColumns<A> state) {
+                           const LinearPlace& at, int dim, int columns, StateColumns<A> state) {
   const A* p = from.p == nullptr
                    ? nullptr
                    : from.of(at.piece, at.number, work.heads, at.head, int64_t{dim} * columns);
@@ -123,8 +54,8 @@ __device__ void load_state(const LinearStates<const A>& from, const LinearWork& 
 }
 
 template <class A>
-__device__ void store_state(StateColumns<A> state, const LinearWork& work, const Place& at, int dim,
-                            int columns, const LinearStates<A>& to) {
+__device__ void store_state(StateColumns<A> state, const LinearWork& work, const LinearPlace& at,
+                            int dim, int columns, const LinearStates<A>& to) {
   A* p = to.of(at.piece, at.number, work.heads, at.head, int64_t{dim} * columns);
   const int column = at.column + lane();
   for (int c = warp(); c < dim && column < columns; c += kWarps) {
@@ -156,21 +87,14 @@ __device__ void multiply(const TileRows<T>& x, const TileRows<T>* y, StateColumn
   }
 }
 
-// The block's columns of row i of the chunk.
-template <class A>
-__device__ __forceinline__ A* result_at(A* result, const LinearChunk& chunk, int64_t i,
-                                        int64_t heads, int64_t head, int columns, int column) {
-  return result + ((chunk.begin + i) * heads + head) * columns + column;
-}
-
 template <class T, bool kRight>
 __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<T>)
     follow_kernel(LinearWork work, LinearFollow<T> pass, int tiles) {
   using A = Accumulator<T>;
   __shared__ Tile<A> a, b, p;
-  __shared__ Powers<A> powers;
+  __shared__ LinearPowers<A> powers;
   auto* const state = reinterpret_cast<StateColumns<A>>(dynamic_shared());
-  const Place at(work, tiles);
+  const LinearPlace at(work, tiles);
   const int dim = pass.x.dim, columns = pass.z.dim, column = at.column + lane();
   const bool leaves = pass.leaving.p != nullptr && at.template at_end<kRight>();
   powers.fill(at.slope);
@@ -243,8 +167,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<T>)
     sums_kernel(LinearWork work, LinearSums<T> pass, int tiles) {
   using A = Accumulator<T>;
   __shared__ Tile<A> a, b;
-  __shared__ Powers<A> powers;
-  const Place at(work, tiles);
+  __shared__ LinearPowers<A> powers;
+  const LinearPlace at(work, tiles);
   if (!pass.all && at.template at_end<kRight>()) return;
   const int dim = pass.y.dim, columns = pass.z.dim, column = at.column + lane();
   powers.fill(at.slope);
@@ -294,9 +218,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<T>)
     add_kernel(LinearWork work, LinearAdd<T> pass, int tiles) {
   using A = Accumulator<T>;
   __shared__ Tile<A> a;
-  __shared__ Powers<A> powers;
+  __shared__ LinearPowers<A> powers;
   auto* const state = reinterpret_cast<StateColumns<A>>(dynamic_shared());
-  const Place at(work, tiles);
+  const LinearPlace at(work, tiles);
   const int column = at.column + lane();
   powers.fill(at.slope);
   load_state(pass.entering, work, at, pass.x.dim, pass.columns, state);
@@ -317,17 +241,6 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<T>)
   });
 }
 
-template <class Kernel, class Pass>
-void launch_pieces(const Context& ctx, const char* name, Kernel kernel, const LinearWork& work,
-                   const Pass& pass, int columns, size_t shared_bytes) {
-  const int tiles = column_tiles(columns);
-  launch(ctx, name, kernel,
-         {.blocks = dim3(static_cast<unsigned>(work.piece_count * work.heads * tiles)),
-          .threads = dim3(kThreads),
-          .shared_bytes = shared_bytes},
-         work, pass, tiles);
-}
-
 template <class A>
 size_t state_bytes(int dim) {
   return static_cast<size_t>(dim) * (kSide + 1) * sizeof(A);
@@ -336,29 +249,25 @@ size_t state_bytes(int dim) {
 }  // namespace
 
 template <class T>
-int64_t LinearSimt<T>::blocks_per_piece(int64_t heads, int64_t columns) {
-  return heads * column_tiles(static_cast<int>(columns));
-}
-
-template <class T>
 template <bool kRight>
 void LinearSimt<T>::sums(const Context& ctx, const LinearWork& work, const LinearSums<T>& pass) {
-  launch_pieces(ctx, "linear attention: sums", sums_kernel<T, kRight>, work, pass, pass.z.dim, 0);
+  launch_pieces<kThreads>(ctx, "linear attention: sums", sums_kernel<T, kRight>, work, pass,
+                          pass.z.dim, 0);
 }
 
 template <class T>
 template <bool kRight>
 void LinearSimt<T>::follow(const Context& ctx, const LinearWork& work,
                            const LinearFollow<T>& pass) {
-  launch_pieces(ctx, "linear attention", follow_kernel<T, kRight>, work, pass, pass.z.dim,
-                state_bytes<Accumulator<T>>(pass.x.dim));
+  launch_pieces<kThreads>(ctx, "linear attention", follow_kernel<T, kRight>, work, pass, pass.z.dim,
+                          state_bytes<Accumulator<T>>(pass.x.dim));
 }
 
 template <class T>
 template <bool kRight>
 void LinearSimt<T>::add(const Context& ctx, const LinearWork& work, const LinearAdd<T>& pass) {
-  launch_pieces(ctx, "linear attention: add", add_kernel<T, kRight>, work, pass, pass.columns,
-                state_bytes<Accumulator<T>>(pass.x.dim));
+  launch_pieces<kThreads>(ctx, "linear attention: add", add_kernel<T, kRight>, work, pass,
+                          pass.columns, state_bytes<Accumulator<T>>(pass.x.dim));
 }
 
 #define LONGHAUL_LINEAR_SIMT(T, RIGHT)                                          \
@@ -374,9 +283,5 @@ LONGHAUL_LINEAR_SIMT(float, false)
 LONGHAUL_LINEAR_SIMT(double, true)
 LONGHAUL_LINEAR_SIMT(double, false)
 #undef LONGHAUL_LINEAR_SIMT
-
-template struct LinearSimt<bf16>;
-template struct LinearSimt<float>;
-template struct LinearSimt<double>;
 
 }  // namespace longhaul::kernels::cuda

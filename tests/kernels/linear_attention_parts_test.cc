@@ -78,7 +78,7 @@ TEST(LinearAttention, MapsAndAdditionsMakeTheWhole) {
     LinearCase c = whole;
     c.runs = {{0, 500}, {500, 0}, {500, 200}, {700, 400}, {1100, 300}};
     const auto runs = static_cast<int64_t>(c.runs.size());
-    for (const int threads : {1, 3}) {
+    for (const int threads : numbers_of_threads({1, 3})) {
       SCOPED_TRACE(threads);
       Rig rig(threads);
       LinearResults r(p);

@@ -45,7 +45,9 @@ void expect_case(const LinearAttentionKernel& row, const LinearCase& c, int thre
 TEST(LinearAttention, EveryLength) {
   for_each_row(&Backend::linear_attention, [](const LinearAttentionKernel& row) {
     for (const int64_t tokens : {0, 1, 2, 63, 64, 65, 127, 200, 523}) {
-      for (const int threads : {1, 3}) expect_case(row, plain_case(tokens, 16, 24), threads);
+      for (const int threads : numbers_of_threads({1, 3})) {
+        expect_case(row, plain_case(tokens, 16, 24), threads);
+      }
     }
   });
 }
@@ -70,14 +72,14 @@ TEST(LinearAttention, EveryHeadDimension) {
 
 // The vector code of every instruction set that this machine can run, not only of the best one.
 TEST(LinearAttention, EveryInstructionSet) {
-  for_each_instruction_set([] {
-    for_each_row(&Backend::linear_attention, [](const LinearAttentionKernel& row) {
-      LinearCase c = plain_case(300, 48, 72);
-      c.documents = {0, 70, 75, 210};
-      for (const int threads : {1, 3}) expect_case(row, c, threads);
-      expect_case(row, plain_case(150, 27, 13), 1);
-    });
-  });
+  for_each_row_and_instruction_set(&Backend::linear_attention,
+                                   [](const LinearAttentionKernel& row) {
+                                     LinearCase c = plain_case(300, 48, 72);
+                                     c.documents = {0, 70, 75, 210};
+                                     for (const int threads : numbers_of_threads({1, 3}))
+                                       expect_case(row, c, threads);
+                                     expect_case(row, plain_case(150, 27, 13), 1);
+                                   });
 }
 
 TEST(LinearAttention, RunsAndDocuments) {
@@ -99,7 +101,7 @@ TEST(LinearAttention, RunsAndDocuments) {
   };
   for_each_row(&Backend::linear_attention, [&](const LinearAttentionKernel& row) {
     for (const LinearCase& c : cases) {
-      for (const int threads : {1, 3, 5}) expect_case(row, c, threads);
+      for (const int threads : numbers_of_threads({1, 3, 5})) expect_case(row, c, threads);
     }
   });
 }
@@ -112,8 +114,7 @@ TEST(LinearAttention, EveryDecay) {
       const LinearCase c{.shape = {.tokens = 5000, .heads = 1, .head_dim = 6, .value_dim = 5},
                          .slopes = {slope},
                          .runs = {{0, 5000}}};
-      expect_case(row, c, 1);
-      expect_case(row, c, 2);
+      for (const int threads : numbers_of_threads({1, 2})) expect_case(row, c, threads);
     }
   });
 }
@@ -178,7 +179,7 @@ bool has_nan(const DeviceTensor& x, int64_t row) {
 // NaN stays in its document, and a state of NaN does not matter to a run that begins with one.
 TEST(LinearAttention, NanStaysInItsDocument) {
   for_each_row(&Backend::linear_attention, [](const LinearAttentionKernel& row) {
-    for (const int threads : {1, 3}) {
+    for (const int threads : numbers_of_threads({1, 3})) {
       LinearCase c = plain_case(900, 16, 16);
       c.shape.heads = 1;
       c.slopes = {0.01};
