@@ -93,6 +93,19 @@ const Plan& LinearAttention::plan(Direction direction) const {
   return sample_->plans[static_cast<size_t>(direction)];
 }
 
+// Whether the method composes maps that arrive, which land in staging memory.
+bool LinearAttention::lands_maps() const {
+  const TokenLayout runs = runs_on_every_rank(most_runs_, group_.size());
+  for (int r = 0; r < group_.size(); ++r) {
+    for (const Step& step : method_.plan(runs, options_.heads, Direction::kForward, r).steps) {
+      for (const Transfer& t : step.transfers) {
+        if (!t.send && t.peer != r && t.reduce == Reduce::kCompose) return true;
+      }
+    }
+  }
+  return false;
+}
+
 RunRows LinearAttention::run_rows() const {
   return {sample_->own.rows, sample_->own.document_begins};
 }
@@ -138,6 +151,13 @@ void LinearAttention::start(const Context& ctx, Pass& pass, Scan& scan, Directio
                              .communication = &pass.arena};
   scan.execution = std::make_unique<Execution>(ctx, setup, home, arriving);
   scan.execution->start(ctx);
+  if (ctx.measuring() && most_runs_ > 1 && lands_maps()) {
+    // Which of a rank's maps come from others at a time depends on the sample: at most all of them.
+    const int64_t parts = Staging::kMessages * group_.size();
+    pass.arena.allocate(scan.sums.dtype(), scan.sums.shape());
+    pass.arena.allocate(scan.decay.dtype(), scan.decay.shape());
+    pass.arena.allocate(DType::kF64, {parts * Staging::kAlignment / size_of(DType::kF64)});
+  }
 }
 
 // Lets the maps travel while a kernel runs.

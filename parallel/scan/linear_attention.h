@@ -112,6 +112,7 @@ class LinearAttention {
   struct Pass;
 
   void make_plans(const TokenLayout& runs);
+  bool lands_maps() const;
   RunRows run_rows() const;
   int64_t own() const;  // this rank's runs of the sample
   Shape state_shape() const;
