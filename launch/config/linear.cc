@@ -45,7 +45,7 @@ std::vector<int64_t> layer_list(const std::string& text) {
     layers.push_back(layer);
   }
   std::ranges::sort(layers);
-  layers.erase(std::ranges::unique(layers).begin(), layers.end());
+  layers.erase(std::unique(layers.begin(), layers.end()), layers.end());
   return layers;
 }
 
