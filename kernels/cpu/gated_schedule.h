@@ -15,8 +15,11 @@ struct GatedScratch {
       : key_width(row_width(head_dim)), value_width(row_width(value_dim)) {
     state_elements = std::max(head_dim * value_width, value_dim * key_width);
     Carver<A> carver(memory);
+    // Rows of one number in two of these must not lie a multiple of 4096 bytes apart: loads would
+    // wait for stores to the other.
+    constexpr int64_t kApart = 3 * kPanel;
     for (A** keys : {&q, &k, &moved, &gate, &from_begin, &to_end, &from_border, &to_border}) {
-      *keys = carver.take(kBlock * key_width);
+      *keys = carver.take(kBlock * key_width + kApart);
     }
     v = carver.take(kBlock * value_width);
     dout = carver.take(kBlock * value_width);
