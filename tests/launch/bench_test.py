@@ -258,6 +258,48 @@ class Sequence(unittest.TestCase):
         self.assertIn("imbalance", result.stdout.splitlines()[1])
 
 
+class Scan(unittest.TestCase):
+    CASES = ["scan", "--heads", "4", "--d", "16", "--n", "61", "--seconds", "0.001"]
+
+    def figures(self, *arguments):
+        result = run(*self.CASES, "--json", *arguments)
+        self.assertEqual((result.returncode, result.stderr), (0, ""), result.stdout)
+        return [json.loads(line) for line in result.stdout.splitlines()]
+
+    def test_bytes_and_chains(self):
+        figures = self.figures("--ranks", "3", "--threads", "500", "--softmax", "--layout",
+                               "contiguous")
+        self.assertEqual([f["case"]["op"] for f in figures], ["forward"] * 5 + ["both"] * 5)
+        state = 4 * 16 * 16 * 4  # heads x d x d, f32
+        for figure in figures:
+            passes = 1 if figure["case"]["op"] == "forward" else 2
+            method = figure["case"]["method"]
+            self.assertNotIn("value", figure)  # there are no 1500 cores
+            if method == "all_gather":
+                self.assertEqual(figure["received_bytes"], passes * 2 * (state + 4 * 4))  # and decays
+                self.assertEqual(figure["longest_chain"], passes)
+            if method == "ring":  # two of three ranks receive states
+                self.assertEqual(figure["received_bytes"], passes * state * 2 // 3)
+                self.assertEqual(figure["longest_chain"], passes * 2)
+            if method == "softmax ring" and passes == 1:
+                self.assertEqual(figure["longest_chain"], 2)
+                self.assertEqual(figure["received_bytes"], 2 * 61 * 4 * 2 * 16 * 4 // 3)
+
+    def test_times(self):
+        for figure in self.figures("--ranks", "1", "--threads", "1", "--layout", "zigzag"):
+            self.assertGreater(figure["value"], 0)
+            self.assertAlmostEqual(figure["ratio"], figure["limit"] / figure["value"])
+            self.assertEqual((figure["received_bytes"], figure["longest_chain"]), (0, 0))
+
+    def test_refusals(self):
+        for arguments, part in [(["--method", "tree"], "--method"), (["--layout", "striped"],
+                                                                     "--layout"),
+                                (["--heads", "0"], "--heads"), (["--n", "-1"], "--n")]:
+            result = run(*self.CASES[:1], *arguments)
+            self.assertEqual((result.returncode, result.stdout), (2, ""))
+            self.assertIn(part, result.stderr)
+
+
 class Auto(unittest.TestCase):
     CASES = ["auto", "--ranks", "2", "--n", "64", "--heads", "4", "--kv-heads", "2", "--d", "16",
              "--seconds", "0.001", "--rounds", "2"]
@@ -295,5 +337,5 @@ class Auto(unittest.TestCase):
 
 if __name__ == "__main__":
     load = unittest.defaultTestLoader.loadTestsFromTestCase
-    suite = unittest.TestSuite([load(Bench), load(Sequence), load(Auto)])
+    suite = unittest.TestSuite([load(Bench), load(Sequence), load(Scan), load(Auto)])
     sys.exit(not unittest.TextTestRunner(verbosity=2).run(suite).wasSuccessful())
