@@ -38,7 +38,8 @@
 // Rows outside all runs are neither read nor written. Reductions have a fixed order: the same
 // arguments and number of threads give the same bits. All functions throw Error(kInternal) for
 // arguments that contradict each other. A NaN reaches tokens after it in its document and, within a
-// few rows, tokens before it.
+// few rows, tokens before it; maps() and add_...() may leave out what decays to less than the
+// smallest normal number, NaN or not.
 #pragma once
 
 #include <span>

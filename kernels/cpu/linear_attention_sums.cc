@@ -48,16 +48,27 @@ void write_states(const LinearTask<A>& task, int64_t head_dim, int64_t value_dim
   }
 }
 
+// What decays to nothing before it leaves the piece is not added up at all: with many heads, whose
+// slopes reach from steep to flat, that is most of a long piece.
+
 // From the last document that begins in the piece, or all of it.
 template <class T>
 void to_the_right(ConstTensorView k, ConstTensorView v, const LinearTask<Accumulator<T>>& task) {
   const LinearScratch<Accumulator<T>>& s = task.scratch;
   size_t first = task.blocks.size();
   while (first > 0 && !task.blocks[--first].first_of_document) continue;
+  const int64_t piece_end =
+      task.blocks.empty() ? 0 : task.blocks.back().begin + task.blocks.back().rows;
   for (size_t b = first; b < task.blocks.size(); ++b) {
+    const LinearBlock& block = task.blocks[b];
     for (int64_t h = task.heads.begin; h < task.heads.end; ++h) {
-      add_block<T>(k, v, task.blocks[b], h,
-                   task.powers[static_cast<size_t>(h)].falling(task.blocks[b].rows), b == first,
+      const Powers<Accumulator<T>>& powers = task.powers[static_cast<size_t>(h)];
+      const auto fades = [&](const LinearBlock& one) {
+        return powers.over_far(piece_end - (one.begin + one.rows)) == 0;
+      };
+      if (fades(block)) continue;
+      add_block<T>(k, v, block, h, powers.falling(block.rows),
+                   b == first || fades(task.blocks[b - 1]),
                    s.states + (h - task.heads.begin) * s.state_elements, task);
     }
   }
@@ -71,9 +82,15 @@ void to_the_left(ConstTensorView q, ConstTensorView dout, const LinearTask<Accum
   size_t end = 0;
   while (end < task.blocks.size() && !task.blocks[end].first_of_document) ++end;
   for (size_t b = end; b-- > 0;) {
+    const LinearBlock& block = task.blocks[b];
     for (int64_t h = task.heads.begin; h < task.heads.end; ++h) {
-      add_block<T>(q, dout, task.blocks[b], h, task.powers[static_cast<size_t>(h)].rising(),
-                   b + 1 == end, s.states + (h - task.heads.begin) * s.state_elements, task);
+      const Powers<Accumulator<T>>& powers = task.powers[static_cast<size_t>(h)];
+      const auto fades = [&](const LinearBlock& one) {
+        return powers.over_far(one.begin - task.blocks.front().begin) == 0;
+      };
+      if (fades(block)) continue;
+      add_block<T>(q, dout, block, h, powers.rising(), b + 1 == end || fades(task.blocks[b + 1]),
+                   s.states + (h - task.heads.begin) * s.state_elements, task);
     }
   }
   write_states(task, q.dim(2), dout.dim(2), end == 0, task.right_leaving);
