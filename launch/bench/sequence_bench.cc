@@ -46,8 +46,9 @@ struct Options {
   int64_t window = 1024;
   int64_t mean_document = 2048;
   int64_t ranks_per_node = 1;
-  int64_t ranks = 0;    // as threads; 0: as launched
-  int64_t threads = 0;  // of a rank; 0: its share of the cores
+  double row_price = 0;  // of layout balanced
+  int64_t ranks = 0;     // as threads; 0: as launched
+  int64_t threads = 0;   // of a rank; 0: its share of the cores
   double least_seconds = 0.4;
   bool moved = false;
   bool json = false;
@@ -76,6 +77,9 @@ void check(const Options& o) {
   if (o.kv_heads < 0 || (o.kv_heads > 0 && o.heads % o.kv_heads != 0)) {
     fail(ErrorCode::kConfig, absl::StrCat("--kv-heads ", o.kv_heads, " does not divide --heads ",
                                           o.heads, "; choose a divisor, or 0 for as many"));
+  }
+  if (!(o.row_price >= 0)) {
+    fail(ErrorCode::kConfig, absl::StrCat("--row-price ", o.row_price, ": 0 or more"));
   }
   check_timing_over_ranks(o.ranks, o.threads, o.least_seconds);
 }
@@ -163,7 +167,8 @@ class SequenceBench {
         const auto kinds = parallel::layout_kinds();
         const auto kind = std::ranges::find(kinds, layout_name, &parallel::LayoutKind::name);
         const parallel::CoreAttentionOptions attention = attention_options(dtype, mask, strategy);
-        const SequenceCase one{.layout = kind->of_sample(documents, attention.mask, world_.size()),
+        const SequenceCase one{.layout = kind->of_sample(documents, attention.mask, world_.size(),
+                                                         {.row_price = options_.row_price}),
                                .documents = documents,
                                .attention = attention};
         const auto why =
@@ -333,6 +338,11 @@ Action add_sequence_bench(CLI::App& app) {
   number("--mean-document", o->mean_document,
          "Mean length of packed documents, whose lengths are log-normal");
   number("--ranks-per-node", o->ranks_per_node, "For strategies with two levels");
+  app.add_option(
+         "--row-price", o->row_price,
+         "Of layout balanced, see parallel.row_price; 0 is right where rows are read in place")
+      ->capture_default_str()
+      ->type_name("PAIRS");
   number("--ranks", o->ranks, "Ranks as threads; 0: those that mpirun or srun started");
   number("--threads", o->threads, "Threads of a rank; 0: its share of the cores");
   app.add_option("--seconds", o->least_seconds, "Time each case for so long, or longer")

@@ -4,6 +4,7 @@
 
 #include "dist/null/null.h"
 #include "launch/train/engine.h"
+#include "parallel/plan/chain.h"
 #include "parallel/plan/scan.h"
 
 namespace longhaul::launch {
@@ -29,6 +30,7 @@ LinearCandidate candidate(const parallel::LinearAttentionOptions& options,
                           const parallel::TokenLayout& layout, parallel::Direction direction) {
   LinearCandidate result{.method = options.method};
   double sum = 0;
+  std::vector<parallel::Plan> plans;
   for (int rank = 0; rank < layout.ranks(); ++rank) {
     const auto group = dist::null_group(rank, layout.ranks());
     parallel::LinearAttention attention(*group, layout, options);
@@ -37,8 +39,9 @@ LinearCandidate candidate(const parallel::LinearAttentionOptions& options,
     const int64_t received = received_bytes(plan, rank, shape_of(options), options.dtype);
     sum += static_cast<double>(received);
     result.received_max = std::max(result.received_max, received);
-    result.steps = std::max(result.steps, static_cast<int>(plan.steps.size()));
+    plans.push_back(plan);
   }
+  result.chain = parallel::longest_chain(plans);
   result.received_mean = sum / layout.ranks();
   return result;
 }

@@ -13,7 +13,7 @@ struct LinearCandidate {
   std::string method;
   double received_mean = 0;  // bytes of a rank: states, not rows
   int64_t received_max = 0;
-  int steps = 0;  // of the longest plan
+  int64_t chain = 0;  // messages that wait for each other, at most
 };
 
 struct LinearPlan {

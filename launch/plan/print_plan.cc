@@ -114,12 +114,12 @@ void print_linear(const Config& config, const LinearPlan& plan) {
   }
   for (const auto& [direction, candidates] :
        {std::pair("forward", &plan.forward), {"backward", &plan.backward}}) {
-    std::printf("\n%-14s %14s %14s %6s\n", direction, "received mean", "received max", "steps");
+    std::printf("\n%-14s %14s %14s %6s\n", direction, "received mean", "received max", "chain");
     for (const LinearCandidate& c : *candidates) {
-      std::printf("%s %-12s %14s %14s %6d\n",
-                  c.method == config.parallel().linear_method() ? "*" : " ", c.method.c_str(),
-                  human_bytes(c.received_mean).c_str(),
-                  human_bytes(static_cast<double>(c.received_max)).c_str(), c.steps);
+      std::printf(
+          "%s %-12s %14s %14s %6d\n", c.method == config.parallel().linear_method() ? "*" : " ",
+          c.method.c_str(), human_bytes(c.received_mean).c_str(),
+          human_bytes(static_cast<double>(c.received_max)).c_str(), static_cast<int>(c.chain));
     }
   }
 }
@@ -149,7 +149,7 @@ Json json_of(const Config& config, const LinearPlan& plan) {
     for (const LinearCandidate& c : candidates) {
       list.push_back({{"method", c.method},
                       {"received_bytes", {{"mean", c.received_mean}, {"max", c.received_max}}},
-                      {"steps", c.steps}});
+                      {"longest_chain", c.chain}});
     }
     return list;
   };

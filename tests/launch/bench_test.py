@@ -247,6 +247,7 @@ class Sequence(unittest.TestCase):
     def test_refusals(self):
         for command, part in [(["--strategy", "spiral"], "--strategy spiral: one of ring"),
                               (["--n", "0"], "--n 0: 1 or more"),
+                              (["--row-price", "-1"], "--row-price -1: 0 or more"),
                               (["--heads", "4", "--kv-heads", "3"], "does not divide")]:
             result = run("sequence", *command)
             self.assertEqual((result.returncode, result.stdout), (2, ""))
