@@ -84,6 +84,7 @@ def main():
     parser.add_argument("--ranks", type=int, default=2, help="replicas, as threads")
     options = parser.parse_args()
     task = TASKS[options.task]
+    options.program = options.program.resolve()  # also where its name has no folder
     options.runs.mkdir(parents=True, exist_ok=True)
     corpus = options.corpus
     if options.task == "copy":
