@@ -24,17 +24,20 @@ import sys
 
 PATTERNS = {"softmax": "N", "1/2 softmax": "LN", "1/4 softmax": "LLLN", "1/8 softmax": "LLLLLLLN",
             "linear": "L"}
-LAYERS, WIDTH, HEADS, HEAD_DIM, MLP = 8, 128, 2, 64, 384
+WIDTH = 128
 TASKS = {
-    "text": {"length": 2048, "batch": 8192, "rate": 2e-3, "tokens": 3_000_000, "vocabulary": 256},
-    "copy": {"length": 512, "batch": 8192, "rate": 2e-3, "tokens": 12_000_000, "vocabulary": 64},
+    "text": {"length": 2048, "batch": 8192, "rate": 2e-3, "decay": 0.1, "tokens": 3_000_000,
+             "vocabulary": 256, "layers": 8, "heads": 2, "mlp": 384},
+    "copy": {"length": 512, "batch": 8192, "rate": 3e-3, "decay": 0.01, "tokens": 3_200_000,
+             "vocabulary": 64, "layers": 4, "heads": 4, "mlp": 256},
 }
 
 
-def mlp_width(pattern):
-    """Such that a gate of width x (heads x head_dim) in each linear layer adds no parameters."""
-    linear = sum((pattern * LAYERS)[layer] == "L" for layer in range(LAYERS)) / LAYERS
-    return round(MLP - linear * HEADS * HEAD_DIM / 3)
+def mlp_width(task, pattern):
+    """Such that a gate of width x width in each linear layer adds no parameters."""
+    layers = task["layers"]
+    linear = sum((pattern * layers)[layer] == "L" for layer in range(layers)) / layers
+    return round(task["mlp"] - linear * WIDTH / 3)
 
 
 def train(options, task, corpus, name, pattern, seed):
@@ -44,11 +47,13 @@ def train(options, task, corpus, name, pattern, seed):
     steps = math.ceil(tokens / task["batch"])
     settings = {
         "model.architecture": "llama", "model.vocabulary": task["vocabulary"],
-        "model.layers": LAYERS, "model.width": WIDTH, "model.heads": HEADS,
-        "model.kv_heads": HEADS, "model.head_dim": HEAD_DIM, "model.mlp_width": mlp_width(pattern),
+        "model.layers": task["layers"], "model.width": WIDTH, "model.heads": task["heads"],
+        "model.kv_heads": task["heads"], "model.head_dim": WIDTH // task["heads"],
+        "model.mlp_width": mlp_width(task, pattern),
         "model.pattern": pattern, "data.path": corpus, "data.sequence_length": task["length"],
         "train.steps": steps, "train.batch_tokens": task["batch"],
-        "train.learning_rate": task["rate"], "train.seed": seed, "data.seed": seed,
+        "train.learning_rate": task["rate"], "train.weight_decay": task["decay"],
+        "train.seed": seed, "data.seed": seed,
         "train.validation_samples": 32, "train.run_directory": folder,
         "parallel.data": options.ranks, "checkpoint.keep": 1,
     }
@@ -96,6 +101,8 @@ def main():
 
     rows, reference = [], None
     for name, pattern in PATTERNS.items():
+        if len(pattern) > task["layers"]:
+            continue
         runs = [train(options, task, corpus, name, pattern, seed)
                 for seed in range(1, options.seeds + 1)]
         by_position = [loss for loss, _ in runs]

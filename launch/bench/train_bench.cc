@@ -32,6 +32,8 @@ struct CaseResult {
   double peak_drift = 0;     // between before and after, relative
   double communication = 0;  // share of the step in which a rank could only wait
   double memory_bytes = 0;   // of the fullest rank
+  int64_t attention_sent_bytes =
+      0;  // in forward and backward of a step, by the rank that sends most
   double mfu() const { return flops / (seconds * peak_flops); }
 };
 
@@ -65,24 +67,27 @@ CaseResult run_case(dist::Group& world, const Config& config, int64_t steps) {
 
   const double before = peak();
   std::vector<StepReport> reports;
+  int64_t attention_sent = 0;  // the same in every step
   for (int64_t step = 1; step <= steps + 1; ++step) {
     world.barrier("bench");
     RankStep mine;
-    const double waited = world.traffic().total().waited_seconds;
+    const dist::Traffic::Counter traffic = world.traffic().total();
     const auto begin = Clock::now();
     for (int64_t i = 0; i < samples; ++i) {
       mine.loss_sum += engine.accumulate(sample, scale);
       mine.flops += engine.sample_flops();
     }
+    attention_sent = world.traffic().total().sent_bytes - traffic.sent_bytes;
     engine.reduce_gradients();
     engine.update(1e-4, step);
     mine.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
-    mine.waited_seconds = world.traffic().total().waited_seconds - waited;
+    mine.waited_seconds = world.traffic().total().waited_seconds - traffic.waited_seconds;
     mine.memory_peak_bytes = static_cast<double>(engine.memory().peak());
     const StepReport report = gather(world, mine);
     if (step > 1) reports.push_back(report);
   }
   const double after = peak();
+  attention_sent = world.max(attention_sent, "bench");
 
   std::ranges::sort(reports, {}, &StepReport::seconds);
   const StepReport& median = reports[reports.size() / 2];
@@ -93,7 +98,8 @@ CaseResult run_case(dist::Group& world, const Config& config, int64_t steps) {
           .peak_flops = 0.5 * (before + after),
           .peak_drift = std::abs(after - before) / std::max(before, after),
           .communication = median.exposed_communication,
-          .memory_bytes = median.memory_peak_bytes};
+          .memory_bytes = median.memory_peak_bytes,
+          .attention_sent_bytes = attention_sent};
 }
 
 void print_json(const Config& config, int ranks, const CaseResult& r) {
@@ -108,6 +114,7 @@ void print_json(const Config& config, int ranks, const CaseResult& r) {
         {"sequence", config.parallel().sequence()},
         {"threads", config.parallel().threads()},
         {"layout", config.parallel().layout()},
+        {"pattern", config.model().pattern()},
         {"strategy", config.parallel().strategy()},
         {"activations", Memory::Activations_Name(config.memory().activations())},
         {"batch_tokens", config.train().batch_tokens()},
@@ -121,6 +128,7 @@ void print_json(const Config& config, int ranks, const CaseResult& r) {
       {"ratio", r.mfu()},
       {"seconds", r.seconds},
       {"exposed_communication", r.communication},
+      {"attention_sent_bytes", r.attention_sent_bytes},
       {"memory_peak_bytes", static_cast<int64_t>(r.memory_bytes)},
       {"peak_flops", r.peak_flops},
       {"peak_drift", r.peak_drift}};

@@ -236,7 +236,8 @@ class Run {
     info_.step = step;
     info_.samples += samples_.per_step;
     constexpr int64_t kPeakEvery = 50;
-    if (step % kPeakEvery == 0) measure_peak();
+    // What a step does cannot be more than the peak, if that was measured at a good moment.
+    if (step % kPeakEvery == 0 || report.flops > report.seconds * peak_flops_) measure_peak();
     const double seconds = seconds_since(begin);
     metrics_->write({.step = step,
                      .steps = config_.train().steps(),
