@@ -54,7 +54,9 @@ def train(options, task, corpus, name, pattern, seed):
         "train.steps": steps, "train.batch_tokens": task["batch"],
         "train.learning_rate": task["rate"], "train.weight_decay": task["decay"],
         "train.seed": seed, "data.seed": seed,
-        "train.validation_samples": 32, "train.run_directory": folder,
+        # All of them: the same for every seed.
+        "train.validation_samples": 1_000_000 if options.task == "text" else 32,
+        "train.run_directory": folder,
         "parallel.data": options.ranks, "checkpoint.keep": 1,
     }
     config = options.runs / "empty.txtpb"
