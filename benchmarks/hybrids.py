@@ -24,12 +24,11 @@ import sys
 
 PATTERNS = {"softmax": "N", "1/2 softmax": "LN", "1/4 softmax": "LLLN", "1/8 softmax": "LLLLLLLN",
             "linear": "L"}
-WIDTH = 128
 TASKS = {
     "text": {"length": 2048, "batch": 8192, "rate": 2e-3, "decay": 0.1, "tokens": 3_000_000,
-             "vocabulary": 256, "layers": 8, "heads": 2, "mlp": 384},
+             "vocabulary": 256, "layers": 8, "width": 64, "heads": 2, "mlp": 192},
     "copy": {"length": 512, "batch": 8192, "rate": 3e-3, "decay": 0.01, "tokens": 3_200_000,
-             "vocabulary": 64, "layers": 4, "heads": 4, "mlp": 256},
+             "vocabulary": 64, "layers": 4, "width": 128, "heads": 4, "mlp": 256},
 }
 
 
@@ -37,7 +36,7 @@ def mlp_width(task, pattern):
     """Such that a gate of width x width in each linear layer adds no parameters."""
     layers = task["layers"]
     linear = sum((pattern * layers)[layer] == "L" for layer in range(layers)) / layers
-    return round(task["mlp"] - linear * WIDTH / 3)
+    return round(task["mlp"] - linear * task["width"] / 3)
 
 
 def train(options, task, corpus, name, pattern, seed):
@@ -47,8 +46,8 @@ def train(options, task, corpus, name, pattern, seed):
     steps = math.ceil(tokens / task["batch"])
     settings = {
         "model.architecture": "llama", "model.vocabulary": task["vocabulary"],
-        "model.layers": task["layers"], "model.width": WIDTH, "model.heads": task["heads"],
-        "model.kv_heads": task["heads"], "model.head_dim": WIDTH // task["heads"],
+        "model.layers": task["layers"], "model.width": task["width"], "model.heads": task["heads"],
+        "model.kv_heads": task["heads"], "model.head_dim": task["width"] // task["heads"],
         "model.mlp_width": mlp_width(task, pattern),
         "model.pattern": pattern, "data.path": corpus, "data.sequence_length": task["length"],
         "train.steps": steps, "train.batch_tokens": task["batch"],
