@@ -10,6 +10,23 @@ namespace {
 
 bool present(const ConstTensorView& view) { return view.rank() > 0; }
 
+// This rank's runs whose maps someone reads: all but one, at an end of the sample, if nothing is
+// beyond it.
+struct Read {
+  int64_t begin, count;
+
+  RunRows of(const RunRows& rows) const {
+    return {rows.runs.subspan(static_cast<size_t>(begin), static_cast<size_t>(count)),
+            rows.document_begins};
+  }
+  TensorView of(const TensorView& maps) const { return maps.rows(begin, count); }
+  // What nobody reads travels as zeros.
+  void clear_others(const Context& ctx, const TensorView& maps) const {
+    if (count == maps.dim(0)) return;
+    kernels::fill_zero(ctx, maps.rows(begin == 0 ? count : 0, maps.dim(0) - count));
+  }
+};
+
 }  // namespace
 
 void LinearAttention::begin_causal(const Context& ctx, Pass& pass) {
@@ -19,7 +36,12 @@ void LinearAttention::begin_causal(const Context& ctx, Pass& pass) {
   const OwnRuns& runs = sample_->own;
   // One map alone is composed with nothing.
   if (own() > 0 && (runs.maps > 1 || present(args.final_state))) {
-    parts_.maps(ctx, run_rows(), args, scan.sums, scan.decay);
+    const bool last_is_read =
+        runs.last != own() - 1 || present(args.final_state) || ctx.measuring();
+    const Read read{0, last_is_read ? own() : own() - 1};
+    parts_.maps(ctx, read.of(run_rows()), args, read.of(scan.sums), read.of(scan.decay));
+    read.clear_others(ctx, scan.sums);
+    read.clear_others(ctx, scan.decay);
     if (runs.first >= 0 && present(args.initial_state)) {
       const Shape one{1, options_.heads, options_.head_dim * options_.value_dim};
       kernels::state_maps_compose(ctx, {.kind = parts_.decay,
@@ -78,7 +100,12 @@ void LinearAttention::backward_causal(const Context& ctx, Pass& pass,
 
   const OwnRuns& runs = sample_->own;
   if (own() > 0 && (runs.maps > 1 || parts_.complete != nullptr)) {
-    parts_.backward_maps(ctx, run_rows(), args, scan.sums, scan.decay);
+    const bool first_is_read = runs.first != 0 || parts_.complete != nullptr || ctx.measuring();
+    const int64_t begin = first_is_read ? 0 : 1;
+    const Read read{begin, own() - begin};
+    parts_.backward_maps(ctx, read.of(run_rows()), args, read.of(scan.sums), read.of(scan.decay));
+    read.clear_others(ctx, scan.sums);
+    read.clear_others(ctx, scan.decay);
   }
   start(ctx, pass, scan, Direction::kBackward, dstates);
   for (const TensorView& gradient : {args.dq_acc, args.dk_acc, args.dv_acc}) {
