@@ -12,6 +12,8 @@ std::span<const AttentionKernel> attention_table();
 std::span<const AttentionSinkKernel> attention_sink_table();
 std::span<const LinearAttentionKernel> linear_attention_table();
 std::span<const GemmKernel> gemm_table();
+std::span<const StateMapsKernel> state_maps_table();
+std::span<const LinearAttentionDiagonalKernel> linear_attention_diagonal_table();
 std::span<const RmsNormKernel> rms_norm_table();
 std::span<const RopeKernel> rope_table();
 std::span<const LrpeKernel> lrpe_table();

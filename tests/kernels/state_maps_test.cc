@@ -1,14 +1,11 @@
 // Compositions of affine maps, against applying one map after the other.
 #include "kernels/state_maps.h"
 
-#include <gtest/gtest.h>
-
-#include <cmath>
-#include <limits>
 #include <random>
-#include <vector>
 
-namespace longhaul::kernels {
+#include "tests/kernels/reference.h"
+
+namespace longhaul::kernels::testing {
 namespace {
 
 constexpr int64_t kRows = 2, kHeads = 3, kDim = 4, kWidth = 5, kState = kDim * kWidth;
@@ -21,10 +18,9 @@ Values random_values(int64_t count, double low, double high, std::mt19937_64& ra
   return values;
 }
 
-template <class T>
-Tensor tensor(const Values& values, int64_t last) {
-  Tensor result(dtype_of<T>, {kRows, kHeads, last});
-  for (size_t i = 0; i < values.size(); ++i) result.span<T>()[i] = static_cast<T>(values[i]);
+DeviceTensor tensor(DType dtype, const Values& of, int64_t last) {
+  DeviceTensor result(dtype, {kRows, kHeads, last});
+  set(result, [&](int64_t n) { return of[static_cast<size_t>(n)]; });
   return result;
 }
 
@@ -49,8 +45,8 @@ Values apply(StateDecay kind, bool transposed, const double* decay, const double
   return result;
 }
 
-template <class T>
-void check(StateDecay kind, bool transposed, bool with_decay, double tolerance) {
+void check(const StateMapsKernel& row, StateDecay kind, bool transposed, bool with_decay) {
+  const double tolerance = row.dtype == DType::kF64 ? 1e-12 : 1e-5;
   std::mt19937_64 random(7);
   const int64_t elements = decay_elements(kind, kDim), maps = kRows * kHeads;
   const double low = kind == StateDecay::kDense ? -1 : -2, high = -low / 2 - 1;
@@ -59,35 +55,34 @@ void check(StateDecay kind, bool transposed, bool with_decay, double tolerance) 
     decays[i] = random_values(maps * elements, low, kind == StateDecay::kDense ? 1 : high, random);
     sums[i] = random_values(maps * kState, -1, 1, random);
   }
-  const Tensor earlier_sums = tensor<T>(sums[0], kState), later_sums = tensor<T>(sums[1], kState);
-  const Tensor earlier = tensor<T>(decays[0], elements), later = tensor<T>(decays[1], elements);
-  ThreadPool pool(2);
-  Arena scratch("scratch", 1 << 16);
-  const Context ctx{.pool = &pool, .scratch = &scratch};
+  const DeviceTensor earlier_sums = tensor(row.dtype, sums[0], kState),
+                     later_sums = tensor(row.dtype, sums[1], kState),
+                     earlier = tensor(row.dtype, decays[0], elements),
+                     later = tensor(row.dtype, decays[1], elements);
+  Rig rig(2);
   // Heads 1 and 2 alone: rows have gaps.
   const auto part = [](const Tensor& t) { return t.view().slice(1, 1, 2); };
-  state_maps_compose(ctx, {.kind = kind,
-                           .head_dim = kDim,
-                           .transposed = transposed,
-                           .earlier_sums = part(earlier_sums),
-                           .earlier_decay = with_decay ? part(earlier) : TensorView(),
-                           .sums = part(later_sums),
-                           .decay = part(later)});
+  rig.run([&](const Context& ctx) {
+    row.compose(ctx, {.kind = kind,
+                      .head_dim = kDim,
+                      .transposed = transposed,
+                      .earlier_sums = part(earlier_sums),
+                      .earlier_decay = with_decay ? part(earlier) : TensorView(),
+                      .sums = part(later_sums),
+                      .decay = part(later)});
+  });
+  const Values all_decays = values(later), all_sums = values(later_sums);
   for (int64_t map = 0; map < maps; ++map) {
     const Values start = random_values(kState, -1, 1, random);
     const double* a[] = {&decays[0][static_cast<size_t>(map * elements)],
                          &decays[1][static_cast<size_t>(map * elements)]};
     const double* b[] = {&sums[0][static_cast<size_t>(map * kState)],
                          &sums[1][static_cast<size_t>(map * kState)]};
-    Values got_decay, got_sums;
-    for (int64_t i = 0; i < elements; ++i) {
-      got_decay.push_back(
-          static_cast<double>(later.span<T>()[static_cast<size_t>(map * elements + i)]));
-    }
-    for (int64_t i = 0; i < kState; ++i) {
-      got_sums.push_back(
-          static_cast<double>(later_sums.span<T>()[static_cast<size_t>(map * kState + i)]));
-    }
+    const auto of_map = [map](const Values& all, int64_t count) {
+      return Values(all.begin() + map * count, all.begin() + (map + 1) * count);
+    };
+    Values got_decay = of_map(all_decays, elements);
+    const Values got_sums = of_map(all_sums, kState);
     Values want;
     if (map % kHeads == 0) {  // not taken part
       want = apply(kind, transposed, a[1], b[1], start);
@@ -109,40 +104,85 @@ void check(StateDecay kind, bool transposed, bool with_decay, double tolerance) 
 constexpr StateDecay kKinds[] = {StateDecay::kScalar, StateDecay::kDiagonal, StateDecay::kDense};
 
 TEST(StateMaps, ComposedMapsAreOneAfterTheOther) {
-  for (const StateDecay kind : kKinds) {
-    for (const bool transposed : {false, true}) {
-      for (const bool with_decay : {false, true}) {
-        SCOPED_TRACE(static_cast<int>(kind) * 4 + transposed * 2 + with_decay);
-        check<double>(kind, transposed, with_decay, 1e-12);
-        check<float>(kind, transposed, with_decay, 1e-5);
+  for_each_row(&Backend::state_maps, [](const StateMapsKernel& row) {
+    for (const StateDecay kind : kKinds) {
+      for (const bool transposed : {false, true}) {
+        for (const bool with_decay : {false, true}) {
+          SCOPED_TRACE(static_cast<int>(kind) * 4 + transposed * 2 + with_decay);
+          check(row, kind, transposed, with_decay);
+        }
       }
     }
-  }
+  });
+}
+
+// Matrices larger than a tile of a kernel, against sums in f64.
+TEST(StateMaps, MatricesOfEverySize) {
+  for_each_row(&Backend::state_maps, [](const StateMapsKernel& row) {
+    for (const auto& [dim, width] : std::vector<std::pair<int64_t, int64_t>>{{1, 7}, {33, 70}}) {
+      for (const bool transposed : {false, true}) {
+        const DeviceTensor earlier = random(row.dtype, {1, 1, dim * width}, 1),
+                           earlier_decay = random(row.dtype, {1, 1, dim * dim}, 2),
+                           sums = random(row.dtype, {1, 1, dim * width}, 3),
+                           decay = random(row.dtype, {1, 1, dim * dim}, 4);
+        const Values b = values(earlier), a = values(earlier_decay), m = values(decay);
+        Values want_sums = values(sums), want_decay(static_cast<size_t>(dim * dim));
+        const auto at = [dim](int64_t i, int64_t j) { return static_cast<size_t>(i * dim + j); };
+        for (int64_t i = 0; i < dim; ++i) {
+          for (int64_t k = 0; k < dim; ++k) {
+            const double factor = m[transposed ? at(k, i) : at(i, k)];
+            for (int64_t j = 0; j < width; ++j) {
+              want_sums[static_cast<size_t>(i * width + j)] +=
+                  factor * b[static_cast<size_t>(k * width + j)];
+            }
+            for (int64_t j = 0; j < dim; ++j) {
+              want_decay[at(i, j)] +=
+                  transposed ? a[at(i, k)] * m[at(k, j)] : m[at(i, k)] * a[at(k, j)];
+            }
+          }
+        }
+        Rig rig(2);
+        rig.run([&](const Context& ctx) {
+          row.compose(ctx, {.kind = StateDecay::kDense,
+                            .head_dim = dim,
+                            .transposed = transposed,
+                            .earlier_sums = earlier,
+                            .earlier_decay = earlier_decay,
+                            .sums = sums,
+                            .decay = decay});
+        });
+        expect_near(sums, want_sums, 10 * epsilon(row.dtype), "sums");
+        expect_near(decay, want_decay, 10 * epsilon(row.dtype), "decay");
+      }
+    }
+  });
 }
 
 // Whatever is behind a map that forgets, it does not show.
 TEST(StateMaps, WhatIsForgottenIsNotLookedAt) {
-  const double nan = std::nan("");
-  ThreadPool pool(1);
-  Arena scratch("scratch", 1 << 16);
-  const Context ctx{.pool = &pool, .scratch = &scratch};
-  for (const StateDecay kind : kKinds) {
-    const int64_t elements = decay_elements(kind, kDim);
-    const double nothing =
-        kind == StateDecay::kDense ? 0 : -std::numeric_limits<double>::infinity();
-    const auto filled = [](int64_t last, double value) {
-      return tensor<double>(Values(static_cast<size_t>(kRows * kHeads * last), value), last);
-    };
-    const Tensor sums = filled(kState, 2), decay = filled(elements, nothing);
-    state_maps_compose(ctx, {.kind = kind,
-                             .head_dim = kDim,
-                             .earlier_sums = filled(kState, nan),
-                             .earlier_decay = filled(elements, nan),
-                             .sums = sums,
-                             .decay = decay});
-    for (const double value : sums.span<double>()) EXPECT_EQ(value, 2);
-    for (const double value : decay.span<double>()) EXPECT_EQ(value, nothing);
-  }
+  for_each_row(&Backend::state_maps, [](const StateMapsKernel& row) {
+    for (const StateDecay kind : kKinds) {
+      const Shape sums_shape{kRows, kHeads, kState},
+          decay_shape{kRows, kHeads, decay_elements(kind, kDim)};
+      const double nothing =
+          kind == StateDecay::kDense ? 0 : -std::numeric_limits<double>::infinity();
+      const DeviceTensor sums = filled(row.dtype, sums_shape, 2),
+                         decay = filled(row.dtype, decay_shape, nothing),
+                         earlier_sums = poisoned(row.dtype, sums_shape),
+                         earlier_decay = poisoned(row.dtype, decay_shape);
+      Rig rig(1);
+      rig.run([&](const Context& ctx) {
+        row.compose(ctx, {.kind = kind,
+                          .head_dim = kDim,
+                          .earlier_sums = earlier_sums,
+                          .earlier_decay = earlier_decay,
+                          .sums = sums,
+                          .decay = decay});
+      });
+      for (const double value : values(sums)) EXPECT_EQ(value, 2);
+      for (const double value : values(decay)) EXPECT_EQ(value, nothing);
+    }
+  });
 }
 
 TEST(StateMaps, ContradictoryShapesAreRefused) {
@@ -161,4 +201,4 @@ TEST(StateMaps, ContradictoryShapesAreRefused) {
 }
 
 }  // namespace
-}  // namespace longhaul::kernels
+}  // namespace longhaul::kernels::testing
