@@ -20,7 +20,7 @@ const Backend& cuda_backend() {
                                .attention = cuda::attention_table(),
                                .attention_sink = cuda::attention_sink_table(),
                                .linear_attention = cuda::linear_attention_table(),
-                               .gated_linear_attention = {},
+                               .gated_linear_attention = cuda::gated_linear_attention_table(),
                                .delta_rule = {},
                                .gemm = cuda::gemm_table(),
                                .state_maps = cuda::state_maps_table(),

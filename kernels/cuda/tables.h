@@ -11,6 +11,7 @@ bool available();
 std::span<const AttentionKernel> attention_table();
 std::span<const AttentionSinkKernel> attention_sink_table();
 std::span<const LinearAttentionKernel> linear_attention_table();
+std::span<const GatedLinearAttentionKernel> gated_linear_attention_table();
 std::span<const GemmKernel> gemm_table();
 std::span<const StateMapsKernel> state_maps_table();
 std::span<const LinearAttentionDiagonalKernel> linear_attention_diagonal_table();
