@@ -21,7 +21,7 @@ const Backend& cuda_backend() {
                                .attention_sink = cuda::attention_sink_table(),
                                .linear_attention = cuda::linear_attention_table(),
                                .gated_linear_attention = cuda::gated_linear_attention_table(),
-                               .delta_rule = {},
+                               .delta_rule = cuda::delta_rule_table(),
                                .gemm = cuda::gemm_table(),
                                .state_maps = cuda::state_maps_table(),
                                .linear_attention_diagonal = cuda::linear_attention_diagonal_table(),

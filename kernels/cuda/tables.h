@@ -21,6 +21,7 @@ std::span<const LrpeKernel> lrpe_table();
 std::span<const GatedUnitKernel> gated_unit_table();
 std::span<const ActivationKernel> activation_table();
 std::span<const DecayGateKernel> decay_gate_table();
+std::span<const DeltaRuleKernel> delta_rule_table();
 std::span<const EmbeddingKernel> embedding_table();
 std::span<const LinearCrossEntropyKernel> linear_cross_entropy_table();
 std::span<const AdamWKernel> adamw_table();

@@ -84,7 +84,7 @@ TEST(GatedLinearAttention, MapsAndAdditionsMakeTheWhole) {
       const GatedTokens tokens = p.tokens(of_ranks);
       const auto runs = static_cast<int64_t>(of_ranks.size());
       const Shape states{runs, 2, 16, 24};
-      for (const int threads : {1, 3}) {
+      for (const int threads : numbers_of_threads({1, 3})) {
         SCOPED_TRACE(threads);
         Rig rig(threads);
         GatedResults r(p);
