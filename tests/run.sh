@@ -41,7 +41,7 @@ if ! $quick; then
   GTEST_FILTER=$learning run asan --exclude-regex "$left_out"
   # CUDA's kernels and what moves their tensors, run by the CPU; the rest is as in the release build.
   build emulated
-  run emulated --tests-regex 'kernels_(attention|attention_work|gemm|layers|linear_attention)_test|dist_.*(device|nccl)|launch_device'
+  run emulated --tests-regex 'kernels_(attention|attention_work|delta_rule|gated_linear_attention|gemm|layers|linear_attention|state_maps)_test|dist_.*(device|nccl)|launch_device'
   build tsan
   GTEST_FILTER=$learning LONGHAUL_TEST_BEST_SET=1 TSAN_OPTIONS="halt_on_error=1 second_deadlock_stack=1" \
     run tsan --exclude-regex "$left_out|launch_cli"

@@ -316,22 +316,9 @@ void resolve_checkpoint(Checkpoint& checkpoint, const Train& train) {
   at_least("checkpoint.keep", checkpoint.keep(), 0);
 }
 
-// What has kernels for GPUs.
-void check_device(const model::ModelConfig& model) {
-  const kernels::Backend& backend = kernels::cuda_backend();
-  if (backend.gemm.empty()) {
+void check_device() {
+  if (kernels::cuda_backend().gemm.empty()) {
     refuse("device", "CUDA: this binary was built without that backend; set device: CPU");
-  }
-  const bool gla = model.linear.kind == model::LinearVariant::kGla;
-  const bool delta = model.linear.kind == model::LinearVariant::kGatedDelta;
-  const bool kernels = gla     ? !backend.gated_linear_attention.empty()
-                       : delta ? !backend.delta_rule.empty()
-                               : !backend.linear_attention.empty();
-  if (model.linear_layers() > 0 && (!kernels || backend.state_maps.empty())) {
-    refuse("device", absl::StrCat("CUDA: linear attention of kind ",
-                                  std::string(name_of(model::linear_variants(), model.linear.kind)),
-                                  " over ranks has no kernels for GPUs yet; set device: CPU, or "
-                                  "model.pattern: \"N\""));
   }
 }
 
@@ -355,7 +342,7 @@ void resolve(Config& config, int ranks, int threads) {
   resolve_checkpoint(*config.mutable_checkpoint(), config.train());
   const model::ModelConfig model = model_config(config);
   model.validate();
-  if (config.device() == Config::CUDA) check_device(model);
+  if (config.device() == Config::CUDA) check_device();
 }
 
 }  // namespace longhaul::launch

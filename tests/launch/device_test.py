@@ -106,6 +106,22 @@ class Device(unittest.TestCase):
                             "memory.activations=RECOMPUTE", "parallel.layout=striped")
         self.assert_close(losses, "F64", 1e-10)
 
+    def test_linear_attention(self):
+        for kind, ranks, settings in [
+                ("lightning", 2, ["parallel.layout=zigzag"]),
+                ("retention", 3, ["parallel.linear_method=doubling"]),
+                ("basic", 2, ["parallel.linear_method=ring", "parallel.layout=contiguous"]),
+                ("gla", 2, ["parallel.layout=zigzag"]),
+                ("gated_delta", 3, ["parallel.linear_method=pipelined"])]:
+            with self.subTest(kind=kind):
+                model = ["train.dtype=F64", "train.steps=3", "model.pattern=LN",
+                         "model.linear.kind=" + kind]
+                expected = self.train("cpu-" + kind, 1, *model)
+                losses = self.train("cuda-" + kind, ranks, "device=CUDA", *model, *settings)
+                self.assertEqual(sorted(losses), sorted(expected))
+                for step, loss in losses.items():
+                    self.assertAlmostEqual(loss, expected[step], delta=1e-10 * expected[step])
+
     def test_ranks_as_processes(self):
         command = self.command("mpi", 0, "device=CUDA", "train.dtype=F64")
         command[command.index("--ranks"):command.index("--ranks") + 2] = []
