@@ -59,7 +59,9 @@ stage() {
 
 run_tests() {
   local program status=0
-  for program in kernels_core_test kernels_layers_test kernels_gemm_test kernels_attention_test dist_device_test; do
+  for program in kernels_core_test kernels_layers_test kernels_gemm_test kernels_attention_test \
+    kernels_linear_attention_test kernels_gated_linear_attention_test kernels_delta_rule_test \
+    kernels_state_maps_test dist_device_test; do
     [[ -x $tests/$program ]] || { echo "$program is missing" && status=1 && continue; }
     "$tests/$program" --gtest_brief=1 || status=1
   done
