@@ -44,20 +44,16 @@ void print(const std::string& what, Size size, std::span<const Deviation> deviat
   std::fflush(stdout);
 }
 
-void check_softmax(dist::Group& world, dist::Group& sequence, const Context& ctx,
-                   const Config& config, Size size, bool json) {
-  const SettledStrategies settled =
-      settle_strategies(world, sequence, ctx, config,
-                        {.layout = [&](double) { return make_layout(config, sequence.size()); },
-                         .documents = parallel::Documents::whole(config.data().sequence_length()),
-                         .options = attention_options(config),
-                         .record_path = ""});
-  const CheckedAttention attention = checked_attention(config, settled);
-  const std::vector<Deviation> deviations = check_attention(sequence, ctx, attention);
-  if (world.rank() == 0) {
-    print(attention.subject().name, size, deviations, json);
-  }
-  require_small(world, attention.subject(), deviations);
+SettledStrategies settled_strategies(dist::Group& world, dist::Group& sequence, const Context& ctx,
+                                     const Config& config) {
+  return settle_strategies(
+      world, sequence, ctx, config,
+      {.layout = [&](double) { return make_layout(config, sequence.size()); },
+       .documents = parallel::Documents::whole(config.data().sequence_length()),
+       .options = attention_options(config),
+       .record_path = "",
+       .softmax = model_config(config).softmax_layers() > 0,
+       .linear = first_linear_attention(config)});
 }
 
 void check(dist::Group& world, const Config& config, bool json) {
@@ -69,13 +65,19 @@ void check(dist::Group& world, const Config& config, bool json) {
   const Context ctx{.stream = stream.get(), .pool = &pool, .scratch = &none};
   const model::ModelConfig model = model_config(config);
   const Size size{mesh.sequence().size(), config.parallel().threads()};
-  if (model.softmax_layers() > 0) check_softmax(world, mesh.sequence(), ctx, config, size, json);
+  const SettledStrategies settled = settled_strategies(world, mesh.sequence(), ctx, config);
+  const auto report = [&](const Subject& subject, const std::vector<Deviation>& deviations) {
+    if (world.rank() == 0) print(subject.name, size, deviations, json);
+    require_small(world, subject, deviations);
+  };
+  if (model.softmax_layers() > 0) {
+    const CheckedAttention attention = checked_attention(config, settled);
+    report(attention.subject(), check_attention(mesh.sequence(), ctx, attention));
+  }
   if (model.linear_layers() > 0) {
-    const CheckedLinearAttention attention = checked_linear_attention(config);
-    const std::vector<Deviation> deviations =
-        check_linear_attention(mesh.sequence(), ctx, attention);
-    if (world.rank() == 0) print(attention.subject().name, size, deviations, json);
-    require_small(world, attention.subject(), deviations);
+    const CheckedLinearAttention attention =
+        checked_linear_attention(config, settled.linear_method);
+    report(attention.subject(), check_linear_attention(mesh.sequence(), ctx, attention));
   }
 }
 

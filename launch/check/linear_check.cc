@@ -176,7 +176,7 @@ Subject CheckedLinearAttention::subject() const {
           .setting = "parallel.linear_method"};
 }
 
-CheckedLinearAttention checked_linear_attention(const Config& config) {
+CheckedLinearAttention checked_linear_attention(const Config& config, const std::string& method) {
   const model::ModelConfig model = model_config(config);
   int64_t layer = 0;
   while (!model.is_linear(layer)) ++layer;
@@ -193,10 +193,9 @@ CheckedLinearAttention checked_linear_attention(const Config& config) {
             return softmax.sample_layout ? softmax.sample_layout(documents, softmax.mask, ranks)
                                          : own;
           },
-      .options = model::linear_attention_options(model, dtype(config), model.linear_key_dim(layer)),
+      .options = *first_linear_attention(config),
       .slopes = {}};
-  checked.options.method = config.parallel().linear_method();
-  checked.options.most_runs = linear_options(config).most_runs;
+  checked.options.method = method;
   // Of many heads some, from the one that forgets first to the one that forgets last.
   const int64_t all = model.linear_heads(), some = std::min(all, kMostHeads);
   checked.options.heads = some;

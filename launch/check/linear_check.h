@@ -2,6 +2,7 @@
 // attention: on the run's own layout, method, decay and dtype at a reduced size.
 #pragma once
 
+#include <string>
 #include <vector>
 
 #include "launch/check/deviation.h"
@@ -21,8 +22,9 @@ struct CheckedLinearAttention {
 
   Subject subject() const;
 };
-// Of the first linear layer, for as many ranks as share a sample. The model has one.
-CheckedLinearAttention checked_linear_attention(const Config& config);
+// Of the first linear layer, for as many ranks as share a sample. The model has one. `method`: the
+// one that is used, a row of scan_methods().
+CheckedLinearAttention checked_linear_attention(const Config& config, const std::string& method);
 
 // Collective over `sequence`, the ranks that share a sample; the same result on all of them. Runs
 // on ctx's device and threads; ctx's scratch is not used.

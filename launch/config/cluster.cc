@@ -2,8 +2,10 @@
 
 #include <google/protobuf/text_format.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/core/error.h"
@@ -41,13 +43,14 @@ class Checks {
   const std::string& name_;
 };
 
-DType dtype_named(const Checks& checks, const std::string& text) {
+DType dtype_named(const Checks& checks, const std::string& field, const std::string& text) {
   for (DType dtype : {DType::kF32, DType::kBF16, DType::kF64}) {
     if (text == name(dtype)) return dtype;
   }
-  checks.refuse("kernels.dtype",
-                absl::StrCat("is \"", text, "\"; one of f32, bf16, f64 is wanted"));
+  checks.refuse(field, absl::StrCat("is \"", text, "\"; one of f32, bf16, f64 is wanted"));
 }
+
+constexpr std::array<const char*, 3> kDecays{"scalar", "diagonal", "dense"};  // by StateDecay
 
 parallel::Link link_of(const Checks& checks, const std::string& field, const Link& from) {
   const double share = checks.not_negative(field + ".processor_share", from.processor_share());
@@ -62,7 +65,7 @@ parallel::Link link_of(const Checks& checks, const std::string& field, const Lin
 
 parallel::KernelProfile profile_of(const Checks& checks, const KernelProfile& from) {
   parallel::KernelProfile to;
-  to.dtype = dtype_named(checks, from.dtype());
+  to.dtype = dtype_named(checks, "kernels.dtype", from.dtype());
   to.head_dim = from.head_dim();
   to.lengths = {from.lengths().begin(), from.lengths().end()};
   to.forward = {from.forward().begin(), from.forward().end()};
@@ -89,6 +92,28 @@ parallel::KernelProfile profile_of(const Checks& checks, const KernelProfile& fr
   to.forward_border = checks.not_negative("kernels.forward_border", from.forward_border());
   to.backward_border = checks.not_negative("kernels.backward_border", from.backward_border());
   return to;
+}
+
+parallel::LinearProfile profile_of(const Checks& checks, const LinearProfile& from) {
+  const auto* const decay = std::ranges::find(kDecays, from.decay());
+  if (decay == kDecays.end()) {
+    checks.refuse("linear_kernels.decay", absl::StrCat("is \"", from.decay(),
+                                                       "\"; one of scalar, diagonal, dense is "
+                                                       "wanted"));
+  }
+  for (const auto& [field, dim] :
+       {std::pair("head_dim", from.head_dim()), std::pair("value_dim", from.value_dim())}) {
+    if (dim < 1) {
+      checks.refuse(absl::StrCat("linear_kernels.", field),
+                    absl::StrCat("is ", dim, "; 1 or more is wanted"));
+    }
+  }
+  return {.dtype = dtype_named(checks, "linear_kernels.dtype", from.dtype()),
+          .state_decay = static_cast<kernels::StateDecay>(decay - kDecays.begin()),
+          .head_dim = from.head_dim(),
+          .value_dim = from.value_dim(),
+          .forward = checks.positive("linear_kernels.forward", from.forward()),
+          .backward = checks.positive("linear_kernels.backward", from.backward())};
 }
 
 void set_link(const parallel::Link& from, Link& to) {
@@ -120,6 +145,9 @@ parallel::Cluster from_message(const Cluster& message, const std::string& name) 
       checks.positive("memory_bytes_per_second", message.memory_bytes_per_second());
   for (const KernelProfile& profile : message.kernels()) {
     cluster.profiles.push_back(profile_of(checks, profile));
+  }
+  for (const LinearProfile& profile : message.linear_kernels()) {
+    cluster.linear_profiles.push_back(profile_of(checks, profile));
   }
   return cluster;
 }
@@ -157,6 +185,15 @@ Cluster to_message(const parallel::Cluster& cluster) {
     for (double seconds : from.backward) to.add_backward(seconds);
     to.set_forward_border(from.forward_border);
     to.set_backward_border(from.backward_border);
+  }
+  for (const parallel::LinearProfile& from : cluster.linear_profiles) {
+    LinearProfile& to = *message.add_linear_kernels();
+    to.set_dtype(std::string(name(from.dtype)));
+    to.set_decay(kDecays[static_cast<size_t>(from.state_decay)]);
+    to.set_head_dim(from.head_dim);
+    to.set_value_dim(from.value_dim);
+    to.set_forward(from.forward);
+    to.set_backward(from.backward);
   }
   return message;
 }

@@ -66,10 +66,11 @@ void known(std::string_view field, const std::string& value, const Table& table)
   }
 }
 
-void known_strategy(std::string_view field, const std::string& value) {
-  std::vector<parallel::Strategy> table(parallel::strategies().begin(),
-                                        parallel::strategies().end());
-  table.push_back({.name = kAutoStrategy, .plan = nullptr, .refusal = nullptr});
+// A row of the table, or "auto".
+template <class Row>
+void known_or_auto(std::string_view field, const std::string& value, std::span<const Row> rows) {
+  std::vector<Row> table(rows.begin(), rows.end());
+  table.emplace_back().name = kAutoStrategy;
   known(field, value, table);
 }
 
@@ -234,11 +235,11 @@ void resolve_parallel(Parallel& parallel, int ranks, int threads) {
   known("parallel.layout", parallel.layout(), parallel::layout_kinds());
   not_negative("parallel.row_price", parallel.row_price());
   if (!parallel.has_backward_strategy()) parallel.set_backward_strategy(parallel.strategy());
-  known_strategy("parallel.strategy", parallel.strategy());
-  known_strategy("parallel.backward_strategy", parallel.backward_strategy());
+  known_or_auto("parallel.strategy", parallel.strategy(), parallel::strategies());
+  known_or_auto("parallel.backward_strategy", parallel.backward_strategy(), parallel::strategies());
   at_least("parallel.ranks_per_node", parallel.ranks_per_node(), 0);
   at_least("parallel.gather_heads", parallel.gather_heads(), 0);
-  known("parallel.linear_method", parallel.linear_method(), parallel::scan_methods());
+  known_or_auto("parallel.linear_method", parallel.linear_method(), parallel::scan_methods());
   if (!parallel.has_threads()) parallel.set_threads(threads);
   at_least("parallel.threads", parallel.threads(), 1);
   positive("parallel.timeout_seconds", parallel.timeout_seconds());

@@ -19,6 +19,14 @@ std::string used(const std::string& configured, const parallel::Choice& choice) 
   return configured == kAutoStrategy ? choice.winner().strategy : configured;
 }
 
+void print_why(const std::string& configured, const parallel::Choice& choice) {
+  std::printf("%s\n", choice.why.c_str());
+  if (configured != kAutoStrategy && configured != choice.winner().strategy) {
+    std::printf("the configuration asks for %s; \"auto\" would take %s\n", configured.c_str(),
+                choice.winner().strategy.c_str());
+  }
+}
+
 void print_direction(const char* name, const std::string& configured,
                      const parallel::Choice& choice) {
   std::printf("\n%-14s %10s %11s %14s %14s %12s %6s %9s %8s\n", name, "ms", "exposed ms",
@@ -36,11 +44,7 @@ void print_direction(const char* name, const std::string& configured,
                 human_bytes(static_cast<double>(c.received_max)).c_str(),
                 human_bytes(c.in_place_mean).c_str(), c.steps, c.balance, 1e3 * c.planning);
   }
-  std::printf("%s\n", choice.why.c_str());
-  if (configured != kAutoStrategy && configured != choice.winner().strategy) {
-    std::printf("the configuration asks for %s; \"auto\" would take %s\n", configured.c_str(),
-                choice.winner().strategy.c_str());
-  }
+  print_why(configured, choice);
 }
 
 Json json_of(const std::string& configured, const parallel::Choice& choice) {
@@ -112,16 +116,19 @@ void print_linear(const Config& config, const LinearPlan& plan) {
   if (plan.relayout) {
     std::printf("rows go to a contiguous layout first and results back; not counted below\n");
   }
-  for (const auto& [direction, candidates] :
-       {std::pair("forward", &plan.forward), {"backward", &plan.backward}}) {
-    std::printf("\n%-14s %14s %14s %6s\n", direction, "received mean", "received max", "chain");
-    for (const LinearCandidate& c : *candidates) {
-      std::printf(
-          "%s %-12s %14s %14s %6d\n", c.method == config.parallel().linear_method() ? "*" : " ",
-          c.method.c_str(), human_bytes(c.received_mean).c_str(),
-          human_bytes(static_cast<double>(c.received_max)).c_str(), static_cast<int>(c.chain));
+  for (const std::string& source : plan.sources) std::printf("%s\n", source.c_str());
+  const std::string method = used(config.parallel().linear_method(), plan.choice.both);
+  for (const size_t direction : {0, 1}) {
+    std::printf("\n%-14s %10s %11s %14s %14s %6s\n", direction == 0 ? "forward" : "backward", "ms",
+                "exposed ms", "received mean", "received max", "chain");
+    for (const parallel::Candidate& c : plan.choice.directions[direction]) {
+      std::printf("%s %-12s %10.3f %11.3f %14s %14s %6d\n", c.strategy == method ? "*" : " ",
+                  c.strategy.c_str(), 1e3 * c.seconds, 1e3 * c.exposed,
+                  human_bytes(c.received_mean).c_str(),
+                  human_bytes(static_cast<double>(c.received_max)).c_str(), c.steps);
     }
   }
+  print_why(config.parallel().linear_method(), plan.choice.both);
 }
 
 Json json_of(const Config& config, const AttentionPlan& plan) {
@@ -144,24 +151,31 @@ Json json_of(const Config& config, const AttentionPlan& plan) {
 }
 
 Json json_of(const Config& config, const LinearPlan& plan) {
-  const auto direction = [](const std::vector<LinearCandidate>& candidates) {
+  const auto direction = [](const std::vector<parallel::Candidate>& candidates) {
     Json list = Json::array();
-    for (const LinearCandidate& c : candidates) {
-      list.push_back({{"method", c.method},
+    for (const parallel::Candidate& c : candidates) {
+      list.push_back({{"method", c.strategy},
+                      {"seconds", c.seconds},
+                      {"exposed_seconds", c.exposed},
                       {"received_bytes", {{"mean", c.received_mean}, {"max", c.received_max}}},
-                      {"longest_chain", c.chain}});
+                      {"longest_chain", c.steps}});
     }
     return list;
   };
+  const std::string& configured = config.parallel().linear_method();
   return {{"kind", plan.kind},
           {"heads", plan.heads},
           {"key_dim", plan.key_dim},
           {"value_dim", plan.value_dim},
           {"state_bytes", plan.state_bytes},
           {"relayout", plan.relayout},
-          {"method", config.parallel().linear_method()},
-          {"forward", direction(plan.forward)},
-          {"backward", direction(plan.backward)}};
+          {"sources", plan.sources},
+          {"configured", configured},
+          {"method", used(configured, plan.choice.both)},
+          {"winner", plan.choice.both.winner().strategy},
+          {"why", plan.choice.both.why},
+          {"forward", direction(plan.choice.directions[0])},
+          {"backward", direction(plan.choice.directions[1])}};
 }
 
 }  // namespace

@@ -60,12 +60,23 @@ parallel::CoreAttentionOptions attention_options(const Config& config,
   return options;
 }
 
-model::LinearAttentions::Options linear_options(const Config& config) {
+model::LinearAttentions::Options linear_options(const Config& config, const std::string& method) {
   // Ranks of a balanced layout have about two.
   constexpr int64_t kMostRunsOfChangingLayouts = 4;
   return {.dtype = dtype(config),
-          .method = config.parallel().linear_method(),
+          .method = method,
           .most_runs = layout_kind(config).make_for == nullptr ? 0 : kMostRunsOfChangingLayouts};
+}
+
+std::optional<parallel::LinearAttentionOptions> first_linear_attention(const Config& config) {
+  const model::ModelConfig model = model_config(config);
+  if (model.linear_layers() == 0) return std::nullopt;
+  int64_t layer = 0;
+  while (!model.is_linear(layer)) ++layer;
+  parallel::LinearAttentionOptions options =
+      model::linear_attention_options(model, dtype(config), model.linear_key_dim(layer));
+  options.most_runs = linear_options(config, "").most_runs;
+  return options;
 }
 
 namespace {
@@ -89,10 +100,12 @@ model::ModelOptions model_options(const Config& config) {
 
 // A method may refuse the layout; every rank finds the same.
 model::LinearAttentions make_linear(dist::Group& world, dist::Group& sequence,
-                                    const parallel::TokenLayout& layout, const Config& config) {
+                                    const parallel::TokenLayout& layout, const Config& config,
+                                    const SettledStrategies& settled) {
   std::optional<model::LinearAttentions> linear;
   world.agree(attempt([&] {
-                linear.emplace(sequence, layout, model_config(config), linear_options(config));
+                linear.emplace(sequence, layout, model_config(config),
+                               linear_options(config, settled.linear_method));
               }),
               "preparing linear attention");
   return std::move(*linear);
@@ -136,15 +149,11 @@ Engine::Engine(dist::Group& world, const Config& config, const EngineOptions& op
       strategies_(settle(config, options)),
       attention_(mesh_.sequence(), make_layout(config, config.parallel().sequence()),
                  attention_options(config, strategies_)),
-      linear_(make_linear(world, mesh_.sequence(), attention_.layout(), config)),
+      linear_(make_linear(world, mesh_.sequence(), attention_.layout(), config, strategies_)),
       memory_(reserve(world, measure(*this, config))),
       replica_(*this, config, memory_) {}
 
 SettledStrategies Engine::settle(const Config& config, const EngineOptions& options) {
-  if (model_config_.softmax_layers() == 0) {
-    // Nothing will run them.
-    return {.forward = "ring", .backward = "ring", .ranks_per_node = 1, .lines = {}, .record = ""};
-  }
   Arena none("nothing", 0, stream_.get().device);
   const Context ctx{.stream = stream_.get(), .pool = &pool_, .scratch = &none};
   const parallel::CoreAttentionOptions attention = attention_options(config);
@@ -158,7 +167,9 @@ SettledStrategies Engine::settle(const Config& config, const EngineOptions& opti
                                 },
                             .documents = documents,
                             .options = attention,
-                            .record_path = options.strategy_record});
+                            .record_path = options.strategy_record,
+                            .softmax = model_config_.softmax_layers() > 0,
+                            .linear = first_linear_attention(config)});
 }
 
 // One step with everything that may happen in it, on shapes alone.

@@ -36,8 +36,10 @@ parallel::CoreAttentionOptions attention_options(const Config& config);
 parallel::CoreAttentionOptions attention_options(const Config& config,
                                                  const SettledStrategies& settled);
 
-// Linear attention as configured.
-model::LinearAttentions::Options linear_options(const Config& config);
+// Linear attention as configured; `method` in place of parallel.linear_method, which may be "auto".
+model::LinearAttentions::Options linear_options(const Config& config, const std::string& method);
+// Of the first linear layer, with no method yet; none if the model has none.
+std::optional<parallel::LinearAttentionOptions> first_linear_attention(const Config& config);
 
 // What strategy "auto" goes by.
 struct EngineOptions {

@@ -4,12 +4,17 @@
 
 #include <filesystem>
 #include <optional>
+#include <tuple>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "launch/config/text.h"
+#include "parallel/cost/choose_scan.h"
 #include "parallel/cost/measure.h"
+#include "parallel/cost/measure_linear.h"
 #include "parallel/cost/row_price.h"
+#include "parallel/scan/runs.h"
 
 namespace longhaul::launch {
 
@@ -20,10 +25,22 @@ using parallel::Direction;
 
 bool is_auto(const std::string& strategy) { return strategy == kAutoStrategy; }
 
-// Whether the layout goes by documents, at a price that is left open.
-bool is_price_open(const Config& config) {
-  return parallel::layout_kind(config.parallel().layout()).make_for != nullptr &&
-         !config.parallel().has_row_price();
+// What costs decide.
+struct Open {
+  bool forward = false, backward = false;  // strategies of softmax attention
+  bool price = false;                      // the layout goes by documents, at a price left open
+  bool linear = false;
+  bool softmax() const { return forward || backward; }
+  bool any() const { return softmax() || price || linear; }
+};
+
+Open left_open(const Config& config, const StrategySetting& setting) {
+  const Parallel& parallel = config.parallel();
+  const bool by_documents = parallel::layout_kind(parallel.layout()).make_for != nullptr;
+  return {.forward = setting.softmax && is_auto(parallel.strategy()),
+          .backward = setting.softmax && is_auto(parallel.backward_strategy()),
+          .price = setting.softmax && by_documents && !parallel.has_row_price(),
+          .linear = setting.linear && is_auto(parallel.linear_method())};
 }
 
 // Most rows of a rank.
@@ -60,6 +77,12 @@ ChoiceProblem choice_problem(const Config& config, const StrategySetting& settin
   problem.set_cluster(config.parallel().cluster());
   problem.set_gather_heads(options.gather_heads);
   if (config.parallel().has_row_price()) problem.set_row_price(config.parallel().row_price());
+  if (left_open(config, setting).linear) {
+    problem.set_linear_kind(std::string(name(setting.linear->kind)));
+    problem.set_linear_heads(setting.linear->heads);
+    problem.set_linear_head_dim(setting.linear->head_dim);
+    problem.set_linear_value_dim(setting.linear->value_dim);
+  }
   return problem;
 }
 
@@ -81,15 +104,19 @@ std::optional<std::string> difference(const ChoiceProblem& now, const ChoiceProb
 }
 
 // Whether a record of the same problem has all that was left open, of this program.
-bool usable(const SavedChoice& saved, bool price_open) {
-  if (price_open && !(saved.row_price().has_pairs() && saved.row_price().pairs() >= 0))
+bool usable(const SavedChoice& saved, const Open& open) {
+  if (open.price && !(saved.row_price().has_pairs() && saved.row_price().pairs() >= 0))
     return false;
-  for (const auto& [choice, given] :
-       {std::pair(&saved.forward(), &saved.problem().strategy()),
-        std::pair(&saved.backward(), &saved.problem().backward_strategy())}) {
+  if (open.linear) {
+    const std::string& method = saved.linear().strategy();
+    if (attempt([&] { parallel::scan_method(method); })) return false;
+    if (saved.linear().candidates().empty()) return false;
+  }
+  for (const auto& [choice, chosen] :
+       {std::pair(&saved.forward(), open.forward), std::pair(&saved.backward(), open.backward)}) {
     const std::string& strategy = choice->strategy();
-    if (attempt([&] { parallel::strategy(strategy); })) return false;
-    if (is_auto(*given) && choice->candidates().empty()) return false;
+    if (open.softmax() && attempt([&] { parallel::strategy(strategy); })) return false;
+    if (chosen && choice->candidates().empty()) return false;
   }
   return true;
 }
@@ -99,7 +126,7 @@ struct Earlier {
   std::optional<SavedChoice> choice;  // to be used again
   std::string why_not;                // one that is there does not fit
 };
-Earlier look_up(const std::string& path, const ChoiceProblem& problem, bool price_open) {
+Earlier look_up(const std::string& path, const ChoiceProblem& problem, const Open& open) {
   if (path.empty() || !std::filesystem::exists(path)) return {};
   SavedChoice saved;
   parse_text(read_text(path, "strategies chosen by an earlier run", "remove it to choose anew"),
@@ -107,39 +134,48 @@ Earlier look_up(const std::string& path, const ChoiceProblem& problem, bool pric
   if (const auto differs = difference(problem, saved.problem())) {
     return {std::nullopt, *differs};
   }
-  if (!usable(saved, price_open)) {
-    return {std::nullopt, "it names a strategy that there is no longer, or lacks a choice"};
+  if (!usable(saved, open)) {
+    return {std::nullopt,
+            "it names a strategy or method that there is no longer, or lacks a choice"};
   }
   return {std::move(saved), ""};
 }
 
+// Links, memory and the kernels that the choices rest on.
 parallel::Cluster costs(dist::Group& world, dist::Group& sequence, const Context& ctx,
                         const Config& config, const StrategySetting& setting,
-                        const std::vector<int>& node_of) {
+                        const std::vector<int>& node_of, const Open& open) {
   const parallel::HeadShape& heads = setting.options.heads;
   const DType type = setting.options.dtype;
   const int64_t rows = rows_of(setting, sequence.size());
   const std::string& path = config.parallel().cluster();
-  if (path.empty()) {
-    return parallel::measure_cluster(sequence, ctx, node_of, heads, type, rows);
-  }
   parallel::Cluster cluster;
-  world.agree(attempt([&] { cluster = load_cluster(path); }), "reading the cluster description");
-  const bool complete = cluster.profile(type, heads.head_dim) != nullptr;
+  if (path.empty()) {
+    cluster = parallel::measure_links_and_memory(sequence, ctx, node_of);
+  } else {
+    world.agree(attempt([&] { cluster = load_cluster(path); }), "reading the cluster description");
+  }
   // Files may differ between nodes: all ranks do as rank 0.
-  if (world.broadcast(complete ? "complete" : "", 0, "cluster description").empty()) {
+  const auto lacks = [&](bool here) {
+    return !world.broadcast(here ? "lacks" : "", 0, "cluster description").empty();
+  };
+  if ((open.softmax() || open.price) && lacks(cluster.profile(type, heads.head_dim) == nullptr)) {
     parallel::KernelCosts kernel = parallel::measure_kernel(ctx, heads, type, rows);
     if (cluster.seconds_per_task == 0) cluster.seconds_per_task = kernel.seconds_per_task;
     cluster.profiles.push_back(std::move(kernel.profile));
   }
+  if (open.linear &&
+      lacks(cluster.linear_profile(type, parallel::scanned_heads(*setting.linear)) == nullptr)) {
+    sequence.barrier("measuring kernels");
+    cluster.linear_profiles.push_back(parallel::measure_linear(ctx, *setting.linear, rows));
+  }
   return cluster;
 }
 
-void add_direction(const char* name, const DirectionChoice& choice, const std::string& given,
-                   bool reused, const std::string& path, std::vector<std::string>& lines) {
-  if (!is_auto(given)) return;
+void add_choice(const char* of, const DirectionChoice& choice, bool reused, const std::string& path,
+                std::vector<std::string>& lines) {
   lines.push_back(absl::StrCat(
-      "strategy auto, ", name, ": ", choice.strategy(), " (",
+      of, ": ", choice.strategy(), " (",
       reused ? absl::StrCat("as chosen before, see ", path) : choice.why(),
       absl::StrFormat("; predicted %.3g ms a layer)", 1e3 * choice.candidates(0).seconds())));
 }
@@ -147,13 +183,14 @@ void add_direction(const char* name, const DirectionChoice& choice, const std::s
 // measured: none where nothing needs costs.
 SavedChoice choose_now(const Config& config, const StrategySetting& setting,
                        const ChoiceProblem& key, const std::optional<parallel::Cluster>& measured,
-                       const std::vector<int>& node_of) {
+                       const std::vector<int>& node_of, bool polls) {
   const parallel::CoreAttentionOptions& options = setting.options;
   const parallel::Cluster cluster = measured.value_or(parallel::Cluster{});
   SavedChoice saved;
   *saved.mutable_problem() = key;
+  const Open open = left_open(config, setting);
   double price = config.parallel().row_price();
-  if (is_price_open(config)) {
+  if (open.price) {
     const parallel::RowPrice chosen =
         parallel::row_price(cluster, options.heads, options.dtype, rows_of(setting, key.ranks()),
                             node_of, options.in_place);
@@ -163,8 +200,8 @@ SavedChoice choose_now(const Config& config, const StrategySetting& setting,
   }
   const parallel::TokenLayout layout = setting.layout(price);
   const parallel::Problem problem = problem_of(setting, layout, key.ranks_per_node());
-  const auto direction = [&](Direction which, const std::string& given) {
-    if (!is_auto(given)) {
+  const auto direction = [&](Direction which, const std::string& given, bool chosen) {
+    if (!chosen) {
       DirectionChoice fixed;
       fixed.set_strategy(given);
       fixed.set_why("it is configured");
@@ -173,9 +210,22 @@ SavedChoice choose_now(const Config& config, const StrategySetting& setting,
     return to_message(
         parallel::choose(problem, which, options.dtype, cluster, node_of, options.in_place));
   };
-  *saved.mutable_forward() = direction(Direction::kForward, config.parallel().strategy());
-  *saved.mutable_backward() =
-      direction(Direction::kBackward, config.parallel().backward_strategy());
+  if (setting.softmax) {
+    *saved.mutable_forward() =
+        direction(Direction::kForward, config.parallel().strategy(), open.forward);
+    *saved.mutable_backward() =
+        direction(Direction::kBackward, config.parallel().backward_strategy(), open.backward);
+  }
+  if (open.linear) {
+    const parallel::TokenLayout runs = parallel::scanned_runs(layout, setting.linear->most_runs);
+    *saved.mutable_linear() = to_message(
+        parallel::choose_scan({.layout = runs,
+                               .heads = parallel::scanned_heads(*setting.linear),
+                               .dtype = setting.linear->dtype,
+                               .seconds_between_polls = polls ? parallel::kSecondsBetweenPolls : 0},
+                              cluster, node_of)
+            .both);
+  }
   if (measured) *saved.mutable_cluster() = to_message(cluster);
   return saved;
 }
@@ -183,6 +233,7 @@ SavedChoice choose_now(const Config& config, const StrategySetting& setting,
 // What only this configuration and model together rule out; every rank finds the same.
 void refuse_impossible(dist::Group& world, const SettledStrategies& settled,
                        const StrategySetting& setting) {
+  if (!setting.softmax) return;
   world.agree(attempt([&] {
                 const parallel::TokenLayout layout = setting.layout(settled.row_price);
                 for (const std::string& name : {settled.forward, settled.backward}) {
@@ -208,15 +259,17 @@ SettledStrategies settle_strategies(dist::Group& world, dist::Group& sequence, c
   const std::string& forward = config.parallel().strategy();
   const std::string& backward = config.parallel().backward_strategy();
   const std::vector<int> node_of = parallel::nodes_of(sequence);
-  SettledStrategies settled{.forward = forward,
-                            .backward = backward,
+  // Without layers that attend with softmax nothing will run a strategy.
+  SettledStrategies settled{.forward = setting.softmax ? forward : "ring",
+                            .backward = setting.softmax ? backward : "ring",
+                            .linear_method = config.parallel().linear_method(),
                             .ranks_per_node = config.parallel().ranks_per_node(),
                             .row_price = config.parallel().row_price(),
                             .lines = {},
                             .record = {}};
   if (settled.ranks_per_node == 0) settled.ranks_per_node = parallel::ranks_per_node(node_of);
-  const bool choose = is_auto(forward) || is_auto(backward), price_open = is_price_open(config);
-  if (!choose && !price_open) {
+  const Open open = left_open(config, setting);
+  if (!open.any()) {
     refuse_impossible(world, settled, setting);
     return settled;
   }
@@ -226,7 +279,7 @@ SettledStrategies settle_strategies(dist::Group& world, dist::Group& sequence, c
       choice_problem(config, setting, sequence.size(), settled.ranks_per_node);
   Earlier earlier;
   world.agree(attempt([&] {
-                if (world.rank() == 0) earlier = look_up(setting.record_path, key, price_open);
+                if (world.rank() == 0) earlier = look_up(setting.record_path, key, open);
               }),
               "reading the strategies of an earlier run");
   SavedChoice choice;
@@ -236,29 +289,38 @@ SettledStrategies settle_strategies(dist::Group& world, dist::Group& sequence, c
     choice = earlier.choice.value_or(SavedChoice());
   } else {
     std::optional<parallel::Cluster> cluster;
-    if (choose || !parallel::all_in_place(node_of, setting.options.in_place)) {
-      cluster = costs(world, sequence, ctx, config, setting, node_of);
+    const bool free = parallel::all_in_place(node_of, setting.options.in_place);
+    if (open.softmax() || open.linear || !free) {
+      cluster = costs(world, sequence, ctx, config, setting, node_of, open);
     }
     world.agree(attempt([&] {
-                  if (world.rank() == 0)
-                    choice = choose_now(config, setting, key, cluster, node_of);
+                  if (world.rank() != 0) return;
+                  choice = choose_now(config, setting, key, cluster, node_of, ctx.device() == kCpu);
                 }),
                 "choosing strategies");
   }
   settled.record = world.broadcast(list_text(choice), 0, "strategies");
   parse_text(settled.record, "the strategies that rank 0 chose", choice);
-  settled.forward = choice.forward().strategy();
-  settled.backward = choice.backward().strategy();
-  if (price_open) settled.row_price = choice.row_price().pairs();
+  if (setting.softmax) {
+    settled.forward = choice.forward().strategy();
+    settled.backward = choice.backward().strategy();
+  }
+  if (open.linear) settled.linear_method = choice.linear().strategy();
+  if (open.price) settled.row_price = choice.row_price().pairs();
   if (!earlier.why_not.empty()) {
-    settled.lines.push_back(absl::StrCat(choose ? "strategy auto" : "price of a row",
+    settled.lines.push_back(absl::StrCat(open.softmax() ? "strategy auto"
+                                         : open.linear  ? "linear_method auto"
+                                                        : "price of a row",
                                          ": chosen anew, since ", earlier.why_not, " in ",
                                          setting.record_path));
   }
-  add_direction("forward", choice.forward(), forward, reused, setting.record_path, settled.lines);
-  add_direction("backward", choice.backward(), backward, reused, setting.record_path,
-                settled.lines);
-  if (price_open) {
+  for (const auto& [of, chosen, of_choice] :
+       {std::tuple("strategy auto, forward", open.forward, &choice.forward()),
+        std::tuple("strategy auto, backward", open.backward, &choice.backward()),
+        std::tuple("linear_method auto", open.linear, &choice.linear())}) {
+    if (chosen) add_choice(of, *of_choice, reused, setting.record_path, settled.lines);
+  }
+  if (open.price) {
     settled.lines.push_back(absl::StrCat(
         "layout ", config.parallel().layout(), ": a row of another rank costs ",
         absl::StrFormat("%.3g", settled.row_price), " pairs of attention (",

@@ -1,8 +1,10 @@
-// Which strategies attention runs with: those that are configured, or for "auto" the cheapest by
-// measured or given costs; and what the balanced layout pays for a row.
+// Which strategies attention runs with, and by which method linear attention composes its states:
+// those that are configured, or for "auto" the cheapest by measured or given costs; and what the
+// balanced layout pays for a row.
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -11,11 +13,13 @@
 #include "launch/config/cluster.h"
 #include "launch/config/config.h"
 #include "parallel/attention/core_attention.h"
+#include "parallel/scan/linear_attention.h"
 
 namespace longhaul::launch {
 
 struct SettledStrategies {
   std::string forward, backward;
+  std::string linear_method;
   int ranks_per_node = 1;
   double row_price = 0;  // in pairs of attention, for layouts that go by documents
   // Of what was left open: what was chosen and why, for people; the file that a resumed run reads
@@ -33,6 +37,9 @@ struct StrategySetting {
   // The record of an earlier run, which is used again if nothing has changed; may not exist, and ""
   // is none.
   std::string record_path;
+  bool softmax = true;  // whether layers attend with softmax, whose strategies are then settled
+  std::optional<parallel::LinearAttentionOptions> linear =
+      {};  // of linear layers, if there are any
 };
 
 // Collective over `world` and over `sequence`, the ranks that share a sample. Every rank gets what

@@ -181,7 +181,8 @@ class Run {
       done(attention.subject(), check_attention(sequence, engine_.context(), attention));
     }
     if (model.linear_layers() > 0) {
-      const CheckedLinearAttention attention = checked_linear_attention(config_);
+      const CheckedLinearAttention attention =
+          checked_linear_attention(config_, engine_.strategies().linear_method);
       done(attention.subject(), check_linear_attention(sequence, engine_.context(), attention));
     }
   }

@@ -33,6 +33,8 @@ std::string share_of_bytes(double mine, double other) {
                    : absl::StrFormat("%.2f times its bytes", share);
 }
 
+}  // namespace
+
 std::string reason(const std::vector<Candidate>& candidates) {
   const Candidate& first = candidates[0];
   if (candidates.size() < 2 || candidates[1].refused()) {
@@ -63,8 +65,6 @@ std::string reason(const std::vector<Candidate>& candidates) {
   return absl::StrCat(first.strategy, " is ", milliseconds(gain), " faster than ", second.strategy,
                       ": ", absl::StrJoin(parts, ", "));
 }
-
-}  // namespace
 
 std::vector<int> nodes_in_order(int ranks, int per_node) {
   LONGHAUL_CHECK(per_node >= 1);

@@ -52,6 +52,9 @@ Candidate predict(const Strategy& strategy, const Problem& problem, Direction di
                   DType dtype, const Cluster& cluster, const std::vector<int>& node_of,
                   bool in_place);
 
+// Why the first of several is the cheapest, in one sentence. candidates: as in a Choice.
+std::string reason(const std::vector<Candidate>& candidates);
+
 // Consecutive ranks, `per_node` to a node: [0, 0, 1, 1] for 4 and 2.
 std::vector<int> nodes_in_order(int ranks, int per_node);
 

@@ -46,6 +46,16 @@ const KernelProfile* Cluster::profile(DType dtype, int64_t head_dim) const {
   return nullptr;
 }
 
+const LinearProfile* Cluster::linear_profile(DType dtype, const HeadShape& heads) const {
+  for (const LinearProfile& candidate : linear_profiles) {
+    if (candidate.dtype == dtype && candidate.state_decay == heads.state_decay &&
+        candidate.head_dim == heads.head_dim && candidate.value_dim == heads.value_dim) {
+      return &candidate;
+    }
+  }
+  return nullptr;
+}
+
 namespace {
 
 // Queries at which the band's sides cut through the keys, one for each side.

@@ -41,6 +41,20 @@ struct KernelProfile {
   bool operator==(const KernelProfile&) const = default;
 };
 
+// Seconds that the kernels of linear attention take for a token of one head, of a rank's tokens
+// that need nothing from other ranks. All threads together, while all ranks of a node compute.
+struct LinearProfile {
+  DType dtype = DType::kF32;
+  kernels::StateDecay state_decay = kernels::StateDecay::kScalar;  // of the kind
+  int64_t head_dim = 0, value_dim = 0;
+  double forward = 0, backward = 0;
+
+  double seconds_per_token(Direction direction) const {
+    return direction == Direction::kForward ? forward : backward;
+  }
+  bool operator==(const LinearProfile&) const = default;
+};
+
 struct Cluster {
   std::optional<Link> within_rank;     // between slots of a rank; none: at the speed of memory
   std::optional<Link> within_node;     // moved between ranks of a node; none: not known
@@ -51,9 +65,11 @@ struct Cluster {
   double seconds_per_task = 0;         // of a call of the attention kernel, beyond its pairs
   double memory_bytes_per_second = 0;  // read and written by copies, sums and merges
   std::vector<KernelProfile> profiles;
+  std::vector<LinearProfile> linear_profiles{};
 
   // Null if there is none.
   const KernelProfile* profile(DType dtype, int64_t head_dim) const;
+  const LinearProfile* linear_profile(DType dtype, const HeadShape& heads) const;
   bool operator==(const Cluster&) const = default;
 };
 

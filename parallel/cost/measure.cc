@@ -437,20 +437,27 @@ LinkCosts measure_links(dist::Group& group, const Context& ctx, const std::vecto
   return costs;
 }
 
+Cluster measure_links_and_memory(dist::Group& group, const Context& ctx,
+                                 const std::vector<int>& node_of) {
+  group.barrier("measuring memory");
+  Cluster cluster;
+  cluster.memory_bytes_per_second = measure_memory(ctx);
+  const LinkCosts links = measure_links(group, ctx, node_of);
+  cluster.within_rank = links.within_rank;
+  cluster.within_node = links.within_node;
+  cluster.between_nodes = links.between_nodes;
+  cluster.seconds_to_publish = links.seconds_to_publish;
+  return cluster;
+}
+
 Cluster measure_cluster(dist::Group& group, const Context& ctx, const std::vector<int>& node_of,
                         const HeadShape& heads, DType dtype, int64_t rows) {
   group.barrier("measuring kernels");
   KernelCosts kernel = measure_kernel(ctx, heads, dtype, rows);
-  group.barrier("measuring kernels");
-  const double memory = measure_memory(ctx);
-  const LinkCosts links = measure_links(group, ctx, node_of);
-  return {.within_rank = links.within_rank,
-          .within_node = links.within_node,
-          .between_nodes = links.between_nodes,
-          .seconds_to_publish = links.seconds_to_publish,
-          .seconds_per_task = kernel.seconds_per_task,
-          .memory_bytes_per_second = memory,
-          .profiles = {std::move(kernel.profile)}};
+  Cluster cluster = measure_links_and_memory(group, ctx, node_of);
+  cluster.seconds_per_task = kernel.seconds_per_task;
+  cluster.profiles.push_back(std::move(kernel.profile));
+  return cluster;
 }
 
 }  // namespace longhaul::parallel

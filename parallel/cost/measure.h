@@ -48,6 +48,10 @@ double ping_pong_seconds(dist::Group& group, const Context& ctx, int a, int b, i
 double shift_seconds(dist::Group& group, const Context& ctx, const std::vector<int>& next,
                      int64_t bytes);
 
+// Memory and links, without kernels. Collective; links are the same on all ranks.
+Cluster measure_links_and_memory(dist::Group& group, const Context& ctx,
+                                 const std::vector<int>& node_of);
+
 // The whole description, with the profile of one shape. Collective; links are the same on all
 // ranks, the rest is each rank's own.
 Cluster measure_cluster(dist::Group& group, const Context& ctx, const std::vector<int>& node_of,

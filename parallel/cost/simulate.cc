@@ -51,8 +51,7 @@ class Simulation {
       : plans_(plans), cluster_(cluster), options_(options), ranks_(plans.size()) {
     LONGHAUL_CHECK(options.node_of.size() == plans.size());
     const KernelProfile* profile = cluster.profile(options.dtype, options.heads.head_dim);
-    LONGHAUL_CHECK(profile != nullptr, "a profile of the kernel is there");
-    for (int rank = 0; rank < size(); ++rank) add_rank(rank, *profile);
+    for (int rank = 0; rank < size(); ++rank) add_rank(rank, profile);
     match();
     order();
   }
@@ -102,7 +101,7 @@ class Simulation {
                                t.heads.length);
   }
 
-  void add_rank(int rank, const KernelProfile& profile) {
+  void add_rank(int rank, const KernelProfile* profile) {
     const Plan& plan = plans_[static_cast<size_t>(rank)];
     const auto steps = static_cast<int>(plan.steps.size());
     entries_.emplace_back(static_cast<size_t>(steps) + 1);
@@ -116,7 +115,8 @@ class Simulation {
       }
       for (const Transfer& t : step.transfers) add_transfer(rank, s, t);
       for (const Task& task : step.tasks) {
-        here.computing += task_seconds(task, options_.direction, cluster_, profile);
+        LONGHAUL_CHECK(profile != nullptr, "a profile of the kernel is there");
+        here.computing += task_seconds(task, options_.direction, cluster_, *profile);
         for (const Segment& segment : task.segments) {
           totals.pairs += static_cast<double>(area(segment) * task.q_heads.length);
         }

@@ -47,9 +47,9 @@ struct RankTime {
   double exposed() const { return copying + waiting; }
 };
 
-// plans: of all ranks. The cluster must have a profile for dtype and head_dim, and know the links
-// between nodes if ranks are on several; throws Error(kConfig) if not. Throws Error(kInternal) for
-// plans that do not fit each other.
+// plans: of all ranks. If they have tasks, the cluster must have a profile for dtype and head_dim;
+// it must know the links between nodes if ranks are on several; throws Error(kConfig) if not.
+// Throws Error(kInternal) for plans that do not fit each other.
 std::vector<RankTime> simulate(std::span<const Plan> plans, const Cluster& cluster,
                                const SimulationOptions& options);
 

@@ -19,6 +19,18 @@ bool present(const ConstTensorView& view) { return view.rank() > 0; }
 
 }  // namespace
 
+std::string_view name(LinearKind kind) {
+  switch (kind) {
+    case LinearKind::kDecay:
+      return "decay";
+    case LinearKind::kGated:
+      return "gated";
+    case LinearKind::kDeltaRule:
+      return "delta_rule";
+  }
+  check_failed(__FILE__, __LINE__, "every kind is listed");
+}
+
 LinearAttention::Pending::Pending(std::unique_ptr<Pass> pass) : pass_(std::move(pass)) {}
 LinearAttention::Pending::Pending(Pending&&) noexcept = default;
 LinearAttention::Pending::~Pending() = default;

@@ -32,6 +32,8 @@ enum class LinearKind {
   kDeltaRule,  // gated delta rule: a gate and a writing strength per token and head
 };
 
+std::string_view name(LinearKind kind);  // "decay", "gated", "delta_rule"
+
 struct LinearAttentionOptions {
   LinearKind kind = LinearKind::kDecay;
   int64_t heads = 1;

@@ -32,6 +32,12 @@ bool has_stripes(const TokenLayout& layout) {
   return false;
 }
 
+TokenLayout scanned_runs(const TokenLayout& of_sample, int64_t most) {
+  TokenLayout runs = joined_runs(of_sample);
+  if (!has_stripes(runs) && (most == 0 || most_runs(runs) <= most)) return runs;
+  return joined_runs(TokenLayout::contiguous(of_sample.tokens(), of_sample.ranks()));
+}
+
 int64_t most_runs(const TokenLayout& layout) {
   size_t most = 0;
   for (int r = 0; r < layout.ranks(); ++r) most = std::max(most, layout.runs(r).size());

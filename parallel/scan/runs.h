@@ -13,6 +13,9 @@ namespace longhaul::parallel {
 
 // Runs with tokens; those that continue each other on a rank are one.
 TokenLayout joined_runs(const TokenLayout& layout);
+// The ranges of tokens that are scanned of a sample: the layout's, or, for stripes and where a rank
+// has more than `most` (0: no limit), those of a contiguous layout, to which rows are then brought.
+TokenLayout scanned_runs(const TokenLayout& of_sample, int64_t most);
 bool has_stripes(const TokenLayout& layout);
 int64_t most_runs(const TokenLayout& layout);  // of any rank
 

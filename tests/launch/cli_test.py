@@ -198,6 +198,14 @@ class Shell(CommandLine):
             self.assertEqual(by_name["all_gather"]["received_bytes"],
                              {"mean": 7 * (state + 16), "max": 7 * (state + 16)})
             self.assertEqual(by_name["ring"]["received_bytes"]["max"], state)
+            # On this cluster, by its links alone, and beyond what computing takes.
+            for method in by_name.values():
+                self.assertGreater(method["seconds"], method["exposed_seconds"])
+        self.assertEqual((linear["configured"], linear["method"]), ("all_gather", "all_gather"))
+        auto = json.loads(self.plan("--json", *given, "--set", "model.pattern=LN", "--set",
+                                    "parallel.linear_method=auto"))["linear"]
+        self.assertEqual(auto["method"], auto["winner"])
+        self.assertIn(auto["winner"] + " ", auto["why"])
         pure = json.loads(self.plan("--json", *given, "--set", "model.pattern=L"))
         self.assertEqual((pure["softmax_layers"], "forward" in pure), (0, False))
         table = self.plan(*given, "--set", "model.pattern=LN")

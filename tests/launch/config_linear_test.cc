@@ -82,6 +82,7 @@ TEST(ConfigOfLinearAttention, EveryChoiceReachesTheModel) {
   }
   EXPECT_EQ(model_of({"model.pattern=L", "model.linear.gate=none"}).linear.gate, std::nullopt);
   EXPECT_EQ(resolved({"parallel.linear_method=ring"}).parallel().linear_method(), "ring");
+  EXPECT_EQ(resolved({"parallel.linear_method=auto"}).parallel().linear_method(), "auto");
 }
 
 // A preset's other kinds do not inherit its slopes.

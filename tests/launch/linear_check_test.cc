@@ -33,7 +33,8 @@ std::vector<Deviation> deviations_of(int ranks, const Config& given) {
     Config config = given;
     resolve(config, world.size(), 1);
     ThreadPool pool(1);
-    const CheckedLinearAttention attention = checked_linear_attention(config);
+    const CheckedLinearAttention attention =
+        checked_linear_attention(config, config.parallel().linear_method());
     EXPECT_EQ(attention.options.heads, 8) << "of 12";
     const auto deviations = check_linear_attention(world, {.pool = &pool}, attention);
     require_small(world, attention.subject(), deviations);
@@ -74,7 +75,8 @@ TEST(LinearCheck, DeviationsAreNamedOnEveryRank) {
   dist::run_local(3, kDeadline, [&](dist::Group& world) {
     Config config = config_of("F32", "all_gather", "zigzag");
     resolve(config, world.size(), 1);
-    const Subject subject = checked_linear_attention(config).subject();
+    const Subject subject =
+        checked_linear_attention(config, config.parallel().linear_method()).subject();
     Deviation small, large;
     keep_worst(small, "out", DType::kF64, 1e-11, 0);
     EXPECT_FALSE(small.too_large());

@@ -37,6 +37,8 @@ constexpr const char* kCluster = R"(
             forward: [4e-9, 3e-9, 3e-9, 2e-9] backward: [9e-9, 8e-9, 8e-9, 7e-9] }
   kernels { dtype: "bf16" head_dim: 128 lengths: 1 forward: 1e-9 backward: 2e-9
             forward_border: 30 backward_border: 60 }
+  linear_kernels { dtype: "f32" decay: "scalar" head_dim: 8 value_dim: 8
+                   forward: 3e-9 backward: 9e-9 }
 )";
 
 TEST(ClusterDescription, ReadsBackWhatItWrites) {
@@ -47,7 +49,15 @@ TEST(ClusterDescription, ReadsBackWhatItWrites) {
   ASSERT_EQ(cluster.profiles.size(), 2u);
   EXPECT_EQ(cluster.profile(DType::kF32, 8)->backward[3], 7e-9);
   EXPECT_EQ(cluster.profile(DType::kF32, 128), nullptr);
+  ASSERT_EQ(cluster.linear_profiles.size(), 1u);
+  EXPECT_EQ(cluster.linear_profiles[0].backward, 9e-9);
   EXPECT_EQ(parse_cluster(list_text(to_message(cluster)), "again"), cluster);
+  for (const char* decay : {"diagonal", "dense"}) {
+    const parallel::Cluster other =
+        parse_cluster(absl::StrReplaceAll(kCluster, {{"scalar", decay}}), "c.txtpb");
+    EXPECT_NE(other, cluster);
+    EXPECT_EQ(parse_cluster(list_text(to_message(other)), "again"), other);
+  }
 }
 
 std::string error_of(const std::function<void()>& work) {
@@ -80,6 +90,10 @@ TEST(ClusterDescription, WhatIsWrongIsOneSentence) {
   EXPECT_THAT(broken("[16, 64]", "[16, 64, 65]"), HasSubstr("4 figures; 3 lengths want 9"));
   EXPECT_THAT(broken("forward_border: 30", "forward_border: -1"), HasSubstr("is -1"));
   EXPECT_THAT(broken("3e-9, 2e-9", "3e-9, 0"), HasSubstr("kernels.forward is 0"));
+  EXPECT_THAT(broken("\"scalar\"", "\"slow\""),
+              HasSubstr("linear_kernels.decay is \"slow\"; one of scalar, diagonal, dense"));
+  EXPECT_THAT(broken("value_dim: 8", ""), HasSubstr("linear_kernels.value_dim is 0"));
+  EXPECT_THAT(broken("backward: 9e-9", "backward: -1"), HasSubstr("linear_kernels.backward is -1"));
   EXPECT_THAT(error_of([] { load_cluster("nowhere"); }),
               testing::AllOf(HasSubstr("cannot read the cluster description nowhere"),
                              HasSubstr("bench comm --write FILE")));
@@ -176,7 +190,7 @@ TEST_F(AutoTest, TheSavedStrategyRuns) {
   }
   choice.mutable_forward()->set_strategy("no such");
   write(record_, list_text(choice));
-  EXPECT_THAT(run(2, 4, {}), HasSubstr("it names a strategy that there is no longer"));
+  EXPECT_THAT(run(2, 4, {}), HasSubstr("it names a strategy or method that there is no longer"));
   write(record_, "problem { ranks: x }");
   EXPECT_THAT(error_of([&] { run(2, 5, {}); }),
               testing::AllOf(HasSubstr("strategy.txtpb"), HasSubstr("remove it to choose anew")));
@@ -217,6 +231,64 @@ TEST_F(AutoTest, DirectionsAreChosenSeparately) {
                    absl::StrCat("train.run_directory=", other)}),
               Not(HasSubstr("strategy auto")));
   EXPECT_FALSE(std::filesystem::exists(other + "/strategy.txtpb"));
+}
+
+// How linear attention composes its states is chosen likewise, of its own or with strategies.
+TEST_F(AutoTest, TheMethodOfLinearAttentionIsChosenSavedAndUsedAgain) {
+  const std::vector<std::string> set{"model.pattern=L", "parallel.linear_method=auto"};
+  const auto line = [](const std::string& method) {
+    return absl::StrCat("linear_method auto: ", method, " (");
+  };
+  const std::string first = run(3, 1, set);
+  const SavedChoice choice = saved();
+  EXPECT_THAT(first, HasSubstr(line(choice.linear().strategy())));
+  EXPECT_THAT(first, Not(HasSubstr("strategy auto")));  // no layer has one
+  EXPECT_FALSE(choice.has_forward());
+  EXPECT_EQ(choice.linear().strategy(), choice.linear().candidates(0).strategy());
+  EXPECT_EQ(static_cast<size_t>(choice.linear().candidates_size()),
+            parallel::scan_methods().size());
+  EXPECT_EQ(choice.problem().linear_kind(), "decay");
+  const parallel::Cluster cluster = from_message(choice.cluster(), "saved");
+  ASSERT_EQ(cluster.linear_profiles.size(), 1u);
+  EXPECT_GT(cluster.linear_profiles[0].backward, 0);
+  EXPECT_TRUE(cluster.profiles.empty());  // softmax needs none
+
+  // What is saved counts, and what is checked is what runs.
+  SavedChoice changed = choice;
+  for (const std::string method : {"doubling", "ring"}) {
+    changed.mutable_linear()->set_strategy(method);
+    write(record_, list_text(changed));
+    const std::string again = run(3, method == "ring" ? 3 : 2, set);
+    EXPECT_THAT(again, HasSubstr(line(method) + "as chosen before, see "));
+    EXPECT_THAT(again, HasSubstr("linear attention by " + method));
+  }
+  changed.mutable_linear()->set_strategy("lasp");
+  write(record_, list_text(changed));
+  EXPECT_THAT(run(3, 4, set), HasSubstr("it names a strategy or method that there is no longer"));
+  EXPECT_THAT(run(2, 5, set), HasSubstr("chosen anew, since ranks is 2 and was 3"));
+  // A given one leaves no record.
+  const std::string other = folder_ / "given";
+  EXPECT_THAT(run(2, 1,
+                  {"model.pattern=L", "parallel.linear_method=pipelined",
+                   absl::StrCat("train.run_directory=", other)}),
+              Not(HasSubstr("auto")));
+  EXPECT_FALSE(std::filesystem::exists(other + "/strategy.txtpb"));
+}
+
+TEST_F(AutoTest, HybridsChooseStrategiesAndMethodByOneDescription) {
+  const std::vector<std::string> set{"model.pattern=LN", "model.layers=2",
+                                     "parallel.linear_method=auto",
+                                     absl::StrCat("parallel.cluster=", cluster_)};
+  const std::string output = run(3, 1, set);
+  EXPECT_THAT(output, HasSubstr("strategy auto, forward: "));
+  EXPECT_THAT(output, HasSubstr("linear_method auto: "));
+  EXPECT_EQ(from_message(saved().cluster(), "saved"), parse_cluster(kCluster, "c.txtpb"));
+  EXPECT_THAT(run(3, 2, set), Not(HasSubstr("chosen anew")));
+  std::vector<std::string> given = set;
+  given.emplace_back("parallel.strategy=ring");
+  given.emplace_back("parallel.backward_strategy=ring");
+  EXPECT_THAT(run(3, 3, given), HasSubstr("chosen anew, since strategy is \"ring\" and was"));
+  EXPECT_EQ(saved().forward().strategy(), "ring");
 }
 
 // With a layout that goes by documents and no price of a row, costs decide on that, too.
@@ -298,7 +370,8 @@ TEST_F(AutoTest, RanksWithOtherCostsDoAsRankZero) {
                      folder_ / "copy", R"(" sequence_length: 97 validation_fraction: 0 }
                         train { steps: 1 run_directory: ")",
                      folder_ / "run", R"(" } parallel { strategy: "auto" layout: "balanced"
-                                                        in_place: false gather_heads: 2 })"),
+                                                        linear_method: "auto" in_place: false
+                                                        gather_heads: 2 })"),
         "test");
     dist::run_local(kRanks, kDeadline, [&](dist::Group& world) {
       Config mine = config;
@@ -314,19 +387,24 @@ TEST_F(AutoTest, RanksWithOtherCostsDoAsRankZero) {
                [&](double row_price) { return make_layout(mine, kRanks, documents, row_price); },
            .documents = documents,
            .options = attention_options(mine),
-           .record_path = ""});
+           .record_path = "",
+           .linear = parallel::LinearAttentionOptions{
+               .heads = 4, .head_dim = 8, .value_dim = 8, .most_runs = 4}});
     });
     for (const SettledStrategies& one : settled) {
       EXPECT_EQ(one.record, settled[0].record);
       EXPECT_EQ(one.forward, settled[0].forward);
       EXPECT_EQ(one.backward, settled[0].backward);
       EXPECT_EQ(one.row_price, settled[0].row_price);
+      EXPECT_EQ(one.linear_method, settled[0].linear_method);
     }
     return settled[0];
   };
   const SettledStrategies latency = settle(0, false), bytes = settle(1, false);
   EXPECT_NE(latency.forward, bytes.forward);
   EXPECT_NE(latency.row_price, bytes.row_price);
+  EXPECT_NE(latency.linear_method, bytes.linear_method);
+  EXPECT_EQ(settle(0, true).linear_method, latency.linear_method);
   EXPECT_EQ(settle(0, true).forward, latency.forward);
   EXPECT_EQ(settle(0, true).row_price, latency.row_price);
   EXPECT_EQ(settle(1, true).forward, bytes.forward);
