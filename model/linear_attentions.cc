@@ -40,6 +40,7 @@ LinearAttentions::LinearAttentions(dist::Group& group, const parallel::TokenLayo
         linear_attention_options(config, options.dtype, key_dim);
     attention.method = options.method;
     attention.most_runs = options.most_runs;
+    attention.decay_bound = options.decay_bound;
     by_key_dim_.emplace(key_dim,
                         std::make_unique<parallel::LinearAttention>(group, layout, attention));
   }

@@ -17,6 +17,7 @@ class LinearAttentions {
     DType dtype = DType::kF32;
     std::string method = "all_gather";  // a row of parallel::scan_methods()
     int64_t most_runs = 0;              // see parallel::LinearAttentionOptions
+    double decay_bound = 0;             // likewise
   };
 
   // None if the model has no linear layer. `group` must outlive this. Throws Error(kConfig) on

@@ -53,7 +53,8 @@ SettledStrategies settled_strategies(dist::Group& world, dist::Group& sequence, 
        .options = attention_options(config),
        .record_path = "",
        .softmax = model_config(config).softmax_layers() > 0,
-       .linear = first_linear_attention(config)});
+       .linear = first_linear_attention(config),
+       .linear_slopes = first_linear_slopes(config)});
 }
 
 void check(dist::Group& world, const Config& config, bool json) {

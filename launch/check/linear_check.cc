@@ -196,6 +196,7 @@ CheckedLinearAttention checked_linear_attention(const Config& config, const std:
       .options = *first_linear_attention(config),
       .slopes = {}};
   checked.options.method = method;
+  checked.options.decay_bound = 0;  // what is left out on purpose is told apart from mistakes
   // Of many heads some, from the one that forgets first to the one that forgets last.
   const int64_t all = model.linear_heads(), some = std::min(all, kMostHeads);
   checked.options.heads = some;

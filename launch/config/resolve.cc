@@ -240,6 +240,7 @@ void resolve_parallel(Parallel& parallel, int ranks, int threads) {
   at_least("parallel.ranks_per_node", parallel.ranks_per_node(), 0);
   at_least("parallel.gather_heads", parallel.gather_heads(), 0);
   known_or_auto("parallel.linear_method", parallel.linear_method(), parallel::scan_methods());
+  below_one("parallel.linear_decay_bound", parallel.linear_decay_bound());
   if (!parallel.has_threads()) parallel.set_threads(threads);
   at_least("parallel.threads", parallel.threads(), 1);
   positive("parallel.timeout_seconds", parallel.timeout_seconds());

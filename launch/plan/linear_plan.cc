@@ -1,8 +1,10 @@
 #include "launch/plan/linear_plan.h"
 
 #include "launch/plan/figures.h"
+#include "launch/train/decay_report.h"
 #include "launch/train/engine.h"
 #include "parallel/cost/measure_linear.h"
+#include "parallel/plan/decayed_scan.h"
 #include "parallel/scan/runs.h"
 
 namespace longhaul::launch {
@@ -21,6 +23,7 @@ LinearPlan plan_linear_attention(const Config& config) {
                                  size_of(accumulator(options.dtype)),
                   .relayout = parallel::has_stripes(parallel::joined_runs(layout)),
                   .sources = {},
+                  .left_out = decay_report(config, layout),
                   .choice = {}};
   const parallel::Cluster cluster =
       figures(config, layout.most_rows(), std::nullopt, options, plan.sources);
@@ -31,8 +34,9 @@ LinearPlan plan_linear_attention(const Config& config) {
       {.layout = runs,
        .heads = parallel::scanned_heads(options),
        .dtype = options.dtype,
-       .seconds_between_polls =
-           config.device() == Config::CPU ? parallel::kSecondsBetweenPolls : 0},
+       .seconds_between_polls = config.device() == Config::CPU ? parallel::kSecondsBetweenPolls : 0,
+       .forgets =
+           parallel::forgetting_heads(runs, first_linear_slopes(config), options.decay_bound)},
       cluster, nodes);
   return plan;
 }

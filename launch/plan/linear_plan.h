@@ -14,10 +14,11 @@ struct LinearPlan {
   int64_t layers = 0;  // that attend linearly
   std::string kind;
   int64_t heads = 0, key_dim = 0, value_dim = 0;
-  int64_t state_bytes = 0;           // of one state, all heads
-  bool relayout = false;             // rows go to a contiguous layout first, and results back
-  std::vector<std::string> sources;  // where the figures come from, for people
-  parallel::ScanChoice choice;       // received bytes are of states, not of rows
+  int64_t state_bytes = 0;            // of one state, all heads
+  bool relayout = false;              // rows go to a contiguous layout first, and results back
+  std::vector<std::string> sources;   // where the figures come from, for people
+  std::vector<std::string> left_out;  // by parallel.linear_decay_bound, for people
+  parallel::ScanChoice choice;        // received bytes are of states, not of rows
 };
 
 // `config` is resolved, and its model has linear layers; of several shapes of states, the first

@@ -117,6 +117,7 @@ void print_linear(const Config& config, const LinearPlan& plan) {
     std::printf("rows go to a contiguous layout first and results back; not counted below\n");
   }
   for (const std::string& source : plan.sources) std::printf("%s\n", source.c_str());
+  for (const std::string& line : plan.left_out) std::printf("%s\n", line.c_str());
   const std::string method = used(config.parallel().linear_method(), plan.choice.both);
   for (const size_t direction : {0, 1}) {
     std::printf("\n%-14s %10s %11s %14s %14s %6s\n", direction == 0 ? "forward" : "backward", "ms",
@@ -169,6 +170,7 @@ Json json_of(const Config& config, const LinearPlan& plan) {
           {"value_dim", plan.value_dim},
           {"state_bytes", plan.state_bytes},
           {"relayout", plan.relayout},
+          {"left_out", plan.left_out},
           {"sources", plan.sources},
           {"configured", configured},
           {"method", used(configured, plan.choice.both)},

@@ -65,17 +65,39 @@ model::LinearAttentions::Options linear_options(const Config& config, const std:
   constexpr int64_t kMostRunsOfChangingLayouts = 4;
   return {.dtype = dtype(config),
           .method = method,
-          .most_runs = layout_kind(config).make_for == nullptr ? 0 : kMostRunsOfChangingLayouts};
+          .most_runs = layout_kind(config).make_for == nullptr ? 0 : kMostRunsOfChangingLayouts,
+          .decay_bound = config.parallel().linear_decay_bound()};
+}
+
+static int64_t first_linear_layer(const model::ModelConfig& model) {
+  int64_t layer = 0;
+  while (!model.is_linear(layer)) ++layer;
+  return layer;
+}
+
+std::vector<double> slopes_of_layer(const Config& config, int64_t layer) {
+  const model::ModelConfig model = model_config(config);
+  const parallel::LinearAttentionOptions options =
+      model::linear_attention_options(model, dtype(config), model.linear_key_dim(layer));
+  if (options.kind != parallel::LinearKind::kDecay) return {};
+  return linear_slopes(model.linear, model.linear_heads(), layer, model.layers);
+}
+
+std::vector<double> first_linear_slopes(const Config& config) {
+  const model::ModelConfig model = model_config(config);
+  if (model.linear_layers() == 0) return {};
+  return slopes_of_layer(config, first_linear_layer(model));
 }
 
 std::optional<parallel::LinearAttentionOptions> first_linear_attention(const Config& config) {
   const model::ModelConfig model = model_config(config);
   if (model.linear_layers() == 0) return std::nullopt;
-  int64_t layer = 0;
-  while (!model.is_linear(layer)) ++layer;
+  const int64_t layer = first_linear_layer(model);
   parallel::LinearAttentionOptions options =
       model::linear_attention_options(model, dtype(config), model.linear_key_dim(layer));
-  options.most_runs = linear_options(config, "").most_runs;
+  const model::LinearAttentions::Options configured = linear_options(config, "");
+  options.most_runs = configured.most_runs;
+  options.decay_bound = configured.decay_bound;
   return options;
 }
 
@@ -169,7 +191,8 @@ SettledStrategies Engine::settle(const Config& config, const EngineOptions& opti
                             .options = attention,
                             .record_path = options.strategy_record,
                             .softmax = model_config_.softmax_layers() > 0,
-                            .linear = first_linear_attention(config)});
+                            .linear = first_linear_attention(config),
+                            .linear_slopes = first_linear_slopes(config)});
 }
 
 // One step with everything that may happen in it, on shapes alone.

@@ -40,6 +40,10 @@ parallel::CoreAttentionOptions attention_options(const Config& config,
 model::LinearAttentions::Options linear_options(const Config& config, const std::string& method);
 // Of the first linear layer, with no method yet; none if the model has none.
 std::optional<parallel::LinearAttentionOptions> first_linear_attention(const Config& config);
+// Of the heads of a linear layer; none where decays are not fixed. The second one is of the first
+// linear layer.
+std::vector<double> slopes_of_layer(const Config& config, int64_t layer);
+std::vector<double> first_linear_slopes(const Config& config);
 
 // What strategy "auto" goes by.
 struct EngineOptions {

@@ -14,6 +14,7 @@
 #include "parallel/cost/measure.h"
 #include "parallel/cost/measure_linear.h"
 #include "parallel/cost/row_price.h"
+#include "parallel/plan/decayed_scan.h"
 #include "parallel/scan/runs.h"
 
 namespace longhaul::launch {
@@ -82,6 +83,7 @@ ChoiceProblem choice_problem(const Config& config, const StrategySetting& settin
     problem.set_linear_heads(setting.linear->heads);
     problem.set_linear_head_dim(setting.linear->head_dim);
     problem.set_linear_value_dim(setting.linear->value_dim);
+    problem.set_linear_decay_bound(setting.linear->decay_bound);
   }
   return problem;
 }
@@ -222,7 +224,9 @@ SavedChoice choose_now(const Config& config, const StrategySetting& setting,
         parallel::choose_scan({.layout = runs,
                                .heads = parallel::scanned_heads(*setting.linear),
                                .dtype = setting.linear->dtype,
-                               .seconds_between_polls = polls ? parallel::kSecondsBetweenPolls : 0},
+                               .seconds_between_polls = polls ? parallel::kSecondsBetweenPolls : 0,
+                               .forgets = parallel::forgetting_heads(runs, setting.linear_slopes,
+                                                                     setting.linear->decay_bound)},
                               cluster, node_of)
             .both);
   }

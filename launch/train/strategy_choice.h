@@ -38,8 +38,9 @@ struct StrategySetting {
   // is none.
   std::string record_path;
   bool softmax = true;  // whether layers attend with softmax, whose strategies are then settled
-  std::optional<parallel::LinearAttentionOptions> linear =
-      {};  // of linear layers, if there are any
+  // Of linear layers, if there are any: the first one's.
+  std::optional<parallel::LinearAttentionOptions> linear = {};
+  std::vector<double> linear_slopes = {};  // where decays are fixed
 };
 
 // Collective over `world` and over `sequence`, the ranks that share a sample. Every rank gets what

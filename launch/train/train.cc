@@ -1,4 +1,5 @@
 #include "launch/train/train.h"
+#include "launch/train/decay_report.h"
 
 #include <chrono>
 #include <cmath>
@@ -349,6 +350,8 @@ class Run {
         human_count(static_cast<double>(corpus_.file->tokens())), corpus_.file->documents(),
         corpus_.training->samples_per_epoch()));
     for (const std::string& line : engine_.strategies().lines) metrics_->say(line);
+    const parallel::TokenLayout layout = make_layout(config_, config_.parallel().sequence());
+    for (const std::string& line : decay_report(config_, layout)) metrics_->say(line);
     std::string classes;
     for (const auto& [name, bytes] : engine_.memory().capacities()) {
       absl::StrAppend(&classes, classes.empty() ? "" : ", ", std::string(name), " ",

@@ -5,6 +5,7 @@
 
 #include "kernels/core/error.h"
 #include "parallel/plan/chain.h"
+#include "parallel/plan/decayed_scan.h"
 
 namespace longhaul::parallel {
 
@@ -16,7 +17,8 @@ Candidate predict(const ScanMethod& method, const ScanProblem& problem, Directio
   candidate.strategy = method.name;
   std::vector<Plan> plans;
   for (int rank = 0; rank < problem.layout.ranks(); ++rank) {
-    plans.push_back(method.plan(problem.layout, problem.heads.kv_heads, direction, rank));
+    plans.push_back(plan_scan(method, problem.layout, problem.heads.kv_heads, problem.forgets,
+                              direction, rank));
   }
   const int64_t chain = longest_chain(plans);
   candidate.steps = static_cast<int>(chain);

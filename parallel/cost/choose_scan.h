@@ -22,6 +22,8 @@ struct ScanProblem {
   // How long a kernel computes before it lets messages go on: what a message that others wait for
   // loses at most. 0: they go on by themselves (GPUs).
   double seconds_between_polls = 0;
+  // Heads that forget (parallel/plan/decayed_scan.h); empty: none.
+  std::vector<bool> forgets{};
 };
 
 struct ScanChoice {

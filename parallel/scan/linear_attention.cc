@@ -1,10 +1,12 @@
 #include "parallel/scan/linear_attention.h"
 
 #include <algorithm>
+#include <functional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/pointwise.h"
+#include "parallel/plan/decayed_scan.h"
 #include "parallel/scan/kinds.h"
 #include "parallel/scan/pass.h"
 
@@ -48,6 +50,13 @@ LinearAttention::LinearAttention(dist::Group& group, const TokenLayout& layout,
     fail(ErrorCode::kConfig,
          absl::StrCat(std::string(parts_.name),
                       " is causal only; use a decay per head, or softmax attention"));
+  }
+  if (options_.decay_bound > 0 && options_.kind != LinearKind::kDecay) {
+    fail(ErrorCode::kConfig,
+         absl::StrCat("a decay bound of ", options_.decay_bound,
+                      " needs decays that are known "
+                      "before the run, which ",
+                      std::string(parts_.name), " has not; set parallel.linear_decay_bound: 0"));
   }
   const TokenLayout runs = joined_runs(layout);
   const bool striped = has_stripes(runs);
@@ -95,14 +104,26 @@ void LinearAttention::prepare(const Documents& documents, const TokenLayout& of_
 }
 
 void LinearAttention::make_plans(const TokenLayout& runs) {
+  sample_->runs = runs;
+  use_plans({});
+}
+
+// Layers of which the same heads forget share plans. No slopes: no head forgets, which takes the
+// most memory.
+void LinearAttention::use_plans(std::span<const double> slopes) {
+  std::vector<bool> forgets = forgetting_heads(*sample_->runs, slopes, options_.decay_bound);
+  if (std::ranges::none_of(forgets, std::identity())) forgets.clear();
+  const auto [plans, made] = sample_->plans.try_emplace(forgets);
+  sample_->used = &plans->second;
+  if (!made) return;
   for (const Direction direction : {Direction::kForward, Direction::kBackward}) {
-    sample_->plans[static_cast<size_t>(direction)] =
-        method_.plan(runs, options_.heads, direction, group_.rank());
+    plans->second[static_cast<size_t>(direction)] =
+        plan_scan(method_, *sample_->runs, options_.heads, forgets, direction, group_.rank());
   }
 }
 
 const Plan& LinearAttention::plan(Direction direction) const {
-  return sample_->plans[static_cast<size_t>(direction)];
+  return (*sample_->used)[static_cast<size_t>(direction)];
 }
 
 // Whether the method composes maps that arrive, which land in staging memory.
@@ -233,6 +254,7 @@ LinearAttention::Pending LinearAttention::begin(const Context& ctx, Arena& commu
   fetch(ctx, *pass, kForwardRows, {&args.q, &args.k, &args.v, &args.log_gate, &args.beta});
   if (sample_->relayout) args.out_acc = contiguous(*pass, caller.out_acc);
   args.states = caller.states.rows(0, options_.causal ? own() : 2 * own());
+  if (options_.decay_bound > 0 && !ctx.measuring()) use_plans(args.slopes);
   if (options_.causal) {
     begin_causal(ctx, *pass);
   } else {
@@ -265,6 +287,7 @@ void LinearAttention::backward(const Context& ctx, Arena& communication,
     }
   }
   args.states = caller.states.rows(0, options_.causal ? own() : 2 * own());
+  if (options_.decay_bound > 0 && !ctx.measuring()) use_plans(args.slopes);
   if (options_.causal) {
     backward_causal(ctx, pass, args);
   } else {

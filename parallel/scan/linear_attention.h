@@ -46,6 +46,9 @@ struct LinearAttentionOptions {
   // Memory is for these; samples with more are brought to a contiguous layout and back, as striped
   // ones always are. 0: all samples have the layout that is given to LinearAttention.
   int64_t most_runs = 0;
+  // Above 0, for kDecay: heads that keep less of a state than this over each run of tokens take
+  // states from the neighbouring run only (parallel/plan/decayed_scan.h). Not exact.
+  double decay_bound = 0;
 };
 
 // Views of rank 0 (default ones) stand for what is absent. q, k [n, H, D], v, dout [n, H, Dv], n
@@ -106,7 +109,8 @@ class LinearAttention {
 
   // Forwards run since construction: proves that recomputation redoes none.
   int64_t forward_count() const { return forward_count_; }
-  const Plan& plan(Direction direction) const;  // of the prepared sample
+  // Of the prepared sample and, with a decay_bound, of the slopes of the last pass.
+  const Plan& plan(Direction direction) const;
 
  private:
   struct Sample;
@@ -114,6 +118,7 @@ class LinearAttention {
   struct Pass;
 
   void make_plans(const TokenLayout& runs);
+  void use_plans(std::span<const double> slopes);
   bool lands_maps() const;
   RunRows run_rows() const;
   int64_t own() const;  // this rank's runs of the sample

@@ -2,8 +2,10 @@
 #pragma once
 
 #include <array>
+#include <map>
 #include <memory>
 #include <optional>
+#include <vector>
 
 #include "parallel/attention/execution.h"
 #include "parallel/scan/linear_attention.h"
@@ -15,8 +17,11 @@ namespace longhaul::parallel {
 // A sample, as this rank computes it.
 struct LinearAttention::Sample {
   OwnRuns own;
-  std::optional<Relayout> relayout;  // rows are brought to a contiguous layout and back
-  std::array<Plan, 2> plans;         // by direction
+  std::optional<Relayout> relayout;          // rows are brought to a contiguous layout and back
+  std::optional<TokenLayout> runs;           // of all ranks
+  using Plans = std::array<Plan, 2>;         // by direction
+  std::map<std::vector<bool>, Plans> plans;  // by the heads that forget
+  const Plans* used = nullptr;               // by the pass that starts
 };
 
 // This rank's maps, [runs, H, D, Dv] and [runs, H, elements], and their way.

@@ -202,6 +202,15 @@ class Shell(CommandLine):
             for method in by_name.values():
                 self.assertGreater(method["seconds"], method["exposed_seconds"])
         self.assertEqual((linear["configured"], linear["method"]), ("all_gather", "all_gather"))
+        # Heads that forget over 125 tokens: with slopes 1/4 and 1/16, not 1/64 and 1/256.
+        bound = json.loads(self.plan("--json", *given, "--set", "model.pattern=LN", "--set",
+                                     "parallel.linear_decay_bound=1e-3"))["linear"]
+        self.assertIn("2 of 4 heads", bound["left_out"][0])
+        by_name = {c["method"]: c for c in bound["forward"]}
+        half = (state + 16) // 2
+        self.assertEqual(by_name["all_gather"]["received_bytes"],
+                         {"mean": 7 * half + state / 2 * 7 / 8, "max": 7 * half + state // 2})
+        self.assertEqual(linear["left_out"], [])
         auto = json.loads(self.plan("--json", *given, "--set", "model.pattern=LN", "--set",
                                     "parallel.linear_method=auto"))["linear"]
         self.assertEqual(auto["method"], auto["winner"])

@@ -82,6 +82,8 @@ TEST(ConfigOfLinearAttention, EveryChoiceReachesTheModel) {
   }
   EXPECT_EQ(model_of({"model.pattern=L", "model.linear.gate=none"}).linear.gate, std::nullopt);
   EXPECT_EQ(resolved({"parallel.linear_method=ring"}).parallel().linear_method(), "ring");
+  EXPECT_EQ(resolved({}).parallel().linear_decay_bound(), 0);
+  EXPECT_EQ(resolved({"parallel.linear_decay_bound=1e-6"}).parallel().linear_decay_bound(), 1e-6);
   EXPECT_EQ(resolved({"parallel.linear_method=auto"}).parallel().linear_method(), "auto");
 }
 
@@ -119,6 +121,10 @@ TEST(ConfigOfLinearAttention, Refuses) {
               HasSubstr("model.linear.head_dim: -2"));
   EXPECT_THAT(refusal({"model.pattern=L", "model.linear.lrpe_layers=1,x"}),
               AllOf(HasSubstr("model.linear.lrpe_layers"), HasSubstr("`x`")));
+  EXPECT_THAT(refusal({"parallel.linear_decay_bound=1"}),
+              HasSubstr("parallel.linear_decay_bound: 1 is not below 1"));
+  EXPECT_THAT(refusal({"parallel.linear_decay_bound=-1e-3"}),
+              HasSubstr("parallel.linear_decay_bound: -0.001 is below 0"));
   EXPECT_THAT(refusal({"parallel.linear_method=all_gathre"}),
               AllOf(HasSubstr("parallel.linear_method"), HasSubstr("did you mean `all_gather`?")));
 }

@@ -275,6 +275,34 @@ TEST_F(AutoTest, TheMethodOfLinearAttentionIsChosenSavedAndUsedAgain) {
   EXPECT_FALSE(std::filesystem::exists(other + "/strategy.txtpb"));
 }
 
+// What is left out is said before the first step; kinds that cannot know refuse.
+TEST_F(AutoTest, DecayBoundsSayWhatTheyLeaveOut) {
+  const std::vector<std::string> set{"model.pattern=L", "model.layers=2",
+                                     "parallel.linear_decay_bound=0.5"};
+  // Runs of 16 tokens and more; alibi's slopes of 4 heads are 1/4, 1/16, 1/64 and 1/256.
+  EXPECT_THAT(run(3, 1, set),
+              HasSubstr("linear_decay_bound 0.5, layers 0,1: 2 of 4 heads take states from the "
+                        "neighbouring run only; a state lacks at most 0.37 of the norm"));
+  EXPECT_THAT(run(2, 2,
+                  {"model.pattern=L", "parallel.linear_decay_bound=1e-30",
+                   absl::StrCat("train.run_directory=", folder_ / "exact")}),
+              HasSubstr("layers 0: exact, no head forgets"));
+  std::vector<std::string> gated = set;
+  gated.emplace_back("model.linear.kind=gla");
+  gated.push_back(absl::StrCat("train.run_directory=", folder_ / "gated"));
+  EXPECT_THAT(error_of([&] { run(3, 1, gated); }),
+              testing::AllOf(HasSubstr("gated linear attention has not; set "
+                                       "parallel.linear_decay_bound: 0"),
+                             Not(HasSubstr("rank"))));
+  // It belongs to what a choice rests on.
+  std::vector<std::string> chosen = set;
+  chosen.emplace_back("parallel.linear_method=auto");
+  chosen.push_back(absl::StrCat("train.run_directory=", folder_ / "chosen"));
+  run(3, 1, chosen);
+  chosen.emplace_back("parallel.linear_decay_bound=0.4");
+  EXPECT_THAT(run(3, 2, chosen), HasSubstr("chosen anew, since linear_decay_bound is 0.4 and was"));
+}
+
 TEST_F(AutoTest, HybridsChooseStrategiesAndMethodByOneDescription) {
   const std::vector<std::string> set{"model.pattern=LN", "model.layers=2",
                                      "parallel.linear_method=auto",

@@ -283,7 +283,8 @@ LinearResult run_linear_attention(dist::Group& group, const LinearCase& c, const
                              .dtype = c.dtype,
                              .causal = c.causal,
                              .method = c.method,
-                             .most_runs = c.layout == "balanced" ? 2 : 0});
+                             .most_runs = c.layout == "balanced" ? 2 : 0,
+                             .decay_bound = c.decay_bound});
   const RankTensors tensors(c, x, layout.positions(group.rank()), attention.runs());
   Arena scratch_plan = Arena::measure("scratch"), communication_plan = Arena::measure("buffers");
   run_passes(attention, c, tensors, scratch_plan, communication_plan);

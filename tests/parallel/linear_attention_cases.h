@@ -20,6 +20,7 @@ struct LinearCase {
   DType dtype = DType::kF64;
   bool causal = true;
   bool initial_state = false, final_state = false;
+  double decay_bound = 0;
   std::string name() const;
 };
 

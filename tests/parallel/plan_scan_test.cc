@@ -6,9 +6,11 @@
 #include <cmath>
 #include <map>
 #include <random>
+#include <tuple>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/core/error.h"
+#include "parallel/plan/decayed_scan.h"
 #include "parallel/plan/scan.h"
 #include "tests/parallel/plan_interpreter.h"
 #include "tests/parallel/plan_order.h"
@@ -70,23 +72,57 @@ TokenMaps random_maps(int64_t heads, int64_t tokens, uint64_t seed) {
   return maps;
 }
 
+// forgets: by head, whether only what the run before has of itself counts; empty: of none.
+using Forgets = std::vector<bool>;
 std::vector<Plan> plans_of(const ScanMethod& method, const TokenLayout& layout, int64_t heads,
-                           Direction direction) {
+                           Direction direction, const Forgets& forgets = {}) {
   std::vector<Plan> plans;
   for (int r = 0; r < layout.ranks(); ++r) {
-    plans.push_back(method.plan(layout, heads, direction, r));
+    plans.push_back(plan_scan(method, layout, heads, forgets, direction, r));
   }
   return plans;
 }
 
+// What tokens of a run do, in the order of the direction.
+Map map_of(const std::vector<Map>& tokens, const parallel::Run& run, bool forward) {
+  Map map = identity_map();
+  for (int64_t t = 0; t < run.length; ++t) {
+    const int64_t position = run.position(forward ? t : run.length - 1 - t);
+    map = after(tokens[static_cast<size_t>(position)], map);
+  }
+  return map;
+}
+
+// The sums of the run before each, by rank and run; zeros before the first.
+std::vector<std::vector<std::vector<double>>> sums_before(const TokenLayout& layout,
+                                                          const std::vector<Map>& tokens,
+                                                          bool forward) {
+  std::vector<std::tuple<int64_t, int64_t, int, size_t>> order;
+  std::vector<std::vector<std::vector<double>>> before;
+  for (int r = 0; r < layout.ranks(); ++r) {
+    before.emplace_back(layout.runs(r).size());
+    for (size_t i = 0; i < layout.runs(r).size(); ++i) {
+      order.emplace_back(layout.runs(r)[i].global_begin, layout.runs(r)[i].length, r, i);
+    }
+  }
+  std::ranges::sort(order);
+  if (!forward) std::ranges::reverse(order);
+  std::vector<double> sums(n * m, 0.0);
+  for (const auto& [begin, length, r, i] : order) {
+    before[static_cast<size_t>(r)][i] = sums;
+    sums = map_of(tokens, layout.runs(r)[i], forward).b;
+  }
+  return before;
+}
+
 void verify_scan(const TokenLayout& layout, const ScanMethod& method, int64_t heads,
-                 Direction direction, uint64_t seed) {
+                 Direction direction, uint64_t seed, const Forgets& forgets = {}) {
   const TokenMaps tokens = random_maps(heads, layout.tokens(), seed);
   PlanInterpreter::Dims dims{};
   dims[static_cast<size_t>(Field::kState)] = n * m;
   dims[static_cast<size_t>(Field::kDecay)] = n * n;
   PlanInterpreter ranks(
-      plans_of(method, layout, heads, direction), dims,
+      plans_of(method, layout, heads, direction, forgets), dims,
       {.run_task = [](int, const parallel::Task&) { throw PlanViolation("a scan has no tasks"); },
        .compose =
            [](std::span<double> state, std::span<double> decay, std::span<const double> received,
@@ -108,11 +144,7 @@ void verify_scan(const TokenLayout& layout, const ScanMethod& method, int64_t he
     }
   };
   for_each_run([&](int r, int64_t i, const parallel::Run& run, int64_t h) {
-    Map map = identity_map();
-    for (int64_t t = 0; t < run.length; ++t) {
-      const int64_t position = run.position(forward ? t : run.length - 1 - t);
-      map = after(tokens[static_cast<size_t>(h)][static_cast<size_t>(position)], map);
-    }
+    const Map map = map_of(tokens[static_cast<size_t>(h)], run, forward);
     std::copy(map.b.begin(), map.b.end(),
               ranks.at(r, parallel::kMapsSlot, Field::kState, i, h).begin());
     std::copy(map.a.begin(), map.a.end(),
@@ -130,12 +162,24 @@ void verify_scan(const TokenLayout& layout, const ScanMethod& method, int64_t he
     if (!forward) std::reverse(states.begin(), states.end());
     entering.push_back(std::move(states));
   }
+  std::vector<decltype(sums_before(layout, tokens[0], forward))> before;
+  for (const std::vector<Map>& of_head : tokens) {
+    before.push_back(sums_before(layout, of_head, forward));
+  }
   for_each_run([&](int r, int64_t i, const parallel::Run& run, int64_t h) {
     const int64_t left = run.global_begin, right = run.global_begin + run.length;
     for (const int slot : {parallel::kEnteringSlot, parallel::kMapsSlot}) {
       const bool enters = slot == parallel::kEnteringSlot;
       const auto at = static_cast<size_t>(enters == forward ? left : right);
-      const std::vector<double>& want = entering[static_cast<size_t>(h)][at].b;
+      std::vector<double> want = entering[static_cast<size_t>(h)][at].b;
+      if (!forgets.empty() && forgets[static_cast<size_t>(h)]) {
+        want = before[static_cast<size_t>(h)][static_cast<size_t>(r)][static_cast<size_t>(i)];
+        if (!enters) {
+          Map entered = identity_map();
+          entered.b = want;
+          want = after(map_of(tokens[static_cast<size_t>(h)], run, forward), entered).b;
+        }
+      }
       const auto got = ranks.at(r, slot, Field::kState, i, h);
       for (size_t e = 0; e < want.size(); ++e) {
         ASSERT_TRUE(std::abs(got[e] - want[e]) <= 1e-12 * (1 + std::abs(want[e])))
@@ -208,6 +252,83 @@ TEST(PlanScan, EqualsOneWalkForAnyRuns) {
   }
 }
 
+// Heads that forget: some, in one range or several, or all.
+const Forgets kForgets[] = {{true},
+                            {true, true, true, false, false},
+                            {false, true, false, true},
+                            {true, false, false, true, true},
+                            {false, false, true}};
+
+TEST(PlanScan, HeadsThatForgetTakeWhatTheRunBeforeHas) {
+  std::mt19937_64 random(4);
+  for (int round = 0; round < 60; ++round) {
+    const int ranks = static_cast<int>(1 + random() % 6);
+    std::vector<RunList> runs(static_cast<size_t>(ranks));
+    int64_t tokens = 0;
+    for (uint64_t chunk = random() % 12; chunk-- > 0;) {
+      const auto length = static_cast<int64_t>(random() % 5);
+      RunList& list = runs[random() % runs.size()];
+      list.insert(random() % 2 == 0 ? list.begin() : list.end(), {tokens, length, 1});
+      tokens += length;
+    }
+    for (const TokenLayout& layout : {TokenLayout(tokens, runs), TokenLayout::zigzag(61, ranks),
+                                      TokenLayout::contiguous(61, ranks)}) {
+      for (const ScanMethod& method : parallel::scan_methods()) {
+        for (const Direction direction : kDirections) {
+          const Forgets& forgets = kForgets[random() % std::size(kForgets)];
+          const auto heads = static_cast<int64_t>(forgets.size());
+          SCOPED_TRACE(absl::StrCat(describe(method, layout, heads, direction), ", round ", round));
+          ASSERT_NO_THROW(
+              verify_scan(layout, method, heads, direction, static_cast<uint64_t>(round), forgets));
+          ASSERT_FALSE(HasFatalFailure());
+          for (const Grouping grouping : kGroupings) {
+            ASSERT_EQ(stuck(plans_of(method, layout, heads, direction, forgets), grouping), "");
+          }
+        }
+      }
+    }
+  }
+}
+
+// No head forgets: the method's own plan, to the letter.
+TEST(PlanScan, WithoutHeadsThatForgetPlansAreTheMethods) {
+  const TokenLayout layout = TokenLayout::zigzag(61, 5);
+  for (const ScanMethod& method : parallel::scan_methods()) {
+    for (const Direction direction : kDirections) {
+      for (int r = 0; r < 5; ++r) {
+        const Plan plan = method.plan(layout, 3, direction, r);
+        EXPECT_EQ(plan_scan(method, layout, 3, {}, direction, r), plan);
+        EXPECT_EQ(plan_scan(method, layout, 3, {false, false, false}, direction, r), plan);
+        EXPECT_NE(plan_scan(method, layout, 3, {true, false, false}, direction, r), plan);
+      }
+    }
+  }
+}
+
+// The shortest run that a state would pass through decides: neither the first nor the last one.
+TEST(PlanScan, WhichHeadsForget) {
+  using parallel::forgetting_heads;
+  const TokenLayout layout(
+      100, {RunList{{0, 2, 1}, {95, 5, 1}}, RunList{{2, 50, 1}}, RunList{{52, 43, 1}}});
+  const std::vector<double> slopes{0, 0.1, 0.2, 1};
+  const double kept = std::exp(-0.2 * 43);
+  EXPECT_EQ(forgetting_heads(layout, slopes, 1.01 * kept), (Forgets{false, false, true, true}));
+  EXPECT_EQ(forgetting_heads(layout, slopes, 0.99 * kept), (Forgets{false, false, false, true}));
+  EXPECT_EQ(forgetting_heads(layout, slopes, 0), (Forgets(4, false)));
+  for (const int ranks : {1, 2}) {  // nothing passes through a run
+    EXPECT_EQ(forgetting_heads(TokenLayout::contiguous(100, ranks), slopes, 0.9),
+              (Forgets(4, false)));
+  }
+  const parallel::DecayError error = parallel::decay_error(layout, slopes, 1.01 * kept);
+  EXPECT_EQ(error.heads, 2);
+  EXPECT_NEAR(error.of_state, kept, 1e-15);
+  // Tokens at a distance of 44 and more: a geometric series.
+  double rest = 0;
+  for (int distance = 44; distance < 2000; ++distance) rest += std::exp(-0.2 * distance);
+  EXPECT_NEAR(error.of_output, rest, 1e-12 * rest);
+  EXPECT_EQ(parallel::decay_error(layout, slopes, 0).heads, 0);
+}
+
 // Of one rank: the closed forms of parallel/ALGORITHMS.md, on contiguous layouts.
 int64_t closed_form(std::string_view method, int ranks, int rank, int64_t sigma, int64_t decay) {
   if (method == "all_gather") return (ranks - 1) * (sigma + decay);
@@ -242,6 +363,15 @@ TEST(PlanScan, BytesAreThoseOfTheAlgorithms) {
             if (method.name == "all_gather") {
               EXPECT_EQ(received_bytes(twice, r, shape, DType::kBF16),
                         (ranks - 1) * 2 * (sigma + decay));
+            }
+            // One of four heads forgets: its state of the run before, and a method's for three.
+            if (ranks > 2) {
+              EXPECT_EQ(received_bytes(plan_scan(method, TokenLayout::contiguous(100, ranks), 4,
+                                                 {false, true, false, false}, direction, r),
+                                       r, shape, DType::kBF16),
+                        (place > 0 ? sigma / 4 : 0) +
+                            closed_form(method.name, ranks, place, sigma * 3 / 4, decay * 3 / 4))
+                  << std::string(method.name) << " P=" << ranks << " rank " << r;
             }
             zigzag += received_bytes(twice, r, shape, DType::kBF16);
           }
