@@ -70,14 +70,8 @@ CoreAttention::CoreAttention(dist::Group& group, const TokenLayout& layout,
                               " query heads"));
   const Documents& whole = measured_.documents;
   const auto refusal = [&](const TokenLayout& rows, const Mask& mask) {
-    const Problem problem{.layout = rows,
-                          .documents = whole,
-                          .mask = mask,
-                          .heads = options_.heads,
-                          .ranks_per_node = options_.ranks_per_node,
-                          .gather_heads = options_.gather_heads};
-    const auto why = strategy_.refusal(problem);
-    return why ? why : backward_strategy_.refusal(problem);
+    const auto why = strategy_.refusal(problem(whole, rows, mask));
+    return why ? why : backward_strategy_.refusal(problem(whole, rows, mask));
   };
   // Layouts of samples may mix the tokens of ranks as zigzag does.
   const TokenLayout mixed =
@@ -124,18 +118,27 @@ void CoreAttention::prepare(const Documents& documents) {
   ++planned_count_;
 }
 
+Problem CoreAttention::problem(const Documents& documents, const TokenLayout& layout,
+                               const Mask& mask) const {
+  Servers servers = options_.servers;
+  servers.dtype = options_.dtype;
+  servers.profile = options_.profile ? &*options_.profile : nullptr;
+  return {.layout = layout,
+          .documents = documents,
+          .mask = mask,
+          .heads = options_.heads,
+          .ranks_per_node = options_.ranks_per_node,
+          .gather_heads = options_.gather_heads,
+          .servers = std::move(servers)};
+}
+
 SamplePlans CoreAttention::make_plans(const Documents& documents, const TokenLayout& layout,
                                       const Mask& mask) const {
-  const Problem problem{.layout = layout,
-                        .documents = documents,
-                        .mask = mask,
-                        .heads = options_.heads,
-                        .ranks_per_node = options_.ranks_per_node,
-                        .gather_heads = options_.gather_heads};
+  const Problem made = problem(documents, layout, mask);
   return {.documents = documents,
           .layout = layout,
-          .forward = strategy_.plan(problem, Direction::kForward, group_.rank()),
-          .backward = backward_strategy_.plan(problem, Direction::kBackward, group_.rank())};
+          .forward = strategy_.plan(made, Direction::kForward, group_.rank()),
+          .backward = backward_strategy_.plan(made, Direction::kBackward, group_.rank())};
 }
 
 const Plan& CoreAttention::plan(Direction direction) const {

@@ -18,6 +18,7 @@
 #include "kernels/core/context.h"
 #include "kernels/core/random.h"
 #include "parallel/attention/plan_cache.h"
+#include "parallel/cost/cluster.h"
 #include "parallel/plan/strategy.h"
 
 namespace longhaul::parallel {
@@ -42,6 +43,9 @@ struct CoreAttentionOptions {
   // The layout of a sample, with as many rows on every rank as the layout given to CoreAttention,
   // on which memory is measured (LayoutKind::of_sample). Empty: every sample has that one.
   std::function<TokenLayout(const Documents&, const Mask&, int ranks)> sample_layout = {};
+  // Of strategy disaggregated. dtype is the options' own, and costs are those of `profile`.
+  Servers servers = {};
+  std::optional<KernelProfile> profile = {};  // measured costs of attention; none: by pairs
 };
 
 // Local rows x all heads: q [n, Hq, D], k [n, Hkv, D], v [n, Hkv, Dv]; accumulators dense, in the
@@ -117,6 +121,7 @@ class CoreAttention {
   const Plan& plan(Direction direction) const;
 
  private:
+  Problem problem(const Documents& documents, const TokenLayout& layout, const Mask& mask) const;
   SamplePlans make_plans(const Documents& documents, const TokenLayout& layout,
                          const Mask& mask) const;
   ExecutionSetup setup(const Context&, Direction direction, Arena& communication,

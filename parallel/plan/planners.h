@@ -68,4 +68,9 @@ std::vector<Segment> cut_task(const Problem& problem, const PlacedTask& task, in
 Plan plan_tasks(const Problem& problem, Direction direction, const std::vector<PlacedTask>& tasks,
                 int rank);
 
+// Core attention disaggregation: tasks as the scheduler places them on servers, which may be ranks
+// without rows (parallel/server/schedule.h). DistCA (Zhuang et al. 2025).
+Plan plan_disaggregated(const Problem& problem, Direction direction, int rank);
+std::optional<std::string> disaggregated_refusal(const Problem& problem);
+
 }  // namespace longhaul::parallel

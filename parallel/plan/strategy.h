@@ -13,6 +13,7 @@
 
 #include "parallel/layout/segments.h"
 #include "parallel/plan/plan.h"
+#include "parallel/plan/servers.h"
 
 namespace longhaul::parallel {
 
@@ -27,6 +28,7 @@ struct Problem {
   int ranks_per_node = 1;  // consecutive ranks on one node, for strategies with two levels
   // kv heads that all_gather fetches at a time: bounds its memory. 0: chosen, about a quarter.
   int64_t gather_heads = 0;
+  Servers servers{};  // of core attention disaggregation
 };
 
 struct Strategy {
