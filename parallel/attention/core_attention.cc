@@ -4,6 +4,8 @@
 #include "kernels/attention_sink.h"
 #include "kernels/core/transfer.h"
 #include "parallel/attention/execution.h"
+#include "parallel/plan/planners.h"
+#include "parallel/server/schedule.h"
 
 namespace longhaul::parallel {
 
@@ -84,6 +86,13 @@ CoreAttention::CoreAttention(dist::Group& group, const TokenLayout& layout,
     window_ = group_.make_window(2, bytes);
   }
   if (window_ != nullptr) node_of_ = nodes(group_, *window_);
+  // Schedules keep to a limit; what is needed without moving anything is enough for any sample.
+  if (strategy_.plan == plan_disaggregated || backward_strategy_.plan == plan_disaggregated) {
+    const Problem any = problem(whole, layout, options_.mask);
+    if (options_.servers.buffer_bytes == 0) {
+      options_.servers.buffer_bytes = least_buffer_bytes(any);
+    }
+  }
   // Until the first sample, plans are for measuring memory: whatever its documents, prefixes and
   // layout, no rank needs more than all keys of all others, as under a mask that hides nothing.
   // Plans of a strategy that refuses such a mask move no more for some documents than for one.
@@ -183,6 +192,14 @@ ExecutionSetup CoreAttention::setup(const Context& ctx, Direction direction, Are
           .communication = &communication};
 }
 
+// Of a measuring run: what schedules may take at most.
+void CoreAttention::reserve_limit(Arena& communication) const {
+  const Arena::Scope scope(communication);
+  const auto unit = static_cast<int64_t>(size_of(DType::kF64));
+  const int64_t elements = (options_.servers.buffer_bytes + unit - 1) / unit;
+  if (elements > 0) communication.allocate(DType::kF64, {elements});
+}
+
 // Once for a sample that is remembered. An error of one rank ends the job.
 void CoreAttention::check_memory(Direction direction, int64_t needed, int64_t free) {
   if (needed > free) {
@@ -212,6 +229,8 @@ CoreAttention::Pending CoreAttention::begin(const Context& ctx, Arena& communica
     }
     ++forward_count_;
     ++epoch_;
+  } else {
+    reserve_limit(communication);
   }
   auto execution = std::make_unique<Execution>(
       ctx, setup(ctx, Direction::kForward, communication, args.dropout_key), home);
@@ -248,6 +267,8 @@ void CoreAttention::backward(const Context& ctx, Arena& communication,
           free_bytes(communication));
     }
     ++epoch_;
+  } else {
+    reserve_limit(communication);
   }
   Execution execution(ctx, setup(ctx, Direction::kBackward, communication, args.dropout_key), home);
   execution.start(ctx);

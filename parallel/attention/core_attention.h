@@ -126,6 +126,7 @@ class CoreAttention {
                          const Mask& mask) const;
   ExecutionSetup setup(const Context&, Direction direction, Arena& communication,
                        const std::optional<RandomKey>& dropout_key);
+  void reserve_limit(Arena& communication) const;
   void check_memory(Direction direction, int64_t needed, int64_t free);
 
   dist::Group& group_;

@@ -162,4 +162,18 @@ std::vector<Segment> cut_segments(const RunList& q, const RunList& k, const Docu
   return segments;
 }
 
+Segment part_of(const Segment& segment, IndexRange q, IndexRange k) {
+  Segment s = segment;
+  s.q_row += q.begin;
+  s.q_pos += q.begin * s.stride;
+  s.q_len = q.end - q.begin;
+  s.k_row += k.begin;
+  s.k_pos += k.begin * s.stride;
+  s.k_len = k.end - k.begin;
+  s.band_lo = shifted(s.band_lo, q.begin - k.begin);
+  s.band_hi = shifted(s.band_hi, q.begin - k.begin);
+  if (s.q_len <= 0 || s.k_len <= 0 || !trim(s)) s.q_len = 0;
+  return s;
+}
+
 }  // namespace longhaul::parallel

@@ -38,4 +38,8 @@ IndexRange keys_in_reach(int64_t first, int64_t last, const Documents& documents
 std::vector<Segment> cut_segments(const RunList& q, const RunList& k, const Documents& documents,
                                   const Mask& mask, int64_t q_row = 0, int64_t k_row = 0);
 
+// The pairs of a segment's queries [q.begin, q.end) with its keys [k.begin, k.end), trimmed as
+// those above; q_len = 0 if there are none.
+Segment part_of(const Segment& segment, IndexRange q, IndexRange k);
+
 }  // namespace longhaul::parallel

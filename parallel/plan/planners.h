@@ -61,10 +61,14 @@ struct PlacedTask {
   Span k_rows;
   Span q_heads;
   int server = 0;
+  int round = 0;  // of plan_tasks; nothing to tasks whose rows are all the server's own
 };
 // The bands of a task, its rows being q_row and k_row onward.
 std::vector<Segment> cut_task(const Problem& problem, const PlacedTask& task, int64_t q_row,
                               int64_t k_row);
+// Rows of a head go to a server once, in the first round that needs them, and results come back
+// after the last. While a round is computed, the rows of the next one travel there and the results
+// of the one before travel back.
 Plan plan_tasks(const Problem& problem, Direction direction, const std::vector<PlacedTask>& tasks,
                 int rank);
 

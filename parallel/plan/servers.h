@@ -23,7 +23,8 @@ struct Servers {
   DType dtype = DType::kF32;  // of q, k and v, for bytes
   // Measured costs of attention; null: work is counted in (query, key) pairs.
   const KernelProfile* profile = nullptr;
-  int nano_batches = 0;  // rounds in which tasks are sent to others; 0: chosen
+  int nano_batches = 0;         // rounds in which tasks are sent to others (plan_tasks); 0: chosen
+  double bytes_per_second = 0;  // between two ranks, to choose by; 0: not known
   // Rows of the kernel's tiles: tasks are cut at multiples of it.
   int64_t tile = 128;
 };

@@ -11,35 +11,80 @@ namespace longhaul::parallel {
 
 namespace {
 
+// Rows of a parcel that are needed in the same rounds.
+struct Part {
+  Span home_rows;
+  int64_t slot_row = 0;
+  int first = 0, last = 0;  // round
+  bool operator==(const Part&) const = default;
+};
+
 // Rows that tasks of one server need of one owner, for heads that all need the same rows: what is
-// sent once, and lies in one slot of the server, range after range.
+// sent once, and lies in one slot of the server, part after part.
 struct Parcel {
   Span heads;
-  std::vector<Span> home_rows;  // ascending, disjoint
+  std::vector<Part> parts;  // ascending, disjoint
 
-  int64_t rows() const {
-    int64_t sum = 0;
-    for (Span span : home_rows) sum += span.length;
-    return sum;
-  }
+  int64_t rows() const { return parts.back().slot_row + parts.back().home_rows.length; }
   // Where a home row that is in the parcel lies in its slot.
   int64_t slot_row(int64_t home_row) const {
-    int64_t begin = 0;
-    for (Span span : home_rows) {
-      if (home_row < span.end()) return begin + home_row - span.begin;
-      begin += span.length;
-    }
-    check_failed(__FILE__, __LINE__, "a task's rows are in its parcel");
+    const auto part = std::ranges::partition_point(
+        parts, [home_row](const Part& p) { return p.home_rows.end() <= home_row; });
+    LONGHAUL_CHECK(part != parts.end() && part->home_rows.begin <= home_row,
+                   "a task's rows are in its parcel");
+    return part->slot_row + home_row - part->home_rows.begin;
   }
 };
 
 struct Need {
   Span rows;
   Span heads;
+  int round = 0;
 };
 
+// The union of the rows, cut where the first or the last round that needs them changes.
+std::vector<Part> parts_of(const std::vector<Need>& needs, int rounds) {
+  struct Border {
+    int64_t row;
+    int round;
+    int needs;  // more of this round from here on
+  };
+  std::vector<Border> borders;
+  for (const Need& need : needs) {
+    if (need.rows.length == 0) continue;
+    borders.push_back({need.rows.begin, need.round, 1});
+    borders.push_back({need.rows.end(), need.round, -1});
+  }
+  std::ranges::sort(borders, {}, &Border::row);
+  std::vector<int> of_round(static_cast<size_t>(rounds), 0);
+  std::vector<Part> parts;
+  int64_t slot_row = 0;
+  for (size_t i = 0; i < borders.size();) {
+    const int64_t row = borders[i].row;
+    for (; i < borders.size() && borders[i].row == row; ++i) {
+      of_round[static_cast<size_t>(borders[i].round)] += borders[i].needs;
+    }
+    const auto needed = [](int count) { return count > 0; };
+    const auto first = std::ranges::find_if(of_round, needed);
+    if (first == of_round.end()) continue;
+    const auto last = std::find_if(of_round.rbegin(), of_round.rend(), needed);
+    const Part part{.home_rows = {row, borders[i].row - row},
+                    .slot_row = slot_row,
+                    .first = static_cast<int>(first - of_round.begin()),
+                    .last = static_cast<int>(of_round.rend() - last) - 1};
+    slot_row += part.home_rows.length;
+    if (!parts.empty() && parts.back().home_rows.end() == row && parts.back().first == part.first &&
+        parts.back().last == part.last) {
+      parts.back().home_rows.length += part.home_rows.length;
+    } else {
+      parts.push_back(part);
+    }
+  }
+  return parts;
+}
+
 // Cuts the needed rows x heads into parcels, such that nothing is in two of them.
-std::vector<Parcel> parcels_of(const std::vector<Need>& needs) {
+std::vector<Parcel> parcels_of(const std::vector<Need>& needs, int rounds) {
   std::vector<int64_t> cuts;
   for (const Need& need : needs) {
     cuts.push_back(need.heads.begin);
@@ -49,17 +94,17 @@ std::vector<Parcel> parcels_of(const std::vector<Need>& needs) {
   cuts.erase(std::unique(cuts.begin(), cuts.end()), cuts.end());
   std::vector<Parcel> parcels;
   for (size_t i = 0; i + 1 < cuts.size(); ++i) {
-    std::vector<Span> rows;
+    std::vector<Need> of_heads;
     for (const Need& need : needs) {
-      if (need.heads.begin <= cuts[i] && cuts[i] < need.heads.end()) rows.push_back(need.rows);
+      if (need.heads.begin <= cuts[i] && cuts[i] < need.heads.end()) of_heads.push_back(need);
     }
-    if (rows.empty()) continue;
-    rows = joined(std::move(rows));
+    std::vector<Part> parts = parts_of(of_heads, rounds);
+    if (parts.empty()) continue;
     if (!parcels.empty() && parcels.back().heads.end() == cuts[i] &&
-        parcels.back().home_rows == rows) {
+        parcels.back().parts == parts) {
       parcels.back().heads.length += cuts[i + 1] - cuts[i];
     } else {
-      parcels.push_back({{cuts[i], cuts[i + 1] - cuts[i]}, std::move(rows)});
+      parcels.push_back({{cuts[i], cuts[i + 1] - cuts[i]}, std::move(parts)});
     }
   }
   return parcels;
@@ -71,19 +116,36 @@ class Tasks {
       : problem_(problem), direction_(direction), rank_(rank), ranks_(problem.layout.ranks()) {
     for (const PlacedTask& task : tasks) {
       check(task);
+      rounds_ = std::max(rounds_, task.round + 1);
       if (task.q_owner != rank_ && task.k_owner != rank_ && task.server != rank_) continue;
-      if (!cut_task(problem_, task, 0, 0).empty()) tasks_.push_back(task);
+      if (cut_task(problem_, task, 0, 0).empty()) continue;
+      const Need q{task.q_rows, task.q_heads, task.round};
+      const Need k{task.k_rows, kv_heads_of(task.q_heads, problem_.heads), task.round};
+      // Both ends know all tasks between them, in the same order.
+      if (task.server == rank_) {
+        tasks_.push_back(task);
+        if (task.q_owner != rank_) here_[task.q_owner].queries.push_back(q);
+        if (task.k_owner != rank_) here_[task.k_owner].keys.push_back(k);
+      } else {
+        if (task.q_owner == rank_) there_[task.server].queries.push_back(q);
+        if (task.k_owner == rank_) there_[task.server].keys.push_back(k);
+      }
     }
   }
 
+  // While round r is computed, in step r + 1, rows of r + 1 arrive and results of r - 1 go back.
   Plan plan() {
     plan_.slots.push_back(home_slot(problem_, direction_, rank_));
-    plan_.steps.resize(3);
+    plan_.steps.resize(static_cast<size_t>(rounds_) + 2);
     plan_.steps[0].clears.push_back({0, home_outputs(direction_)});
     for (int peer = 0; peer < ranks_; ++peer) {
-      if (peer == rank_) continue;
       send_and_take_back(peer);
       receive_and_give_back(peer);
+    }
+    // In each step first what goes to servers, then what comes back: on both ends of a pair.
+    for (size_t s = 0; s < plan_.steps.size(); ++s) {
+      plan_.steps[s].transfers.insert(plan_.steps[s].transfers.end(), back_[s].begin(),
+                                      back_[s].end());
     }
     place_tasks();
     return std::move(plan_);
@@ -107,49 +169,51 @@ class Tasks {
                        within(task.k_rows, problem_.layout.rows(task.k_owner)) &&
                        within(task.q_heads, problem_.heads.q_heads),
                    "a task leaves its owner's rows or the model's heads");
+    LONGHAUL_CHECK(task.round >= 0, absl::StrCat("round ", task.round));
   }
 
-  // The same on both ends, as both know all tasks between them.
-  std::vector<Parcel> query_parcels(int owner, int server) const {
-    std::vector<Need> needs;
-    for (const PlacedTask& task : tasks_) {
-      if (task.q_owner == owner && task.server == server) {
-        needs.push_back({task.q_rows, task.q_heads});
-      }
-    }
-    return parcels_of(needs);
+  struct Needs {
+    std::vector<Need> queries, keys;
+  };
+
+  void dispatch(bool send, End end, int round) {
+    end.done_by = round + 1;
+    Step& step = plan_.steps[static_cast<size_t>(round)];
+    send ? add_send(step, end) : add_receive(step, end, Reduce::kStore);
   }
-  std::vector<Parcel> key_parcels(int owner, int server) const {
-    std::vector<Need> needs;
-    for (const PlacedTask& task : tasks_) {
-      if (task.k_owner == owner && task.server == server) {
-        needs.push_back({task.k_rows, kv_heads_of(task.q_heads, problem_.heads)});
-      }
-    }
-    return parcels_of(needs);
+  void give_back(bool send, End end, int round, Reduce reduce) {
+    end.done_by = round + 3;
+    Step step;
+    send ? add_send(step, end) : add_receive(step, end, reduce);
+    back_[static_cast<size_t>(round) + 2].push_back(step.transfers.front());
   }
 
   void send_and_take_back(int server) {
-    Step &dispatch = plan_.steps[0], &back = plan_.steps[2];
-    for (const Parcel& parcel : query_parcels(rank_, server)) {
-      for (Span rows : parcel.home_rows) {
-        add_send(dispatch, {server, 0, query_inputs(direction_), rows, parcel.heads, 1});
-        add_receive(back, {server, 0, query_outputs(direction_), rows, parcel.heads, 3},
-                    forward() ? Reduce::kMerge : Reduce::kAdd);
+    const auto needs = there_.find(server);
+    if (needs == there_.end()) return;
+    for (const Parcel& parcel : parcels_of(needs->second.queries, rounds_)) {
+      for (const Part& part : parcel.parts) {
+        const End end{server, 0, query_inputs(direction_), part.home_rows, parcel.heads};
+        dispatch(true, end, part.first);
+        const End results{server, 0, query_outputs(direction_), part.home_rows, parcel.heads};
+        give_back(false, results, part.last, forward() ? Reduce::kMerge : Reduce::kAdd);
       }
     }
-    for (const Parcel& parcel : key_parcels(rank_, server)) {
-      for (Span rows : parcel.home_rows) {
-        add_send(dispatch, {server, 0, kKeys, rows, parcel.heads, 1});
+    for (const Parcel& parcel : parcels_of(needs->second.keys, rounds_)) {
+      for (const Part& part : parcel.parts) {
+        dispatch(true, {server, 0, kKeys, part.home_rows, parcel.heads}, part.first);
         if (forward()) continue;
-        add_receive(back, {server, 0, kKeyGradients, rows, parcel.heads, 3}, Reduce::kAdd);
+        give_back(false, {server, 0, kKeyGradients, part.home_rows, parcel.heads}, part.last,
+                  Reduce::kAdd);
       }
     }
   }
 
   void receive_and_give_back(int owner) {
-    Step &dispatch = plan_.steps[0], &compute = plan_.steps[1], &back = plan_.steps[2];
-    for (Parcel& parcel : query_parcels(owner, rank_)) {
+    const auto needs = here_.find(owner);
+    if (needs == here_.end()) return;
+    Step& compute = plan_.steps[1];
+    for (Parcel& parcel : parcels_of(needs->second.queries, rounds_)) {
       const int slot = static_cast<int>(plan_.slots.size());
       plan_.slots.push_back({.q_rows = parcel.rows(),
                              .k_rows = 0,
@@ -157,17 +221,15 @@ class Tasks {
                              .kv_heads = {},
                              .fields = query_inputs(direction_) | query_outputs(direction_)});
       compute.clears.push_back({slot, query_outputs(direction_)});
-      int64_t row = 0;
-      for (Span rows : parcel.home_rows) {
-        const Span here{row, rows.length};
-        add_receive(dispatch, {owner, slot, query_inputs(direction_), here, parcel.heads, 1},
-                    Reduce::kStore);
-        add_send(back, {owner, slot, query_outputs(direction_), here, parcel.heads, 3});
-        row += rows.length;
+      for (const Part& part : parcel.parts) {
+        const Span rows{part.slot_row, part.home_rows.length};
+        dispatch(false, {owner, slot, query_inputs(direction_), rows, parcel.heads}, part.first);
+        give_back(true, {owner, slot, query_outputs(direction_), rows, parcel.heads}, part.last,
+                  Reduce::kStore);
       }
       query_slots_[owner].push_back({std::move(parcel), slot});
     }
-    for (Parcel& parcel : key_parcels(owner, rank_)) {
+    for (Parcel& parcel : parcels_of(needs->second.keys, rounds_)) {
       const int slot = static_cast<int>(plan_.slots.size());
       plan_.slots.push_back({.q_rows = 0,
                              .k_rows = parcel.rows(),
@@ -175,12 +237,12 @@ class Tasks {
                              .kv_heads = parcel.heads,
                              .fields = key_fields(direction_)});
       if (!forward()) compute.clears.push_back({slot, kKeyGradients});
-      int64_t row = 0;
-      for (Span rows : parcel.home_rows) {
-        const Span here{row, rows.length};
-        add_receive(dispatch, {owner, slot, kKeys, here, parcel.heads, 1}, Reduce::kStore);
-        if (!forward()) add_send(back, {owner, slot, kKeyGradients, here, parcel.heads, 3});
-        row += rows.length;
+      for (const Part& part : parcel.parts) {
+        const Span rows{part.slot_row, part.home_rows.length};
+        dispatch(false, {owner, slot, kKeys, rows, parcel.heads}, part.first);
+        if (forward()) continue;
+        give_back(true, {owner, slot, kKeyGradients, rows, parcel.heads}, part.last,
+                  Reduce::kStore);
       }
       key_slots_[owner].push_back({std::move(parcel), slot});
     }
@@ -189,16 +251,15 @@ class Tasks {
   // A task's heads may lie in several slots, on either side: it is cut by heads.
   void place_tasks() {
     struct Key {
-      bool remote;
+      int step;
       int q_slot, k_slot;
       Span heads;
-      auto order() const { return std::tuple(remote, q_slot, k_slot, heads.begin, heads.length); }
+      auto order() const { return std::tuple(step, q_slot, k_slot, heads.begin, heads.length); }
       bool operator<(const Key& other) const { return order() < other.order(); }
     };
     std::map<Key, std::vector<Segment>> merged;
     const Side home{{}, 0};
     for (const PlacedTask& task : tasks_) {
-      if (task.server != rank_) continue;
       for (Span q_heads : head_cuts(task)) {
         const Side& q = side(query_slots_, task.q_owner, q_heads, task.q_rows, home);
         const Side& k =
@@ -207,14 +268,15 @@ class Tasks {
             q.slot == 0 ? task.q_rows.begin : q.parcel.slot_row(task.q_rows.begin);
         const int64_t k_row =
             k.slot == 0 ? task.k_rows.begin : k.parcel.slot_row(task.k_rows.begin);
-        std::vector<Segment>& list = merged[{q.slot != 0 || k.slot != 0, q.slot, k.slot, q_heads}];
+        const int step = q.slot != 0 || k.slot != 0 ? task.round + 1 : 0;
+        std::vector<Segment>& list = merged[{step, q.slot, k.slot, q_heads}];
         for (const Segment& segment : cut_task(problem_, task, q_row, k_row))
           list.push_back(segment);
       }
     }
     // What needs nothing of others is computed while the parcels travel.
     for (auto& [key, list] : merged) {
-      plan_.steps[key.remote ? 1 : 0].tasks.push_back(
+      plan_.steps[static_cast<size_t>(key.step)].tasks.push_back(
           {key.q_slot, key.k_slot, key.heads, std::move(list)});
     }
   }
@@ -260,9 +322,12 @@ class Tasks {
   Direction direction_;
   int rank_;
   int ranks_;
-  std::vector<PlacedTask> tasks_;  // those with work that concern this rank
+  int rounds_ = 1;
+  std::vector<PlacedTask> tasks_;      // those with work that this rank computes
+  std::map<int, Needs> here_, there_;  // of other owners here, by owner; of home, by server
   std::map<int, std::vector<Side>> query_slots_, key_slots_;  // by owner
   Plan plan_;
+  std::map<size_t, std::vector<Transfer>> back_;  // by step: results
 };
 
 }  // namespace

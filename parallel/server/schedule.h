@@ -1,8 +1,9 @@
 // The scheduler of core attention disaggregation: which server computes which part of a sample's
 // attention. After the idea of DistCA (Zhuang et al. 2025, section 4); the algorithm and what it
-// guarantees: parallel/ALGORITHMS.md, "disaggregated".
+// guarantees: parallel/ALGORITHMS.md, "Core attention disaggregation".
 #pragma once
 
+#include <cstdint>
 #include <vector>
 
 #include "parallel/plan/planners.h"
@@ -11,10 +12,24 @@ namespace longhaul::parallel {
 
 struct Schedule {
   std::vector<PlacedTask> tasks;  // cover the mask exactly once
+  // By server: seconds by the profile, or pairs of all heads.
+  std::vector<double> load;
+  double tile = 0;  // the same of the costliest tile x tile pairs of all query heads
+  int64_t moves = 0;
+  int rounds = 1;  // of the tasks
+  // Memory kept the most loaded server above the bound: otherwise always
+  //     max(load) <= (1 + imbalance) mean(load) + tile.
+  bool limited_by_memory = false;
+  std::vector<int64_t> memory;  // by rank: upper bound of its memory for others' rows
 };
 
 // A pure function of its arguments: every rank computes the same. Throws Error(kConfig) if the
-// servers' buffers are too small, saying by how much.
+// servers' buffers are too small even for what is to be computed where nothing is moved, saying by
+// how much.
 Schedule schedule_tasks(const Problem& problem, Direction direction);
+
+// The smallest Servers::buffer_bytes with which there is a schedule for every sample of this layout
+// whose documents do not cross borders of problem.documents, whatever its mask, in both directions.
+int64_t least_buffer_bytes(const Problem& problem);
 
 }  // namespace longhaul::parallel
