@@ -98,10 +98,9 @@ Candidate planned(const Strategy& strategy, const Problem& problem, Direction di
 void simulate_all(const Strategy& strategy, const Problem& problem, Direction direction,
                   DType dtype, const Cluster& cluster, const std::vector<int>& node_of,
                   bool in_place, Candidate& candidate) {
-  std::vector<Plan> plans;
-  for (int rank = 0; rank < problem.layout.ranks(); ++rank) {
-    plans.push_back(strategy.plan(problem, direction, rank));
-    candidate.steps = std::max(candidate.steps, static_cast<int>(plans.back().steps.size()));
+  const std::vector<Plan> plans = all_plans(strategy, problem, direction);
+  for (const Plan& plan : plans) {
+    candidate.steps = std::max(candidate.steps, static_cast<int>(plan.steps.size()));
   }
   const std::vector<RankTime> times = simulate(plans, cluster,
                                                {.direction = direction,

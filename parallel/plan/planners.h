@@ -75,6 +75,7 @@ Plan plan_tasks(const Problem& problem, Direction direction, const std::vector<P
 // Core attention disaggregation: tasks as the scheduler places them on servers, which may be ranks
 // without rows (parallel/server/schedule.h). DistCA (Zhuang et al. 2025).
 Plan plan_disaggregated(const Problem& problem, Direction direction, int rank);
+std::vector<Plan> all_plans_disaggregated(const Problem& problem, Direction direction);
 std::optional<std::string> disaggregated_refusal(const Problem& problem);
 
 }  // namespace longhaul::parallel

@@ -22,12 +22,21 @@ constexpr std::array kStrategies{
     Strategy{"usp", plan_usp, usp_refusal},
     Strategy{"all_gather", plan_all_gather, all_gather_refusal},
     Strategy{"query_ring", plan_query_ring, does_everything},
-    Strategy{"disaggregated", plan_disaggregated, disaggregated_refusal},
+    Strategy{"disaggregated", plan_disaggregated, disaggregated_refusal, all_plans_disaggregated},
 };
 
 }  // namespace
 
 std::span<const Strategy> strategies() { return kStrategies; }
+
+std::vector<Plan> all_plans(const Strategy& strategy, const Problem& problem, Direction direction) {
+  if (strategy.all_plans != nullptr) return strategy.all_plans(problem, direction);
+  std::vector<Plan> plans;
+  for (int rank = 0; rank < problem.layout.ranks(); ++rank) {
+    plans.push_back(strategy.plan(problem, direction, rank));
+  }
+  return plans;
+}
 
 const Strategy& strategy(std::string_view name, std::span<const Strategy> table) {
   std::vector<std::string> known;

@@ -10,6 +10,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "parallel/layout/segments.h"
 #include "parallel/plan/plan.h"
@@ -38,7 +39,11 @@ struct Strategy {
   Plan (*plan)(const Problem& problem, Direction direction, int rank);
   // Why the strategy cannot do this problem, naming the fix; nullopt if it can.
   std::optional<std::string> (*refusal)(const Problem& problem);
+  // The plans of all ranks, where that takes less than one after the other; null: it does not.
+  std::vector<Plan> (*all_plans)(const Problem& problem, Direction direction) = nullptr;
 };
+// Of any strategy.
+std::vector<Plan> all_plans(const Strategy& strategy, const Problem& problem, Direction direction);
 
 std::span<const Strategy> strategies();
 // Throws Error(kConfig) with the known names if there is none of this name.

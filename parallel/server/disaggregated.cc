@@ -20,4 +20,14 @@ Plan plan_disaggregated(const Problem& problem, Direction direction, int rank) {
   return plan_tasks(problem, direction, schedule_tasks(problem, direction).tasks, rank);
 }
 
+std::vector<Plan> all_plans_disaggregated(const Problem& problem, Direction direction) {
+  if (const auto why = disaggregated_refusal(problem)) fail(ErrorCode::kConfig, *why);
+  const std::vector<PlacedTask> tasks = schedule_tasks(problem, direction).tasks;
+  std::vector<Plan> plans;
+  for (int rank = 0; rank < problem.layout.ranks(); ++rank) {
+    plans.push_back(plan_tasks(problem, direction, tasks, rank));
+  }
+  return plans;
+}
+
 }  // namespace longhaul::parallel

@@ -105,20 +105,19 @@ Placement::Placement(const Problem& problem, Direction direction)
   work_.resize(ranks_.size());
   load_.assign(ranks_.size(), 0);
   bytes_.assign(ranks_.size(), 0);
-  const auto kv_heads = static_cast<size_t>(heads.kv_heads);
-  rows_.assign(ranks_.size(), {std::vector<RowSet>(kv_heads), std::vector<RowSet>(kv_heads)});
+  rows_.assign(ranks_.size(), {{{0, heads.kv_heads}, {}, {}}});
   for (int s = 0; s < this->servers(); ++s) {  // what it owns lies there
     const int64_t begin = first_row_[static_cast<size_t>(rank(s))];
     const int64_t own = problem_.layout.rows(rank(s));
     if (own == 0) continue;
-    for (RowSet& set : rows_[static_cast<size_t>(s)].queries) set.add(begin, begin + own);
+    rows_[static_cast<size_t>(s)].front().queries.add(begin, begin + own);
   }
   for (size_t i = 0; i < keys_.size(); ++i) {
     for (const KeyList::Part& part : keys_[i].parts) {
       const int s = server_of(part.owner);
       if (s < 0) continue;
       const int64_t begin = first_key_[i] + part.row;
-      for (RowSet& set : rows_[static_cast<size_t>(s)].keys) set.add(begin, begin + part.length);
+      rows_[static_cast<size_t>(s)].front().keys.add(begin, begin + part.length);
     }
   }
 }
@@ -149,54 +148,52 @@ Interval Placement::key_rows(const Piece& piece) const {
 }
 
 int64_t Placement::added_bytes(const Piece& piece, int server) const {
-  const Rows& rows = rows_[static_cast<size_t>(server)];
   const Interval q = query_rows(piece), k = key_rows(piece);
   const Span heads = kv_heads(piece);
   int64_t bytes = 0;
-  for (int64_t h = heads.begin; h < heads.end(); ++h) {
-    const auto head = static_cast<size_t>(h);
-    bytes += rows.queries[head].missing(q.begin, q.end) * query_bytes() +
-             rows.keys[head].missing(k.begin, k.end) * key_bytes();
+  for (const HeadRows& rows : rows_[static_cast<size_t>(server)]) {
+    const int64_t count =
+        std::min(rows.heads.end(), heads.end()) - std::max(rows.heads.begin, heads.begin);
+    if (count <= 0) continue;
+    bytes += count * (rows.queries.missing(q.begin, q.end) * query_bytes() +
+                      rows.keys.missing(k.begin, k.end) * key_bytes());
   }
   return bytes;
 }
 
 std::vector<Placement::Added> Placement::added_memory(const Piece& piece, int server) const {
-  const Rows& rows = rows_[static_cast<size_t>(server)];
   const Interval q = query_rows(piece), k = key_rows(piece);
   const KeyList& list = keys_[static_cast<size_t>(piece.keys)];
   const int64_t first = first_key_[static_cast<size_t>(piece.keys)];
   const Span heads = kv_heads(piece);
   std::vector<Added> added;
   int64_t here = 0;
-  // Heads with the same rows, and rows that continue others, share their ranges.
-  const auto margin = [&](const std::vector<RowSet>& sets, int64_t h, const Interval& gap) {
-    const RowSet& set = sets[static_cast<size_t>(h)];
+  // Rows that continue others share their ranges.
+  const auto margin = [](const RowSet& set, const Interval& gap) {
     const bool continues =
         set.missing(gap.begin - 1, gap.begin) == 0 || set.missing(gap.end, gap.end + 1) == 0;
-    const bool as_before = h > heads.begin && sets[static_cast<size_t>(h) - 1].missing(
-                                                  gap.begin, gap.end) == gap.end - gap.begin;
-    return continues || as_before ? 0 : kRangeMargin;
+    return continues ? 0 : kRangeMargin;
   };
-  for (int64_t h = heads.begin; h < heads.end(); ++h) {
-    const auto head = static_cast<size_t>(h);
+  for (const HeadRows& rows : rows_[static_cast<size_t>(server)]) {
+    const int64_t count =
+        std::min(rows.heads.end(), heads.end()) - std::max(rows.heads.begin, heads.begin);
+    if (count <= 0) continue;
     // What is packed at home, and what comes back and is folded from a copy.
-    for (const Interval& gap : rows.queries[head].gaps(q.begin, q.end)) {
-      const int64_t count = gap.end - gap.begin;
-      const int64_t room = margin(rows.queries, h, gap);
-      here += count * (query_in_ + query_out_ + staging_ * statistics_) + room;
-      added.push_back({piece.q_owner, staging_ * count * (query_in_ + 2 * query_out_) + room});
+    for (const Interval& gap : rows.queries.gaps(q.begin, q.end)) {
+      const int64_t elements = count * (gap.end - gap.begin), room = margin(rows.queries, gap);
+      here += elements * (query_in_ + query_out_ + staging_ * statistics_) + room;
+      added.push_back({piece.q_owner, staging_ * elements * (query_in_ + 2 * query_out_) + room});
     }
-    for (const Interval& gap : rows.keys[head].gaps(k.begin, k.end)) {
-      const int64_t room = margin(rows.keys, h, gap);
-      here += (gap.end - gap.begin) * (key_in_ + key_out_) + room;
+    for (const Interval& gap : rows.keys.gaps(k.begin, k.end)) {
+      const int64_t room = margin(rows.keys, gap);
+      here += count * (gap.end - gap.begin) * (key_in_ + key_out_) + room;
       for (size_t i = list.at(gap.begin - first);
            i < list.parts.size() && first + list.parts[i].row < gap.end; ++i) {
         const int64_t begin = first + list.parts[i].row;
-        const int64_t count =
+        const int64_t length =
             std::min(gap.end, begin + list.parts[i].length) - std::max(gap.begin, begin);
         added.push_back(
-            {list.parts[i].owner, staging_ * (count * (key_in_ + 2 * key_out_)) + kRangeMargin});
+            {list.parts[i].owner, staging_ * count * length * (key_in_ + 2 * key_out_) + room});
       }
     }
   }
@@ -226,9 +223,26 @@ bool Placement::fits(const Piece& piece, int server) const {
 
 IndexRange Placement::resident_keys(const Piece& piece, int server) const {
   const Interval k = key_rows(piece);
-  const auto head = static_cast<size_t>(kv_heads(piece).begin);
-  const Interval part = rows_[static_cast<size_t>(server)].keys[head].longest_in(k.begin, k.end);
+  const int64_t head = kv_heads(piece).begin;
+  const std::vector<HeadRows>& of_server = rows_[static_cast<size_t>(server)];
+  const auto rows =
+      std::ranges::find_if(of_server, [head](const HeadRows& r) { return head < r.heads.end(); });
+  const Interval part = rows->keys.longest_in(k.begin, k.end);
   return {part.begin - k.begin, part.end - k.begin};
+}
+
+// Lets a range of heads begin at `head`.
+void Placement::cut_heads(int server, int64_t head) {
+  std::vector<HeadRows>& of_server = rows_[static_cast<size_t>(server)];
+  for (size_t i = 0; i < of_server.size(); ++i) {
+    const Span heads = of_server[i].heads;
+    if (head <= heads.begin || head >= heads.end()) continue;
+    HeadRows second = of_server[i];
+    second.heads = {head, heads.end() - head};
+    of_server[i].heads.length = head - heads.begin;
+    of_server.insert(of_server.begin() + static_cast<std::ptrdiff_t>(i) + 1, std::move(second));
+    return;
+  }
 }
 
 void Placement::place(const Work& work, int server) {
@@ -236,12 +250,14 @@ void Placement::place(const Work& work, int server) {
     memory_[static_cast<size_t>(added.rank)] += added.bytes;
   }
   bytes_[static_cast<size_t>(server)] += added_bytes(work.piece, server);
-  Rows& rows = rows_[static_cast<size_t>(server)];
   const Interval q = query_rows(work.piece), k = key_rows(work.piece);
   const Span heads = kv_heads(work.piece);
-  for (int64_t h = heads.begin; h < heads.end(); ++h) {
-    rows.queries[static_cast<size_t>(h)].add(q.begin, q.end);
-    rows.keys[static_cast<size_t>(h)].add(k.begin, k.end);
+  cut_heads(server, heads.begin);
+  cut_heads(server, heads.end());
+  for (HeadRows& rows : rows_[static_cast<size_t>(server)]) {
+    if (rows.heads.begin < heads.begin || rows.heads.begin >= heads.end()) continue;
+    rows.queries.add(q.begin, q.end);
+    rows.keys.add(k.begin, k.end);
   }
   load_[static_cast<size_t>(server)] += work.cost();
   work_[static_cast<size_t>(server)].push_back(work);

@@ -69,13 +69,15 @@ class Placement {
   std::vector<PlacedTask> tasks() const;
 
  private:
-  struct Rows {  // at one server, by kv head
-    std::vector<RowSet> queries, keys;
+  struct HeadRows {  // what lies at one server of a range of kv heads
+    Span heads;
+    RowSet queries, keys;
   };
   struct Added {
     int rank;
     int64_t bytes;
   };
+  void cut_heads(int server, int64_t head);
   std::vector<Added> added_memory(const Piece& piece, int server) const;
   double rate(const Piece& piece) const;
   Span kv_heads(const Piece& piece) const;
@@ -89,8 +91,8 @@ class Placement {
   std::vector<int64_t> first_row_;  // of each rank, likewise
   std::vector<int> ranks_, server_of_;
   int64_t query_in_ = 0, query_out_ = 0, statistics_ = 0, key_in_ = 0, key_out_ = 0;
-  int64_t staging_ = 1;  // blocks of staging memory
-  std::vector<Rows> rows_;
+  int64_t staging_ = 1;                      // blocks of staging memory
+  std::vector<std::vector<HeadRows>> rows_;  // by server; the heads' ranges are ascending
   std::vector<std::vector<Work>> work_;
   std::vector<double> load_;
   std::vector<int64_t> bytes_;
