@@ -47,7 +47,7 @@ Action add_train_bench(CLI::App& app) {
 }  // namespace
 
 std::span<const Command> bench_commands() {
-  static constexpr std::array<Command, 10> kCommands = {
+  static constexpr std::array<Command, 11> kCommands = {
       Command{.name = "train",
               .help = "Throughput, MFU and memory of training steps",
               .add = add_train_bench},
@@ -60,6 +60,10 @@ std::span<const Command> bench_commands() {
       Command{.name = "layout",
               .help = "Balance and remote keys of layouts for packed documents, planned",
               .add = add_layout_bench},
+      Command{
+          .name = "cad",
+          .help = "Core attention disaggregation of packed documents: planned, simulated, timed",
+          .add = add_cad_bench},
       Command{.name = "linear",
               .help = "Linear attention forward and backward, against the multiply-add peak",
               .add = add_linear_bench},

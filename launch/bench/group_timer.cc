@@ -26,8 +26,13 @@ GroupTiming time_together(dist::Group& group, const Context& ctx,
   };
   const int64_t slowest =
       group.max(std::chrono::duration_cast<std::chrono::nanoseconds>(elapsed).count(), kWhat);
+  const double waited = after.waited_seconds - before.waited_seconds;
+  const double busy = std::chrono::duration<double>(elapsed).count() - waited;
+  const auto most_busy = static_cast<double>(group.max(static_cast<int64_t>(1e9 * busy), kWhat));
   return {.seconds = 1e-9 * static_cast<double>(slowest),
-          .waited = group.sum(after.waited_seconds - before.waited_seconds, kWhat) / group.size(),
+          .waited = group.sum(waited, kWhat) / group.size(),
+          .busy = group.sum(busy, kWhat) / group.size(),
+          .most_busy = 1e-9 * most_busy,
           .moved_bytes = total(&dist::Traffic::Counter::received_bytes),
           .in_place_bytes = total(&dist::Traffic::Counter::in_place_bytes)};
 }

@@ -12,6 +12,8 @@ namespace longhaul::launch {
 struct GroupTiming {        // the same on every rank
   double seconds = 0;       // from a common start until the last rank is done
   double waited = 0;        // of it, seconds in which a rank could only wait: the mean over ranks
+  double busy = 0;          // seconds in which a rank did not wait: the mean over ranks
+  double most_busy = 0;     // of the rank that waited least
   int64_t moved_bytes = 0;  // received in messages, by all ranks together
   int64_t in_place_bytes = 0;  // read from neighbours' memory instead
 };

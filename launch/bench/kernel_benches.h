@@ -8,6 +8,7 @@ namespace longhaul::launch {
 
 Action add_attention_bench(CLI::App& app);
 Action add_auto_bench(CLI::App& app);
+Action add_cad_bench(CLI::App& app);
 Action add_comm_bench(CLI::App& app);
 Action add_gemm_bench(CLI::App& app);
 Action add_layout_bench(CLI::App& app);

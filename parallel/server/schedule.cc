@@ -10,6 +10,7 @@
 #include "kernels/core/error.h"
 #include "parallel/plan/parts.h"
 #include "parallel/server/cut.h"
+#include "parallel/server/schedule_of.h"
 #include "parallel/server/start.h"
 
 namespace longhaul::parallel {
@@ -271,17 +272,12 @@ Schedule schedule_tasks(const Problem& problem, Direction direction) {
   }
   Balancer balancer(problem, *placement);
   balancer.run();
-  Schedule schedule{.tasks = placement->tasks(),
-                    .load = {},
-                    .tile = balancer.tile(),
-                    .moves = balancer.moves(),
-                    .rounds = 1,
-                    .limited_by_memory = balancer.limited(),
-                    .memory = {}};
+  Schedule schedule = schedule_of(problem, direction, *placement);
+  schedule.tile = balancer.tile();
+  schedule.moves = balancer.moves();
+  schedule.limited_by_memory = balancer.limited();
   schedule.rounds = rounds_of(problem, *placement, schedule.tasks);
   share_rounds(problem, schedule.rounds, schedule.tasks);
-  for (int s = 0; s < placement->servers(); ++s) schedule.load.push_back(placement->load(s));
-  for (int r = 0; r < ranks; ++r) schedule.memory.push_back(placement->memory(r));
   return schedule;
 }
 

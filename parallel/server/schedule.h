@@ -21,6 +21,7 @@ struct Schedule {
   //     max(load) <= (1 + imbalance) mean(load) + tile.
   bool limited_by_memory = false;
   std::vector<int64_t> memory;  // by rank: upper bound of its memory for others' rows
+  std::vector<int64_t> bytes;   // by server: what it receives and sends back
 };
 
 // A pure function of its arguments: every rank computes the same. Throws Error(kConfig) if the
@@ -31,5 +32,12 @@ Schedule schedule_tasks(const Problem& problem, Direction direction);
 // The smallest Servers::buffer_bytes with which there is a schedule for every sample of this layout
 // whose documents do not cross borders of problem.documents, whatever its mask, in both directions.
 int64_t least_buffer_bytes(const Problem& problem);
+
+// For comparison: the greedy rule that DistCA has published (section 4.2), as read from its text.
+// Servers below the mean, the emptiest first, take from those above it the item, or the last
+// queries of one with all their keys, that saves the most work for each byte, whatever already lies
+// there, until they lack less than `imbalance` of the mean. Nobody looks at what is then left above
+// it, so that the maximum has no bound. In place.
+Schedule published_greedy(const Problem& problem, Direction direction);
 
 }  // namespace longhaul::parallel
