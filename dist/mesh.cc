@@ -5,17 +5,50 @@
 namespace longhaul::dist {
 
 Mesh::Mesh(Group& world, MeshShape shape) : world_(world), shape_(shape) {
-  if (shape.data < 1 || shape.sequence < 1 ||
-      int64_t{shape.data} * shape.sequence != world.size()) {
+  const int64_t wanted = int64_t{shape.data} * shape.sequence + shape.servers;
+  if (shape.data < 1 || shape.sequence < 1 || shape.servers < 0 || wanted != world.size()) {
     fail(ErrorCode::kConfig,
-         absl::StrCat("the mesh of data ", shape.data, " x sequence ", shape.sequence, " needs ",
-                      int64_t{shape.data} * shape.sequence, " ranks but the job has ", world.size(),
+         absl::StrCat("the mesh of data ", shape.data, " x sequence ", shape.sequence,
+                      shape.servers != 0 ? absl::StrCat(" + ", shape.servers, " servers") : "",
+                      " needs ", wanted, " ranks but the job has ", world.size(),
                       ": change one of the axes or the number of ranks"));
+  }
+  Group* trainers = &world;
+  if (shape.servers > 0) {
+    auto role = world.split(is_trainer() ? 0 : 1, world.rank());
+    if (!is_trainer()) return;
+    trainers_ = std::move(role);
+    trainers = trainers_.get();
   }
   const int data_rank = world.rank() / shape.sequence;
   const int sequence_rank = world.rank() % shape.sequence;
-  sequence_ = world.split(data_rank, sequence_rank);
-  data_ = world.split(sequence_rank, data_rank);
+  sequence_ = trainers->split(data_rank, sequence_rank);
+  data_ = trainers->split(sequence_rank, data_rank);
+}
+
+Group& Mesh::trainers() {
+  LONGHAUL_CHECK(is_trainer(), "a server is no trainer");
+  return trainers_ ? *trainers_ : world_;
+}
+
+Group& Mesh::data() {
+  LONGHAUL_CHECK(is_trainer(), "a server has no replica");
+  return *data_;
+}
+
+Group& Mesh::sequence() {
+  LONGHAUL_CHECK(is_trainer(), "a server has no sample");
+  return *sequence_;
+}
+
+int Mesh::data_rank() const {
+  LONGHAUL_CHECK(is_trainer(), "a server has no replica");
+  return data_->rank();
+}
+
+int Mesh::sequence_rank() const {
+  LONGHAUL_CHECK(is_trainer(), "a server has no sample");
+  return sequence_->rank();
 }
 
 }  // namespace longhaul::dist

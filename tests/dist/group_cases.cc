@@ -118,10 +118,45 @@ void mesh(Group& group) {
   expect_error(ErrorCode::kConfig, [&] { Mesh(group, {.data = 0, .sequence = size}); });
 }
 
+// Trainers first, then servers: all that trainers do among themselves leaves servers alone.
+void mesh_with_servers(Group& group) {
+  const int size = group.size();
+  for (int trainers = 1; trainers <= size; ++trainers) {
+    const int sequence = trainers % 2 == 0 ? 2 : 1, servers = size - trainers;
+    Mesh mesh(group, {.data = trainers / sequence, .sequence = sequence, .servers = servers});
+    expect(mesh.is_trainer() == (group.rank() < trainers));
+    expect(&mesh.world() == &group && mesh.shape().trainers() == trainers);
+    if (!mesh.is_trainer()) {
+      expect_error(ErrorCode::kInternal, [&] { mesh.trainers(); });
+      expect_error(ErrorCode::kInternal, [&] { mesh.sequence(); });
+      continue;
+    }
+    expect((&mesh.trainers() == &group) == (servers == 0));
+    expect(mesh.trainers().size() == trainers && mesh.trainers().rank() == group.rank());
+    expect(mesh.sequence().size() == sequence && mesh.data().size() == trainers / sequence);
+    expect(group.rank() == mesh.data_rank() * sequence + mesh.sequence_rank());
+    expect(mesh.trainers().sum(1.0, "trainers") == trainers);
+    for (int i = 0; i < sequence; ++i) {
+      expect(mesh.sequence().world_rank(i) == group.world_rank(mesh.data_rank() * sequence + i));
+    }
+  }
+  const std::string message = expect_error(
+      ErrorCode::kConfig, [&] { Mesh(group, {.data = size, .sequence = 1, .servers = 3}); });
+  expect_contains(message, "3 servers");
+  expect_error(ErrorCode::kConfig,
+               [&] { Mesh(group, {.data = size + 1, .sequence = 1, .servers = -1}); });
+  expect_error(ErrorCode::kConfig,
+               [&] { Mesh(group, {.data = 0, .sequence = 1, .servers = size}); });
+}
+
 }  // namespace
 
 std::vector<Case> group_cases() {
-  return {{"host_values", host_values}, {"agree", agree}, {"split", split}, {"mesh", mesh}};
+  return {{"host_values", host_values},
+          {"agree", agree},
+          {"split", split},
+          {"mesh", mesh},
+          {"mesh_with_servers", mesh_with_servers}};
 }
 
 }  // namespace longhaul::dist::testing
