@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "dist/agreed_error.h"
 #include "dist/collectives.h"
 #include "dist/patience.h"
 #include "dist/staged_operation.h"
@@ -159,9 +160,8 @@ void Group::agree(const std::optional<Error>& mine, std::string_view what) {
   const std::string message = broadcast(mine ? mine->what() : "", root, what);
   const Error error(static_cast<ErrorCode>(code),
                     everyone ? message : absl::StrCat("rank ", world_rank(root), ": ", message));
-  // Ranks outside of this group do not know of it.
   if (size() == job_->world_size) throw SharedError(error);
-  throw error;
+  throw AgreedError(error, size());  // ranks outside of this group do not know of it
 }
 
 std::unique_ptr<Group> Group::split(int color, int key) {

@@ -2,6 +2,10 @@
 
 #include <absl/strings/str_cat.h>
 
+#include <cstdlib>
+
+#include "dist/agreed_error.h"
+
 namespace longhaul::dist {
 
 Mesh::Mesh(Group& world, MeshShape shape) : world_(world), shape_(shape) {
@@ -49,6 +53,32 @@ int Mesh::data_rank() const {
 int Mesh::sequence_rank() const {
   LONGHAUL_CHECK(is_trainer(), "a server has no sample");
   return sequence_->rank();
+}
+
+std::optional<Error> Mesh::agreed(const std::function<void()>& work_of_trainers) {
+  try {
+    work_of_trainers();
+    return std::nullopt;
+  } catch (const SharedError& error) {
+    return error;
+  } catch (const AgreedError& error) {
+    if (error.ranks() != shape_.trainers()) throw;
+    return error;
+  }
+}
+
+void Mesh::share(const std::optional<Error>& of_trainers, std::string_view what) {
+  if (shape_.servers == 0) {
+    if (of_trainers) throw SharedError(*of_trainers);
+    return;
+  }
+  const std::string mine =
+      of_trainers ? absl::StrCat(of_trainers->exit_status(), " ", of_trainers->what()) : "";
+  const std::string text = world_.broadcast(mine, 0, what);
+  if (text.empty()) return;
+  char* message = nullptr;
+  const auto code = static_cast<ErrorCode>(std::strtol(text.c_str(), &message, 10));
+  throw SharedError(Error(code, message + 1));
 }
 
 }  // namespace longhaul::dist

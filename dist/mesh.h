@@ -3,7 +3,10 @@
 // sequence_rank. Servers, which compute attention for trainers and hold no model, come after them.
 #pragma once
 
+#include <functional>
 #include <memory>
+#include <optional>
+#include <string_view>
 
 #include "dist/group.h"
 
@@ -33,6 +36,13 @@ class Mesh {
   Group& sequence();  // the ranks that share this rank's samples
   int data_rank() const;
   int sequence_rank() const;
+
+  // Runs what trainers do among themselves. The error that they agree on, if they do: an
+  // AgreedError of trainers(), or a SharedError. Any other is thrown on.
+  std::optional<Error> agreed(const std::function<void()>& work_of_trainers);
+  // Collective over the world. Throws the error that all trainers bring, if any, on all ranks, as a
+  // SharedError.
+  void share(const std::optional<Error>& of_trainers, std::string_view what);
 
  private:
   Group& world_;

@@ -15,6 +15,7 @@
 #include "launch/config/config.h"
 #include "launch/train/engine.h"
 #include "launch/train/metrics.h"
+#include "launch/train/server.h"
 #include "launch/train/step_report.h"
 
 namespace longhaul::launch {
@@ -53,13 +54,13 @@ Sample random_sample(const Config& config) {
   return sample;
 }
 
-// Collective. A first step warms caches and pages and is not counted.
-CaseResult run_case(dist::Group& world, const Config& config, int64_t steps) {
-  Engine engine(world, config);
+// Collective over trainers. A first step warms caches and pages and is not counted.
+CaseResult run_case(Engine& engine, const Config& config, int64_t steps) {
+  dist::Group& trainers = engine.mesh().trainers();
   const Sample sample = random_sample(config);
   const auto peak = [&] {
-    world.barrier("bench");
-    return world.sum(engine.measured_peak(), "bench");
+    trainers.barrier("bench");
+    return engine.measured_peak();
   };
   const int64_t samples =
       config.train().batch_tokens() / config.data().sequence_length() / config.parallel().data();
@@ -69,25 +70,25 @@ CaseResult run_case(dist::Group& world, const Config& config, int64_t steps) {
   std::vector<StepReport> reports;
   int64_t attention_sent = 0;  // the same in every step
   for (int64_t step = 1; step <= steps + 1; ++step) {
-    world.barrier("bench");
+    trainers.barrier("bench");
     RankStep mine;
-    const dist::Traffic::Counter traffic = world.traffic().total();
+    const dist::Traffic::Counter traffic = trainers.traffic().total();
     const auto begin = Clock::now();
     for (int64_t i = 0; i < samples; ++i) {
       mine.loss_sum += engine.accumulate(sample, scale);
       mine.flops += engine.sample_flops();
     }
-    attention_sent = world.traffic().total().sent_bytes - traffic.sent_bytes;
+    attention_sent = trainers.traffic().total().sent_bytes - traffic.sent_bytes;
     engine.reduce_gradients();
     engine.update(1e-4, step);
     mine.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
-    mine.waited_seconds = world.traffic().total().waited_seconds - traffic.waited_seconds;
+    mine.waited_seconds = trainers.traffic().total().waited_seconds - traffic.waited_seconds;
     mine.memory_peak_bytes = static_cast<double>(engine.memory().peak());
-    const StepReport report = gather(world, mine);
+    const StepReport report = gather(trainers, mine);
     if (step > 1) reports.push_back(report);
   }
   const double after = peak();
-  attention_sent = world.max(attention_sent, "bench");
+  attention_sent = trainers.max(attention_sent, "bench");
 
   std::ranges::sort(reports, {}, &StepReport::seconds);
   const StepReport& median = reports[reports.size() / 2];
@@ -102,6 +103,19 @@ CaseResult run_case(dist::Group& world, const Config& config, int64_t steps) {
           .attention_sent_bytes = attention_sent};
 }
 
+// Collective; the result on trainers, of the others only what decides whether to repeat it.
+CaseResult run_case(dist::Group& world, const Config& config, int64_t steps) {
+  CaseResult result;
+  if (world.rank() < world.size() - config.parallel().servers()) {
+    Engine engine(world, config);
+    engine.attention_rank().lead([&] { result = run_case(engine, config, steps); });
+  } else {
+    Server(world, config).run();
+  }
+  result.peak_drift = world.sum(world.rank() == 0 ? result.peak_drift : 0, "bench");
+  return result;
+}
+
 void print_json(const Config& config, int ranks, const CaseResult& r) {
   const nlohmann::ordered_json json = {
       {"bench", "train"},
@@ -112,6 +126,7 @@ void print_json(const Config& config, int ranks, const CaseResult& r) {
         {"ranks", ranks},
         {"data", config.parallel().data()},
         {"sequence", config.parallel().sequence()},
+        {"servers", config.parallel().servers()},
         {"threads", config.parallel().threads()},
         {"layout", config.parallel().layout()},
         {"pattern", config.model().pattern()},

@@ -147,6 +147,7 @@ class OneRank {
     options.in_place = false;
     options.ranks_per_node = 1;
     options.sample_layout = {};
+    options.servers = {};
     return options;
   }
 
@@ -166,17 +167,30 @@ Subject CheckedAttention::subject() const {
 }
 
 CheckedAttention checked_attention(const Config& config, const SettledStrategies& settled) {
-  return {.layout = layout_kind(config),
-          .tokens = config.data().sequence_length(),
-          .options = attention_options(config, settled),
-          .sinks = model_config(config).attention.sinks};
+  const Parallel& parallel = config.parallel();
+  const parallel::LayoutKind& kind = layout_kind(config);
+  CheckedAttention checked{.layout = kind,
+                           .tokens = config.data().sequence_length(),
+                           .options = attention_options(config, settled),
+                           .sinks = model_config(config).attention.sinks,
+                           .ranks = {.data = 1, .sequence = parallel.sequence()}};
+  if (!is_disaggregated(config)) return checked;
+  checked.ranks = {
+      .data = parallel.data(), .sequence = parallel.sequence(), .servers = parallel.servers()};
+  const parallel::BalancedOptions balanced{.row_price = settled.row_price};
+  checked.of_one = [&kind, balanced](const parallel::Documents& documents,
+                                     const parallel::Mask& mask, int ranks) {
+    return kind.of_sample(documents, mask, ranks, balanced);
+  };
+  return checked;
 }
 
-std::vector<Deviation> check_attention(dist::Group& sequence, const Context& ctx,
+std::vector<Deviation> check_attention(dist::Group& group, const Context& ctx,
                                        const CheckedAttention& attention,
                                        std::span<const parallel::Strategy> table) {
-  const ReducedProblem problem =
-      reduce(attention.layout, attention.tokens, sequence.size(), attention.options);
+  LONGHAUL_CHECK(attention.ranks.trainers() + attention.ranks.servers == group.size());
+  const ReducedProblem problem = reduce(attention.layout, attention.tokens, attention.ranks,
+                                        attention.options, attention.of_one);
   const int64_t tokens = problem.layout.tokens();
   const size_t tensors = attention.sinks ? kNames.size() : kSinkGradient;
   parallel::CoreAttentionOptions exact = problem.attention;
@@ -189,7 +203,7 @@ std::vector<Deviation> check_attention(dist::Group& sequence, const Context& ctx
   for (const DType dtype : dtypes) {
     parallel::CoreAttentionOptions options = problem.attention;
     options.dtype = dtype;
-    Layer all_ranks(sequence, ctx, problem.layout, options, table);
+    Layer all_ranks(group, ctx, problem.layout, options, table);
     OneRank one_rank(ctx, options, tokens);
     const Operands operands = random_operands(tokens, options.heads, dtype);
     const Values sinks =
@@ -203,9 +217,9 @@ std::vector<Deviation> check_attention(dist::Group& sequence, const Context& ctx
       if (dtype != DType::kF64) one = one_rank.run(operands, sinks, documents);
       for (size_t i = 0; i < tensors; ++i) {
         const std::vector<int64_t>& rows = i == kSinkGradient ? std::vector<int64_t>{0} : positions;
-        const double error = compare(sequence, many[i], false, truth[i], rows).worst();
+        const double error = compare(group, many[i], false, truth[i], rows).worst();
         const double own =
-            dtype == DType::kF64 ? 0 : compare(sequence, one[i], true, truth[i], rows).worst();
+            dtype == DType::kF64 ? 0 : compare(group, one[i], true, truth[i], rows).worst();
         keep_worst(worst[i], kNames[i], dtype, error, own);
       }
     }

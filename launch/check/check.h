@@ -8,12 +8,13 @@
 #include <string>
 #include <vector>
 
-#include "dist/group.h"
+#include "dist/mesh.h"
 #include "kernels/core/context.h"
 #include "launch/check/deviation.h"
 #include "launch/config/config.h"
 #include "launch/train/strategy_choice.h"
 #include "parallel/attention/core_attention.h"
+#include "parallel/layout/joint.h"
 
 namespace longhaul::launch {
 
@@ -23,15 +24,17 @@ struct CheckedAttention {
   int64_t tokens = 0;  // of a sample
   parallel::CoreAttentionOptions options;
   bool sinks = false;
+  dist::MeshShape ranks;               // that share attention
+  parallel::SampleLayout of_one = {};  // of joint samples, see reduced.h
 
   Subject subject() const;
 };
 CheckedAttention checked_attention(const Config& config, const SettledStrategies& settled);
 
-// Collective over `sequence`, the ranks that share a sample; the same result on all of them. Runs
+// Collective over `group`, the ranks that share attention; the same result on all of them. Runs
 // on ctx's device and threads; ctx's scratch is not used. `table`: where the strategy is looked up.
 std::vector<Deviation> check_attention(
-    dist::Group& sequence, const Context& ctx, const CheckedAttention& attention,
+    dist::Group& group, const Context& ctx, const CheckedAttention& attention,
     std::span<const parallel::Strategy> table = parallel::strategies());
 
 }  // namespace longhaul::launch

@@ -4,7 +4,6 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
-#include "dist/mesh.h"
 #include "launch/check/check.h"
 #include "launch/check/linear_check.h"
 #include "launch/cli/configured_run.h"
@@ -44,41 +43,37 @@ void print(const std::string& what, Size size, std::span<const Deviation> deviat
   std::fflush(stdout);
 }
 
-SettledStrategies settled_strategies(dist::Group& world, dist::Group& sequence, const Context& ctx,
-                                     const Config& config) {
-  return settle_strategies(
-      world, sequence, ctx, config,
-      {.layout = [&](double) { return make_layout(config, sequence.size()); },
-       .documents = parallel::Documents::whole(config.data().sequence_length()),
-       .options = attention_options(config),
-       .record_path = "",
-       .softmax = model_config(config).softmax_layers() > 0,
-       .linear = first_linear_attention(config),
-       .linear_slopes = first_linear_slopes(config)});
-}
-
 void check(dist::Group& world, const Config& config, bool json) {
   const OwnedStream stream = open_device(world, config);
-  dist::Mesh mesh(world,
-                  {.data = config.parallel().data(), .sequence = config.parallel().sequence()});
-  ThreadPool pool(config.parallel().threads());
+  dist::Mesh mesh(world, mesh_shape(config));
+  const int threads = config.parallel().threads();
+  ThreadPool pool(threads);
   Arena none("nothing", 0, stream.get().device);
   const Context ctx{.stream = stream.get(), .pool = &pool, .scratch = &none};
   const model::ModelConfig model = model_config(config);
-  const Size size{mesh.sequence().size(), config.parallel().threads()};
-  const SettledStrategies settled = settled_strategies(world, mesh.sequence(), ctx, config);
-  const auto report = [&](const Subject& subject, const std::vector<Deviation>& deviations) {
-    if (world.rank() == 0) print(subject.name, size, deviations, json);
-    require_small(world, subject, deviations);
-  };
+  const SettledStrategies settled = settle_on(mesh, stream.get(), pool, config, {});
   if (model.softmax_layers() > 0) {
     const CheckedAttention attention = checked_attention(config, settled);
-    report(attention.subject(), check_attention(mesh.sequence(), ctx, attention));
+    dist::Group& group = is_disaggregated(config) ? world : mesh.sequence();
+    const std::vector<Deviation> deviations = check_attention(group, ctx, attention);
+    if (world.rank() == 0) {
+      print(attention.subject().name, {group.size(), threads}, deviations, json);
+    }
+    require_small(world, attention.subject(), deviations);
   }
   if (model.linear_layers() > 0) {
     const CheckedLinearAttention attention =
         checked_linear_attention(config, settled.linear_method);
-    report(attention.subject(), check_linear_attention(mesh.sequence(), ctx, attention));
+    std::vector<Deviation> deviations;
+    if (mesh.is_trainer()) deviations = check_linear_attention(mesh.sequence(), ctx, attention);
+    if (world.rank() == 0) {
+      print(attention.subject().name, {mesh.sequence().size(), threads}, deviations, json);
+    }
+    mesh.share(mesh.is_trainer() ? mesh.agreed([&] {
+      require_small(mesh.trainers(), attention.subject(), deviations);
+    })
+                                 : std::nullopt,
+               "check");
   }
 }
 

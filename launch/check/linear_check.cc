@@ -183,7 +183,7 @@ CheckedLinearAttention checked_linear_attention(const Config& config, const std:
   const int ranks = config.parallel().sequence();
   const parallel::CoreAttentionOptions softmax = attention_options(config);
   const ReducedProblem problem =
-      reduce(layout_kind(config), config.data().sequence_length(), ranks, softmax);
+      reduce(layout_kind(config), config.data().sequence_length(), {.sequence = ranks}, softmax);
   CheckedLinearAttention checked{
       .layout = layout_kind(config),
       .reduced = problem.layout,

@@ -17,6 +17,9 @@ namespace longhaul::launch {
 // The value of parallel.strategy that lets costs choose.
 inline constexpr std::string_view kAutoStrategy = "auto";
 
+// The value of parallel.strategy under which all ranks of the job share attention.
+inline constexpr std::string_view kDisaggregated = "disaggregated";
+
 // Reads a file in Protobuf text format and applies overrides, in order, on top.
 Config load_config(const std::string& path, const std::vector<std::string>& overrides);
 

@@ -213,30 +213,76 @@ void resolve_model(Model& model) {
   positive("model.norm_eps", model.norm_eps());
 }
 
-void resolve_parallel(Parallel& parallel, int ranks, int threads) {
-  at_least("parallel.data", parallel.data(), 1);
-  if (ranks % parallel.data() != 0) {
-    refuse("parallel.data",
-           absl::StrCat(
-               parallel.data(), " replicas cannot share ", ranks, ranks == 1 ? " rank" : " ranks",
-               " equally; set it to a divisor of the number of ranks, or start ",
-               (ranks / parallel.data() + 1) * static_cast<int64_t>(parallel.data()), " ranks"));
+// Attention of all ranks or of none.
+void resolve_servers(const Parallel& parallel, int ranks) {
+  const bool forward = parallel.strategy() == kDisaggregated,
+             backward = parallel.backward_strategy() == kDisaggregated;
+  at_least("parallel.servers", parallel.servers(), 0);
+  if (parallel.servers() > 0 && !(forward && backward)) {
+    refuse("parallel.servers",
+           absl::StrCat(parallel.servers(), " with strategy ",
+                        forward ? parallel.backward_strategy() : parallel.strategy(),
+                        "; only strategy disaggregated has servers: set parallel.strategy to it, "
+                        "or parallel.servers to 0"));
   }
-  if (!parallel.has_sequence()) parallel.set_sequence(ranks / parallel.data());
-  at_least("parallel.sequence", parallel.sequence(), 1);
-  const int64_t wanted = static_cast<int64_t>(parallel.data()) * parallel.sequence();
-  if (wanted != ranks) {
+  if (forward != backward) {
     refuse(
-        "parallel.sequence",
-        absl::StrCat("data ", parallel.data(), " x sequence ", parallel.sequence(), " needs ",
-                     wanted, wanted == 1 ? " rank, but the job has " : " ranks, but the job has ",
-                     ranks, "; start ", wanted, " or leave parallel.sequence unset"));
+        "parallel.backward_strategy",
+        absl::StrCat(parallel.backward_strategy(), " with parallel.strategy ", parallel.strategy(),
+                     "; disaggregated shares attention among all ranks of the job, other "
+                     "strategies among those of a sample: leave parallel.backward_strategy "
+                     "unset"));
   }
-  known("parallel.layout", parallel.layout(), parallel::layout_kinds());
-  not_negative("parallel.row_price", parallel.row_price());
+  if (parallel.servers() >= ranks) {
+    refuse("parallel.servers",
+           absl::StrCat(parallel.servers(), " of ", ranks, ranks == 1 ? " rank" : " ranks",
+                        " leaves no trainer; set it to ", ranks - 1, " or less, or start more"));
+  }
+  if (parallel.has_server_buffer_mib()) {
+    if (!forward) {
+      refuse("parallel.server_buffer_mib",
+             "is set, but only strategy disaggregated has such buffers; remove it");
+    }
+    positive("parallel.server_buffer_mib", parallel.server_buffer_mib());
+    if (parallel.server_buffer_mib() > 1e9) {
+      refuse("parallel.server_buffer_mib",
+             absl::StrCat(parallel.server_buffer_mib(), " is more than 1e9 (a petabyte)"));
+    }
+  }
+}
+
+void resolve_parallel(Parallel& parallel, int ranks, int threads) {
   if (!parallel.has_backward_strategy()) parallel.set_backward_strategy(parallel.strategy());
   known_or_auto("parallel.strategy", parallel.strategy(), parallel::strategies());
   known_or_auto("parallel.backward_strategy", parallel.backward_strategy(), parallel::strategies());
+  resolve_servers(parallel, ranks);
+  at_least("parallel.data", parallel.data(), 1);
+  const int trainers = ranks - parallel.servers();
+  const std::string servers =
+      parallel.servers() == 0 ? "" : absl::StrCat(" + servers ", parallel.servers());
+  if (trainers % parallel.data() != 0) {
+    refuse("parallel.data",
+           absl::StrCat(
+               parallel.data(), " replicas cannot share ", trainers,
+               trainers == 1 ? " rank" : " ranks", " equally",
+               parallel.servers() == 0 ? "" : " (those that are no servers)",
+               "; set it to a divisor of the number of ranks, or start ",
+               (trainers / parallel.data() + 1) * int64_t{parallel.data()} + parallel.servers(),
+               " ranks"));
+  }
+  if (!parallel.has_sequence()) parallel.set_sequence(trainers / parallel.data());
+  at_least("parallel.sequence", parallel.sequence(), 1);
+  const int64_t wanted =
+      static_cast<int64_t>(parallel.data()) * parallel.sequence() + parallel.servers();
+  if (wanted != ranks) {
+    refuse("parallel.sequence",
+           absl::StrCat("data ", parallel.data(), " x sequence ", parallel.sequence(), servers,
+                        " needs ", wanted,
+                        wanted == 1 ? " rank, but the job has " : " ranks, but the job has ", ranks,
+                        "; start ", wanted, " or leave parallel.sequence unset"));
+  }
+  known("parallel.layout", parallel.layout(), parallel::layout_kinds());
+  not_negative("parallel.row_price", parallel.row_price());
   at_least("parallel.ranks_per_node", parallel.ranks_per_node(), 0);
   at_least("parallel.gather_heads", parallel.gather_heads(), 0);
   known_or_auto("parallel.linear_method", parallel.linear_method(), parallel::scan_methods());
@@ -324,6 +370,20 @@ void check_device() {
   }
 }
 
+void check_disaggregated(const Config& config, const model::ModelConfig& model) {
+  if (model.softmax_layers() == 0) {
+    refuse("parallel.strategy",
+           "disaggregated shares softmax attention, and model.pattern has none; leave it unset");
+  }
+  if (model.attention.dropout > 0 && config.parallel().data() > 1) {
+    refuse("model.attention.dropout",
+           absl::StrCat(model.attention.dropout, " with strategy disaggregated and ",
+                        config.parallel().data(),
+                        " replicas: what is dropped goes by one sample; set it to 0, or "
+                        "parallel.data to 1"));
+  }
+}
+
 }  // namespace
 
 void resolve(Config& config, int ranks, int threads) {
@@ -344,6 +404,7 @@ void resolve(Config& config, int ranks, int threads) {
   resolve_checkpoint(*config.mutable_checkpoint(), config.train());
   const model::ModelConfig model = model_config(config);
   model.validate();
+  if (config.parallel().strategy() == kDisaggregated) check_disaggregated(config, model);
   if (config.device() == Config::CUDA) check_device();
 }
 

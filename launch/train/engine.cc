@@ -9,7 +9,11 @@
 #include "launch/train/device.h"
 #include "launch/train/flops.h"
 #include "launch/train/peak.h"
+#include "launch/train/server.h"
+#include "launch/train/server_buffers.h"
 #include "model/attention_options.h"
+#include "parallel/layout/joint.h"
+#include "parallel/layout/load.h"
 
 namespace longhaul::launch {
 
@@ -21,8 +25,20 @@ parallel::TokenLayout make_layout(const Config& config, int ranks) {
   return layout_kind(config).make(config.data().sequence_length(), ranks);
 }
 
-static std::function<parallel::TokenLayout(const parallel::Documents&, const parallel::Mask&, int)>
-sample_layout(const Config& config, double row_price) {
+bool is_disaggregated(const Config& config) {
+  return config.parallel().strategy() == kDisaggregated;
+}
+
+parallel::TokenLayout attention_layout(const Config& config) {
+  const Parallel& parallel = config.parallel();
+  const parallel::TokenLayout of_one = make_layout(config, parallel.sequence());
+  if (!is_disaggregated(config)) return of_one;
+  return parallel::side_by_side(
+      std::vector<parallel::TokenLayout>(static_cast<size_t>(parallel.data()), of_one),
+      parallel.servers());
+}
+
+static parallel::SampleLayout sample_layout(const Config& config, double row_price) {
   const parallel::LayoutKind& kind = layout_kind(config);
   if (kind.make_for == nullptr) return {};
   const parallel::BalancedOptions options{.row_price = row_price};
@@ -44,7 +60,7 @@ parallel::CoreAttentionOptions attention_options(const Config& config) {
   options.backward_strategy = config.parallel().backward_strategy();
   // Windows are memory of the host, for keys that other ranks read.
   options.in_place = config.parallel().in_place() && config.device() == Config::CPU &&
-                     model_config(config).softmax_layers() > 0;
+                     !is_disaggregated(config) && model_config(config).softmax_layers() > 0;
   options.ranks_per_node = config.parallel().ranks_per_node();
   options.gather_heads = config.parallel().gather_heads();
   return options;
@@ -56,7 +72,20 @@ parallel::CoreAttentionOptions attention_options(const Config& config,
   options.strategy = settled.forward;
   options.backward_strategy = settled.backward;
   options.ranks_per_node = settled.ranks_per_node;
-  options.sample_layout = sample_layout(config, settled.row_price);
+  if (is_disaggregated(config)) {
+    const auto of_one = [config, row_price = settled.row_price](
+                            const parallel::Documents& documents, const parallel::Mask&,
+                            int ranks) { return make_layout(config, ranks, documents, row_price); };
+    options.sample_layout = parallel::joint_layout(of_one, config.data().sequence_length(),
+                                                   config.parallel().sequence());
+    options.servers.buffer_bytes = server_buffer_bytes(config);
+    const int trainers = config.parallel().data() * config.parallel().sequence();
+    for (int i = 0; i < config.parallel().servers(); ++i) {
+      options.servers.ranks.push_back(trainers + i);
+    }
+  } else {
+    options.sample_layout = sample_layout(config, settled.row_price);
+  }
   return options;
 }
 
@@ -120,90 +149,42 @@ model::ModelOptions model_options(const Config& config) {
           .loss_tile_rows = config.memory().loss_tile_rows()};
 }
 
-// A method may refuse the layout; every rank finds the same.
-model::LinearAttentions make_linear(dist::Group& world, dist::Group& sequence,
-                                    const parallel::TokenLayout& layout, const Config& config,
-                                    const SettledStrategies& settled) {
-  std::optional<model::LinearAttentions> linear;
-  world.agree(attempt([&] {
-                linear.emplace(sequence, layout, model_config(config),
-                               linear_options(config, settled.linear_method));
-              }),
-              "preparing linear attention");
-  return std::move(*linear);
-}
-
-// Memory may be missing on one node only.
-RankMemory reserve(dist::Group& world, const RankMemory& measured) {
-  std::optional<RankMemory> memory;
-  world.agree(attempt([&] { memory.emplace(RankMemory::reserve(measured)); }), "reserving memory");
-  return std::move(*memory);
-}
-
 }  // namespace
 
 Engine::Replica::Replica(Engine& engine, const Config& config, RankMemory& memory)
-    : ctx{.stream = engine.stream_.get(),
-          .pool = &engine.pool_,
-          .scratch = &memory.workspace,
-          // Waits for a GPU notice what has gone wrong elsewhere; work on CPUs has no such waits.
-          .poll = engine.stream_.get().device == kCpu
-                      ? std::function<void()>()
-                      : [&world = engine.world_] { world.progress(); }},
-      store(dtype(config), engine.world_.size()),
+    : ctx(engine.rank_.context(memory.workspace)),
+      store(dtype(config), engine.mesh().trainers().size()),
       model(model::architecture(engine.model_config_.architecture)
                 .make(engine.model_config_, model_options(config), store)) {
   store.allocate(ctx, memory.parameters, memory.gradients);
   store.initialize(ctx, config.train().seed());
   optimizer = std::make_unique<parallel::ShardedOptimizer>(
-      ctx, engine.world_, store, optimizer_options(config), memory.optimizer);
+      ctx, engine.mesh().trainers(), store, optimizer_options(config), memory.optimizer);
   if (!ctx.measuring()) optimizer->adopt_values(ctx);
 }
 
 Engine::Engine(dist::Group& world, const Config& config, const EngineOptions& options)
-    : world_(world),
-      stream_(open_device(world, config)),
-      mesh_(world, {.data = config.parallel().data(), .sequence = config.parallel().sequence()}),
+    : rank_(world, config, options),
       model_config_(model_config(config)),
       dtype_(dtype(config)),
       seed_(config.train().seed()),
-      pool_(config.parallel().threads()),
-      strategies_(settle(config, options)),
-      attention_(mesh_.sequence(), make_layout(config, config.parallel().sequence()),
-                 attention_options(config, strategies_)),
-      linear_(make_linear(world, mesh_.sequence(), attention_.layout(), config, strategies_)),
-      memory_(reserve(world, measure(*this, config))),
+      memory_(rank_.reserve([&] {
+        // A method may refuse the layout.
+        linear_.emplace(mesh().sequence(), layout(), model_config_,
+                        linear_options(config, strategies().linear_method));
+        return measure(config);
+      })),
       replica_(*this, config, memory_) {}
 
-SettledStrategies Engine::settle(const Config& config, const EngineOptions& options) {
-  Arena none("nothing", 0, stream_.get().device);
-  const Context ctx{.stream = stream_.get(), .pool = &pool_, .scratch = &none};
-  const parallel::CoreAttentionOptions attention = attention_options(config);
-  const parallel::Documents documents =
-      options.documents.value_or(parallel::Documents::whole(config.data().sequence_length()));
-  return settle_strategies(world_, mesh_.sequence(), ctx, config,
-                           {.layout =
-                                [&](double row_price) {
-                                  return make_layout(config, config.parallel().sequence(),
-                                                     documents, row_price);
-                                },
-                            .documents = documents,
-                            .options = attention,
-                            .record_path = options.strategy_record,
-                            .softmax = model_config_.softmax_layers() > 0,
-                            .linear = first_linear_attention(config),
-                            .linear_slopes = first_linear_slopes(config)});
-}
-
 // One step with everything that may happen in it, on shapes alone.
-RankMemory Engine::measure(Engine& engine, const Config& config) {
-  RankMemory memory = RankMemory::measure(engine.stream_.get().device);
-  Replica replica(engine, config, memory);
+RankMemory Engine::measure(const Config& config) {
+  RankMemory memory = RankMemory::measure(rank_.stream().device);
+  Replica replica(*this, config, memory);
   model::NumericsProbe probe;
-  model::StepContext step{replica.ctx,           memory.activations, memory.communication,
-                          engine.attention_,     engine.linear_,     &probe,
-                          engine.dropout_key({})};
-  const auto rows = static_cast<size_t>(engine.layout().rows(engine.mesh_.sequence_rank()));
+  model::StepContext step{replica.ctx,       memory.activations, memory.communication,
+                          rank_.attention(), *linear_,           &probe,
+                          dropout_key({})};
+  const auto rows = static_cast<size_t>(layout().rows(mesh().sequence_rank()));
   const parallel::Shard shard{.tokens = std::vector<int32_t>(rows),
                               .labels = std::vector<int32_t>(rows),
                               .positions = std::vector<int64_t>(rows)};
@@ -221,7 +202,8 @@ RankMemory Engine::measure(Engine& engine, const Config& config) {
 }
 
 model::StepContext Engine::step_context(model::NumericsProbe* probe) {
-  return {replica_.ctx, memory_.activations, memory_.communication, attention_, linear_, probe};
+  return {replica_.ctx, memory_.activations, memory_.communication, rank_.attention(), *linear_,
+          probe};
 }
 
 std::optional<RandomKey> Engine::dropout_key(const Sample& sample) const {
@@ -229,16 +211,18 @@ std::optional<RandomKey> Engine::dropout_key(const Sample& sample) const {
   return model::dropout_key(seed_, sample.index);
 }
 
-parallel::Shard Engine::shard_of(const Sample& sample) {
-  attention_.prepare(sample.documents);
-  linear_.prepare(sample.documents, layout());
+parallel::Shard Engine::shard_of(const Sample& sample, Duty duty, bool dropout) {
+  const bool drops = dropout && model_config_.attention.dropout > 0;
+  rank_.call({.duty = duty, .dropout_sample = drops ? std::optional(sample.index) : std::nullopt},
+             &sample.documents);
+  linear_->prepare(sample.documents, layout());
   return parallel::take(layout(), sample.documents, sample.tokens, sample.labels,
-                        mesh_.sequence_rank());
+                        mesh().sequence_rank());
 }
 
 double Engine::accumulate(const Sample& sample, double grad_scale, model::NumericsProbe* probe) {
   Arena::Scope scope(memory_.activations);
-  const parallel::Shard shard = shard_of(sample);
+  const parallel::Shard shard = shard_of(sample, Duty::kForwardAndBackward, /*dropout=*/true);
   model::StepContext step = step_context(probe);
   step.dropout_key = dropout_key(sample);
   const double loss =
@@ -254,7 +238,7 @@ void Engine::update(double learning_rate, int64_t step) {
 
 void Engine::evaluate(const Sample& sample, PositionLoss& buckets) {
   Arena::Scope scope(memory_.activations);
-  const parallel::Shard shard = shard_of(sample);
+  const parallel::Shard shard = shard_of(sample, Duty::kForward, /*dropout=*/false);
   model::StepContext step = step_context();
   replica_.model->forward(step, shard, {.training = false});
   const Tensor row_loss = on_host(replica_.ctx.stream, replica_.model->row_loss());
@@ -263,7 +247,7 @@ void Engine::evaluate(const Sample& sample, PositionLoss& buckets) {
     const T* loss = row_loss.view().data<T>();
     for (int64_t row = 0; row < shard.rows(); ++row) {
       if (shard.labels[static_cast<size_t>(row)] < 0) continue;
-      const int64_t position = layout().position(mesh_.sequence_rank(), row);
+      const int64_t position = layout().position(mesh().sequence_rank(), row);
       const auto bucket = static_cast<size_t>(position * count / layout().tokens());
       buckets.sum[bucket] += static_cast<double>(loss[row]);
       buckets.count[bucket] += 1;
@@ -271,9 +255,16 @@ void Engine::evaluate(const Sample& sample, PositionLoss& buckets) {
   });
 }
 
+void Engine::evaluate_nothing() {
+  if (!rank_.disaggregated()) return;
+  const Call call{.duty = Duty::kForward, .dropout_sample = std::nullopt};
+  rank_.call(call, nullptr);
+  serve(rank_, replica_.ctx, memory_.communication, model_config_, call, seed_);
+}
+
 std::optional<std::string> Engine::find_non_finite(const Sample& sample) {
   Arena::Scope scope(memory_.activations);
-  const parallel::Shard shard = shard_of(sample);
+  const parallel::Shard shard = shard_of(sample, Duty::kForward, /*dropout=*/true);
   model::NumericsProbe probe;
   model::StepContext step = step_context(&probe);
   step.dropout_key = dropout_key(sample);
@@ -292,12 +283,15 @@ std::optional<std::string> Engine::find_non_finite(const Sample& sample) {
   return std::nullopt;
 }
 
-double Engine::sample_flops() const {
-  return training_flops(model_config_, layout().rows(mesh_.sequence_rank()),
-                        attention_.forward_area());
+double Engine::sample_flops() {
+  return training_flops(model_config_, layout().rows(rank_.mesh().sequence_rank()),
+                        rank_.own_area());
 }
 
-double Engine::measured_peak() { return launch::measured_peak(replica_.ctx, dtype_); }
+double Engine::measured_peak() {
+  rank_.call({.duty = Duty::kMeasurePeak, .dropout_sample = std::nullopt}, nullptr);
+  return rank_.sum_of_peaks(replica_.ctx, dtype_);
+}
 
 checkpoint::State Engine::state() const {
   wait_until_idle(replica_.ctx.stream);

@@ -1,5 +1,5 @@
-// One rank's machinery for training steps: mesh, layout, model, optimizer and the memory for them.
-// `longhaul train` and `longhaul bench train` drive the same engine.
+// One trainer's machinery for training steps: its part in attention, layout, model, optimizer and
+// the memory for them. `longhaul train` and `longhaul bench train` drive the same engine.
 #pragma once
 
 #include <cstdint>
@@ -9,9 +9,9 @@
 #include <vector>
 
 #include "checkpoint/state.h"
-#include "dist/mesh.h"
 #include "launch/config/config.h"
 #include "launch/data/batch.h"
+#include "launch/train/attention_rank.h"
 #include "launch/train/rank_memory.h"
 #include "launch/train/strategy_choice.h"
 #include "model/model.h"
@@ -35,6 +35,10 @@ parallel::CoreAttentionOptions attention_options(const Config& config);
 // With the strategies and the price of a row that are used.
 parallel::CoreAttentionOptions attention_options(const Config& config,
                                                  const SettledStrategies& settled);
+// The layout over the ranks that share attention, for samples of one document: of one sample's
+// ranks, or under strategy disaggregated of all of the job's.
+parallel::TokenLayout attention_layout(const Config& config);
+bool is_disaggregated(const Config& config);
 
 // Linear attention as configured; `method` in place of parallel.linear_method, which may be "auto".
 model::LinearAttentions::Options linear_options(const Config& config, const std::string& method);
@@ -45,25 +49,21 @@ std::optional<parallel::LinearAttentionOptions> first_linear_attention(const Con
 std::vector<double> slopes_of_layer(const Config& config, int64_t layer);
 std::vector<double> first_linear_slopes(const Config& config);
 
-// What strategy "auto" goes by.
-struct EngineOptions {
-  std::optional<parallel::Documents> documents = {};  // of a typical sample; default: one
-  std::string strategy_record = {};  // where an earlier run has left its choice; "": nowhere
-};
-
 class Engine {
  public:
-  // Collective over `world`, which must outlive the engine. Measures and reserves memory and
-  // initialises the parameters; `config` is resolved. Throws Error on bad sizes or lack of memory.
+  // Collective over `world`, which must outlive the engine; servers make a Server meanwhile
+  // (server.h). Measures and reserves memory and initialises the parameters; `config` is resolved.
+  // Throws Error on bad sizes or lack of memory.
   Engine(dist::Group& world, const Config& config, const EngineOptions& options = {});
 
-  dist::Mesh& mesh() { return mesh_; }
+  dist::Mesh& mesh() { return rank_.mesh(); }
+  AttentionRank& attention_rank() { return rank_; }
   // Of the sample that was used last.
-  const parallel::TokenLayout& layout() const { return attention_.layout(); }
+  const parallel::TokenLayout& layout() const { return rank_.layout(); }
   const RankMemory& memory() const { return memory_; }
-  parallel::CoreAttention& attention() { return attention_; }
-  const model::LinearAttentions& linear_attention() const { return linear_; }
-  const SettledStrategies& strategies() const { return strategies_; }
+  parallel::CoreAttention& attention() { return rank_.attention(); }
+  const model::LinearAttentions& linear_attention() const { return *linear_; }
+  const SettledStrategies& strategies() const { return rank_.strategies(); }
   const Context& context() const { return replica_.ctx; }
   const parallel::ParameterStore& parameters() const { return replica_.store; }
 
@@ -72,14 +72,18 @@ class Engine {
   // looks at every layer's output.
   double accumulate(const Sample& sample, double grad_scale, model::NumericsProbe* probe = nullptr);
 
-  // Collective: sums gradients over all ranks; their global norm.
+  // Of a replica that has no sample while others evaluate theirs: takes part in what ranks do
+  // together.
+  void evaluate_nothing();
+
+  // Collective: sums gradients over all trainers; their global norm.
   double reduce_gradients() { return replica_.optimizer->reduce_gradients(replica_.ctx); }
   // Collective: updates the parameters and zeroes the gradients. step counts from 1.
   void update(double learning_rate, int64_t step);
 
   // Losses of a sample without gradients and without dropout: sums and counts of this rank's
-  // labelled tokens, by position in the sample, in `buckets` equal parts. Collective over the
-  // sequence axis.
+  // labelled tokens, by position in the sample, in `buckets` equal parts. Collective over the ranks
+  // that share attention.
   struct PositionLoss {
     std::vector<double> sum;
     std::vector<double> count;
@@ -87,14 +91,14 @@ class Engine {
   void evaluate(const Sample& sample, PositionLoss& buckets);
 
   // Runs a sample forward again, looking for the first tensor with a NaN or infinity; then the
-  // gradients as they are. Collective over the sequence axis.
+  // gradients as they are. Collective over the ranks that share attention.
   std::optional<std::string> find_non_finite(const Sample& sample);
 
   // Model FLOPs of this rank's share of one sample, forward and backward; see flops.h.
-  double sample_flops() const;
+  double sample_flops();
 
-  // FLOPs a second that this rank's device reaches in products of train.dtype: what MFU compares
-  // with. Takes some tens of milliseconds.
+  // Collective. FLOPs a second that the devices of all ranks reach in products of train.dtype: what
+  // MFU compares with. Takes some tens of milliseconds.
   double measured_peak();
 
   // Views of everything that a checkpoint holds, at rest.
@@ -111,23 +115,18 @@ class Engine {
     std::unique_ptr<model::Model> model;
     std::unique_ptr<parallel::ShardedOptimizer> optimizer;
   };
-  SettledStrategies settle(const Config& config, const EngineOptions& options);
-  static RankMemory measure(Engine& engine, const Config& config);
+  RankMemory measure(const Config& config);
   model::StepContext step_context(model::NumericsProbe* probe = nullptr);
-  parallel::Shard shard_of(const Sample& sample);
+  // Begins a pass over a sample, on all ranks that share attention.
+  parallel::Shard shard_of(const Sample& sample, Duty duty, bool dropout);
   // Of a training pass; none if the model has no dropout.
   std::optional<RandomKey> dropout_key(const Sample& sample) const;
 
-  dist::Group& world_;
-  OwnedStream stream_;
-  dist::Mesh mesh_;
+  AttentionRank rank_;
   model::ModelConfig model_config_;
   DType dtype_;
   uint64_t seed_;
-  ThreadPool pool_;
-  SettledStrategies strategies_;
-  parallel::CoreAttention attention_;
-  model::LinearAttentions linear_;
+  std::optional<model::LinearAttentions> linear_;
   RankMemory memory_;
   Replica replica_;
 };

@@ -41,6 +41,8 @@ Json to_json(const StepMetrics& m) {
           {"mfu", m.mfu},
           {"memory_peak_bytes", static_cast<int64_t>(m.memory_peak_bytes)},
           {"seconds", m.seconds},
+          {"trainers", m.ranks - m.servers},
+          {"servers", m.servers},
           {"exposed_communication", m.exposed_communication},
           {"slowest_rank", m.slowest_rank}};
 }

@@ -16,7 +16,8 @@ struct StepMetrics {
   double learning_rate = 0;
   int64_t tokens = 0;  // of this step
   double seconds = 0;
-  int ranks = 1;
+  int ranks = 1;    // trainers and servers
+  int servers = 0;  // of these, that only compute attention
   double mfu = 0;
   double memory_peak_bytes = 0;
   double memory_plan_bytes = 0;

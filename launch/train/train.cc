@@ -19,6 +19,7 @@
 #include "launch/train/metrics.h"
 #include "launch/train/process.h"
 #include "launch/train/schedule.h"
+#include "launch/train/server.h"
 #include "launch/train/step_report.h"
 
 namespace longhaul::launch {
@@ -92,11 +93,23 @@ EngineOptions engine_options(const Config& config, const Corpus& corpus) {
           .strategy_record = config.checkpoint().resume() ? strategy_record(config) : ""};
 }
 
-// A corpus may be missing on one node only.
-Corpus open_corpus(dist::Group& world, const Config& config) {
+// A corpus may be missing on one node only. Servers, which have none, wait for what trainers find.
+std::optional<Corpus> open_corpus(dist::Group& world, const Config& config, bool trainer) {
   std::optional<Corpus> corpus;
-  world.agree(attempt([&] { corpus.emplace(open_corpus(config)); }), "opening the corpus");
-  return std::move(*corpus);
+  world.agree(attempt([&] {
+                if (trainer) corpus.emplace(open_corpus(config));
+              }),
+              "opening the corpus");
+  return corpus;
+}
+
+// "data 3 x sequence 1 + 1 server"
+std::string describe(const dist::MeshShape& shape) {
+  const std::string servers =
+      shape.servers == 0
+          ? ""
+          : absl::StrCat(" + ", shape.servers, shape.servers == 1 ? " server" : " servers");
+  return absl::StrCat("data ", shape.data, " x sequence ", shape.sequence, servers);
 }
 
 constexpr const char* kAfterNan =
@@ -104,30 +117,30 @@ constexpr const char* kAfterNan =
     "train.learning_rate or a longer train.warmup_steps";
 
 // Names rank, layer and tensor of the first value that is not finite, and ends the run everywhere.
-[[noreturn]] void stop_for_numerics(dist::Group& world, Engine& engine, const Sample& sample,
-                                    int64_t step, double loss, double norm) {
+[[noreturn]] void stop_for_numerics(Engine& engine, const Sample& sample, int64_t step, double loss,
+                                    double norm) {
   const std::optional<std::string> finding = engine.find_non_finite(sample);
+  dist::Group& trainers = engine.mesh().trainers();
   std::optional<Error> mine;
   if (finding) {
     mine =
         Error(ErrorCode::kNumerics,
               absl::StrFormat("step %d: loss %g, gradient norm %g; first seen on rank %d in %s; %s",
-                              step, loss, norm, world.rank(), *finding, kAfterNan));
+                              step, loss, norm, trainers.rank(), *finding, kAfterNan));
   }
-  world.agree(mine, "looking for NaN");
-  fail(ErrorCode::kNumerics, absl::StrFormat("step %d: loss %g, gradient norm %g, but every tensor "
-                                             "is finite: sums overflow; %s",
-                                             step, loss, norm, kAfterNan));
+  trainers.agree(mine, "looking for NaN");
+  throw SharedError(
+      Error(ErrorCode::kNumerics,
+            absl::StrFormat("step %d: loss %g, gradient norm %g, but every tensor is finite: sums "
+                            "overflow; %s",
+                            step, loss, norm, kAfterNan)));
 }
 
 class Run {
  public:
-  // Collective; errors in what the configuration asks for are the same on every rank.
-  Run(dist::Group& world, const Config& config)
-      : world_(world),
-        config_(config),
-        corpus_(open_corpus(world, config)),
-        engine_(world, config, engine_options(config, corpus_)) {
+  // Collective over trainers; errors in what the configuration asks for are the same on all.
+  Run(Engine& engine, const Corpus& corpus, const Config& config)
+      : trainers_(engine.mesh().trainers()), config_(config), corpus_(corpus), engine_(engine) {
     const Train& train = config.train();
     samples_ = {.per_step = train.batch_tokens() / config.data().sequence_length(),
                 .replicas = config.parallel().data(),
@@ -139,11 +152,12 @@ class Run {
     info_.model = model_config(config).describe(dtype(config));
     info_.config = to_text(config);
     resume();
-    world.agree(attempt([&] {
-                  if (world.rank() == 0) make_run_folder(config, engine_.strategies().record);
-                  metrics_.emplace(train.run_directory(), info_.step, world.rank() == 0);
-                }),
-                "making the run folder");
+    trainers_.agree(attempt([&] {
+                      const bool first = trainers_.rank() == 0;
+                      if (first) make_run_folder(config, engine_.strategies().record);
+                      metrics_.emplace(train.run_directory(), info_.step, first);
+                    }),
+                    "making the run folder");
     measure_peak();
     introduce();
     check();
@@ -167,24 +181,26 @@ class Run {
  private:
   void check() {
     if (!config_.train().check_attention()) return;
-    world_.job().place = "check of attention";
+    trainers_.job().place = "check of attention";
     const model::ModelConfig model = model_config(config_);
     auto begin = Clock::now();
     const auto done = [&](const Subject& subject, const std::vector<Deviation>& deviations) {
-      require_small(world_, subject, deviations);
+      require_small(trainers_, subject, deviations);
       metrics_->say(
           absl::StrFormat("check: %s; %.2f s", summary(subject, deviations), seconds_since(begin)));
       begin = Clock::now();
     };
-    dist::Group& sequence = engine_.mesh().sequence();
     if (model.softmax_layers() > 0) {
       const CheckedAttention attention = checked_attention(config_, engine_.strategies());
-      done(attention.subject(), check_attention(sequence, engine_.context(), attention));
+      engine_.attention_rank().call({.duty = Duty::kCheckAttention, .dropout_sample = {}}, nullptr);
+      done(attention.subject(),
+           check_attention(engine_.attention_rank().group(), engine_.context(), attention));
     }
     if (model.linear_layers() > 0) {
       const CheckedLinearAttention attention =
           checked_linear_attention(config_, engine_.strategies().linear_method);
-      done(attention.subject(), check_linear_attention(sequence, engine_.context(), attention));
+      done(attention.subject(),
+           check_linear_attention(engine_.mesh().sequence(), engine_.context(), attention));
     }
   }
 
@@ -192,10 +208,10 @@ class Run {
   void resume() {
     if (!config_.checkpoint().resume()) return;
     const auto newest = checkpoint::latest(config_.checkpoint().directory());
-    resumed_from_ = world_.broadcast(newest.value_or(""), 0, "resuming");
+    resumed_from_ = trainers_.broadcast(newest.value_or(""), 0, "resuming");
     if (resumed_from_.empty()) return;
     const checkpoint::Info info =
-        checkpoint::load(world_, resumed_from_, info_.model, engine_.state());
+        checkpoint::load(trainers_, resumed_from_, info_.model, engine_.state());
     engine_.state_loaded();
     info_.step = info.step;
     info_.samples = info.samples;
@@ -203,10 +219,10 @@ class Run {
 
   StepReport step() {
     const auto begin = Clock::now();
-    const double waited = world_.traffic().total().waited_seconds;
+    const double waited = trainers_.traffic().total().waited_seconds;
     const int64_t step = info_.step + 1;
-    world_.job().step = step;
-    world_.job().place = "forward and backward";
+    trainers_.job().step = step;
+    trainers_.job().place = "forward and backward";
 
     const int64_t targets = targets_of_step();
     RankStep mine;
@@ -220,20 +236,21 @@ class Run {
       mine.flops += engine_.sample_flops();
     }
     if (look != nullptr) stop_if_found(probe, step);
-    world_.job().place = "optimizer";
+    trainers_.job().place = "optimizer";
     const double norm = engine_.reduce_gradients();
     const double learning_rate = schedule_(step);
     if (std::isfinite(norm)) engine_.update(learning_rate, step);
 
     mine.seconds = seconds_since(begin);
-    mine.waited_seconds = world_.traffic().total().waited_seconds - waited;
+    mine.waited_seconds = trainers_.traffic().total().waited_seconds - waited;
     mine.memory_peak_bytes = static_cast<double>(engine_.memory().peak());
     mine.memory_plan_bytes = static_cast<double>(engine_.memory().capacity());
-    mine.stop_requested = StopRequest::requested();
-    const StepReport report = gather(world_, mine);
+    mine.stop_requested =
+        StopRequest::requested() || engine_.attention_rank().servers_asked_to_stop();
+    const StepReport report = gather(trainers_, mine);
     const double loss = report.loss_sum / static_cast<double>(targets);
     if (!std::isfinite(norm) || !std::isfinite(loss)) {
-      stop_for_numerics(world_, engine_, sample, step, loss, norm);
+      stop_for_numerics(engine_, sample, step, loss, norm);
     }
     info_.step = step;
     info_.samples += samples_.per_step;
@@ -248,7 +265,8 @@ class Run {
                      .learning_rate = learning_rate,
                      .tokens = config_.train().batch_tokens(),
                      .seconds = seconds,
-                     .ranks = world_.size(),
+                     .ranks = engine_.mesh().world().size(),
+                     .servers = config_.parallel().servers(),
                      .mfu = report.flops / (seconds * peak_flops_),
                      .memory_peak_bytes = report.memory_peak_bytes,
                      .memory_plan_bytes = report.memory_plan_bytes,
@@ -262,10 +280,10 @@ class Run {
     std::optional<Error> mine;
     if (probe.finding()) {
       mine = Error(ErrorCode::kNumerics,
-                   absl::StrFormat("step %d: not finite on rank %d in %s; %s", step, world_.rank(),
-                                   *probe.finding(), kAfterNan));
+                   absl::StrFormat("step %d: not finite on rank %d in %s; %s", step,
+                                   trainers_.rank(), *probe.finding(), kAfterNan));
     }
-    world_.agree(mine, "looking for NaN");
+    trainers_.agree(mine, "looking for NaN");
   }
 
   // The loss's denominator: known before backward, from the index alone.
@@ -282,19 +300,24 @@ class Run {
     if (!corpus_.validation) return;
     constexpr size_t kBuckets = 8;
     const auto begin = Clock::now();
-    world_.job().place = "validation";
+    trainers_.job().place = "validation";
     Engine::PositionLoss loss{std::vector<double>(kBuckets), std::vector<double>(kBuckets)};
     const int64_t count =
         std::min(config_.train().validation_samples(), corpus_.validation->samples_per_epoch());
-    for (int64_t i = samples_.replica; i < count; i += samples_.replicas) {
-      engine_.evaluate(corpus_.validation->load(i), loss);
+    for (int64_t first = 0; first < count; first += samples_.replicas) {
+      const int64_t i = first + samples_.replica;
+      if (i < count) {
+        engine_.evaluate(corpus_.validation->load(i), loss);
+      } else {
+        engine_.evaluate_nothing();
+      }
     }
     ValidationMetrics metrics{
         .step = info_.step, .loss = 0, .tokens = 0, .loss_by_position = {}, .seconds = 0};
     double sum = 0, tokens = 0;
     for (size_t b = 0; b < kBuckets; ++b) {
-      const double bucket_sum = world_.sum(loss.sum[b], "validation");
-      const double bucket_tokens = world_.sum(loss.count[b], "validation");
+      const double bucket_sum = trainers_.sum(loss.sum[b], "validation");
+      const double bucket_tokens = trainers_.sum(loss.count[b], "validation");
       sum += bucket_sum;
       tokens += bucket_tokens;
       metrics.loss_by_position.push_back(bucket_tokens > 0 ? bucket_sum / bucket_tokens : 0.0);
@@ -307,8 +330,8 @@ class Run {
 
   void save() {
     const auto begin = Clock::now();
-    world_.job().place = "saving a checkpoint";
-    checkpoint::save(world_, config_.checkpoint().directory(), info_, engine_.state(),
+    trainers_.job().place = "saving a checkpoint";
+    checkpoint::save(trainers_, config_.checkpoint().directory(), info_, engine_.state(),
                      config_.checkpoint().keep());
     metrics_->say(absl::StrFormat("%6d checkpoint saved in %s (%.2f s)", info_.step,
                                   config_.checkpoint().directory(), seconds_since(begin)));
@@ -323,9 +346,7 @@ class Run {
 
   // The best of several moments: a machine that was busy with something else in one of them would
   // make every later step look better than it is.
-  void measure_peak() {
-    peak_flops_ = std::max(peak_flops_, world_.sum(engine_.measured_peak(), "peak"));
-  }
+  void measure_peak() { peak_flops_ = std::max(peak_flops_, engine_.measured_peak()); }
 
   bool due(int64_t every, bool ends) const {
     return ends || (every > 0 && info_.step % every == 0);
@@ -340,11 +361,10 @@ class Run {
   void introduce() {
     const Train& train = config_.train();
     metrics_->say(absl::StrFormat(
-        "longhaul: %s parameters, %d tokens a sample, %d ranks (data %d x sequence %d), %d threads "
-        "each",
+        "longhaul: %s parameters, %d tokens a sample, %d ranks (%s), %d threads each",
         human_count(static_cast<double>(engine_.parameters().elements())),
-        config_.data().sequence_length(), world_.size(), config_.parallel().data(),
-        config_.parallel().sequence(), config_.parallel().threads()));
+        config_.data().sequence_length(), engine_.mesh().world().size(),
+        describe(engine_.mesh().shape()), config_.parallel().threads()));
     metrics_->say(absl::StrFormat(
         "corpus %s: %s tokens in %d documents; %d samples an epoch", config_.data().path(),
         human_count(static_cast<double>(corpus_.file->tokens())), corpus_.file->documents(),
@@ -369,10 +389,10 @@ class Run {
     }
   }
 
-  dist::Group& world_;
+  dist::Group& trainers_;
   Config config_;
-  Corpus corpus_;
-  Engine engine_;
+  const Corpus& corpus_;
+  Engine& engine_;
   StepSamples samples_;
   Schedule schedule_;
   checkpoint::Info info_;
@@ -385,8 +405,14 @@ class Run {
 }  // namespace
 
 void train(dist::Group& world, const Config& config) {
-  Run run(world, config);
-  run.steps();
+  const bool trainer = world.rank() < world.size() - config.parallel().servers();
+  const std::optional<Corpus> corpus = open_corpus(world, config, trainer);
+  if (!trainer) {
+    Server(world, config).run();
+    return;
+  }
+  Engine engine(world, config, engine_options(config, *corpus));
+  engine.attention_rank().lead([&] { Run(engine, *corpus, config).steps(); });
 }
 
 }  // namespace longhaul::launch

@@ -1,5 +1,7 @@
 #include "parallel/attention/core_attention.h"
 
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 #include "kernels/attention_sink.h"
 #include "kernels/core/transfer.h"
@@ -43,6 +45,8 @@ int64_t needed_bytes(const Context& ctx, ExecutionSetup setup, const FieldViews&
   return measured.peak();
 }
 int64_t free_bytes(const Arena& arena) { return arena.capacity() - arena.used(); }
+
+constexpr int64_t kMiB = int64_t{1} << 20;
 
 }  // namespace
 
@@ -97,6 +101,11 @@ CoreAttention::CoreAttention(dist::Group& group, const TokenLayout& layout,
   // layout, no rank needs more than all keys of all others, as under a mask that hides nothing.
   // Plans of a strategy that refuses such a mask move no more for some documents than for one.
   const Mask open{.causal = false};
+  if (bounded()) {  // by the limit alone
+    const Plan nothing{.slots = {Slot{}}, .steps = {}, .home_readers = {}};
+    measured_.forward = measured_.backward = nothing;
+    return;
+  }
   measured_ = make_plans(whole, layout, refusal(layout, open) ? options_.mask : open);
 }
 
@@ -107,22 +116,26 @@ void CoreAttention::announce(int64_t layer, Direction direction) {
                                     direction == Direction::kForward ? "forward" : "backward");
 }
 
+TokenLayout CoreAttention::layout_of(const Documents& documents) const {
+  TokenLayout layout = options_.sample_layout
+                           ? options_.sample_layout(documents, options_.mask, group_.size())
+                           : measured_.layout;
+  // What was measured and reserved for one sample serves all.
+  for (int r = 0; r < group_.size(); ++r) {
+    LONGHAUL_CHECK(layout.rows(r) == measured_.layout.rows(r) || layout.rows(r) == 0,
+                   absl::StrCat("rank ", r, " has ", layout.rows(r), " rows of this sample and ",
+                                measured_.layout.rows(r), " of others"));
+  }
+  LONGHAUL_CHECK(documents.tokens() == layout.tokens());
+  return layout;
+}
+
 void CoreAttention::prepare(const Documents& documents) {
-  LONGHAUL_CHECK(documents.tokens() == layout().tokens());
   if (SamplePlans* known = plans_.find(documents)) {
     sample_ = known;
     return;
   }
-  const TokenLayout layout = options_.sample_layout
-                                 ? options_.sample_layout(documents, options_.mask, group_.size())
-                                 : measured_.layout;
-  // What was measured and reserved for one sample serves all.
-  for (int r = 0; r < group_.size(); ++r) {
-    LONGHAUL_CHECK(layout.rows(r) == measured_.layout.rows(r),
-                   absl::StrCat("rank ", r, " has ", layout.rows(r), " rows of this sample and ",
-                                measured_.layout.rows(r), " of others"));
-  }
-  sample_ = &plans_.add(make_plans(documents, layout, options_.mask));
+  sample_ = &plans_.add(make_plans(documents, layout_of(documents), options_.mask));
   measured_.forward = measured_.backward = {};  // their time is over
   ++planned_count_;
 }
@@ -192,16 +205,16 @@ ExecutionSetup CoreAttention::setup(const Context& ctx, Direction direction, Are
           .communication = &communication};
 }
 
-// Of a measuring run: what schedules may take at most.
-void CoreAttention::reserve_limit(Arena& communication) const {
-  const Arena::Scope scope(communication);
-  const auto unit = static_cast<int64_t>(size_of(DType::kF64));
-  const int64_t elements = (options_.servers.buffer_bytes + unit - 1) / unit;
-  if (elements > 0) communication.allocate(DType::kF64, {elements});
-}
-
 // Once for a sample that is remembered. An error of one rank ends the job.
 void CoreAttention::check_memory(Direction direction, int64_t needed, int64_t free) {
+  if (needed > free && bounded()) {
+    fail(ErrorCode::kEnvironment,
+         absl::StrCat("strategy ", std::string(strategy_.name), " needs ", needed,
+                      " bytes of buffers for a sample of ", sample_->documents.count(),
+                      " documents, ", needed - free,
+                      " more than were reserved; raise parallel.server_buffer_mib by ",
+                      (needed - free + kMiB - 1) / kMiB));
+  }
   if (needed > free) {
     fail(ErrorCode::kEnvironment,
          absl::StrCat("strategy ", std::string(strategy_.name), " needs ", needed,
@@ -209,6 +222,92 @@ void CoreAttention::check_memory(Direction direction, int64_t needed, int64_t fr
                       " documents, but ", free, " were reserved; set parallel.strategy: \"ring\""));
   }
   sample_->fits[static_cast<size_t>(direction)] = true;
+}
+
+int64_t CoreAttention::reserved_bytes() const {
+  // The limit counts rows; beside them, room to align the parts of several exchanges and of slots.
+  constexpr int64_t kExchanges = 8, kSlots = int64_t{256} << 10;
+  const int64_t margin = Staging::kAlignment * Staging::kMessages * group_.size();
+  return options_.servers.buffer_bytes + kExchanges * margin + kSlots;
+}
+
+// Buffers up to the limit, and the kernels' scratch, which does not depend on sizes.
+void CoreAttention::measure_bounded(const Context& ctx, Arena& communication,
+                                    Direction direction) const {
+  Arena::Scope buffers(communication);
+  communication.allocate(DType::kF64, {(reserved_bytes() + 7) / 8});
+  const HeadShape& h = options_.heads;
+  const DType type = options_.dtype, sum = accumulator(type);
+  const auto shape = [&](DType dtype, int64_t heads, int64_t dim) {
+    return TensorView(nullptr, dtype, {1, heads, dim}, ctx.device());
+  };
+  const TensorView q = shape(type, h.q_heads, h.head_dim), k = shape(type, h.kv_heads, h.head_dim),
+                   v = shape(type, h.kv_heads, h.value_dim),
+                   out = shape(sum, h.q_heads, h.value_dim),
+                   statistic(nullptr, sum, {h.q_heads, 1}, ctx.device());
+  kernels::AttentionOptions options{.scale = options_.scale, .soft_cap = options_.soft_cap};
+  if (!options_.bias_slopes.empty()) {
+    options.bias_slopes = TensorView(nullptr, DType::kF32, {h.q_heads}, ctx.device());
+  }
+  if (options_.dropout > 0) options.dropout = {.probability = options_.dropout, .key = {}};
+  const std::vector<Segment> one{{.q_row = 0, .q_len = 1, .k_row = 0, .k_len = 1}};
+  const kernels::HeadMap heads{.q_begin = 0, .kv_begin = 0, .group = h.group()};
+  if (direction == Direction::kForward) {
+    kernels::attention_forward(ctx, {.segments = one,
+                                     .heads = heads,
+                                     .q = q,
+                                     .k = k,
+                                     .v = v,
+                                     .options = options,
+                                     .out_acc = out,
+                                     .lse = statistic});
+  } else {
+    kernels::attention_backward(ctx, {.segments = one,
+                                      .heads = heads,
+                                      .q = q,
+                                      .k = k,
+                                      .v = v,
+                                      .options = options,
+                                      .dout = shape(type, h.q_heads, h.value_dim),
+                                      .lse = statistic,
+                                      .delta = statistic,
+                                      .dq_acc = shape(sum, h.q_heads, h.head_dim),
+                                      .dk_acc = shape(sum, h.kv_heads, h.head_dim),
+                                      .dv_acc = shape(sum, h.kv_heads, h.value_dim)});
+  }
+}
+
+int64_t CoreAttention::buffer_bytes(const Context& measuring, const Documents& documents) const {
+  LONGHAUL_CHECK(bounded() && measuring.measuring());
+  const SamplePlans plans = make_plans(documents, layout_of(documents), options_.mask);
+  const HeadShape& h = options_.heads;
+  const int64_t rows = plans.layout.rows(group_.rank());
+  FieldViews home;
+  const Slot slot{.q_rows = rows,
+                  .k_rows = rows,
+                  .q_heads = {0, h.q_heads},
+                  .kv_heads = {0, h.kv_heads},
+                  .fields = {}};
+  Arena shapes = Arena::measure("home", measuring.device());
+  for (const Field field : {Field::kQ, Field::kOut, Field::kLse, Field::kDOut, Field::kDelta,
+                            Field::kDQ, Field::kK, Field::kV, Field::kDK, Field::kDV}) {
+    at(home, field) = allocate_field(shapes, slot, field, h, options_.dtype);
+  }
+  int64_t most = 0;
+  for (const Direction direction : {Direction::kForward, Direction::kBackward}) {
+    const bool forward = direction == Direction::kForward;
+    const ExecutionSetup setup{.group = &group_,
+                               .plan = forward ? &plans.forward : &plans.backward,
+                               .layout = &plans.layout,
+                               .direction = direction,
+                               .heads = h,
+                               .dtype = options_.dtype,
+                               .kernel_options = {},
+                               .in_place = {window_.get(), &node_of_, 0},
+                               .communication = &shapes};
+    most = std::max(most, needed_bytes(measuring, setup, home));
+  }
+  return most;
 }
 
 CoreAttention::Pending CoreAttention::begin(const Context& ctx, Arena& communication,
@@ -229,8 +328,8 @@ CoreAttention::Pending CoreAttention::begin(const Context& ctx, Arena& communica
     }
     ++forward_count_;
     ++epoch_;
-  } else {
-    reserve_limit(communication);
+  } else if (bounded()) {
+    measure_bounded(ctx, communication, Direction::kForward);
   }
   auto execution = std::make_unique<Execution>(
       ctx, setup(ctx, Direction::kForward, communication, args.dropout_key), home);
@@ -267,8 +366,8 @@ void CoreAttention::backward(const Context& ctx, Arena& communication,
           free_bytes(communication));
     }
     ++epoch_;
-  } else {
-    reserve_limit(communication);
+  } else if (bounded()) {
+    measure_bounded(ctx, communication, Direction::kBackward);
   }
   Execution execution(ctx, setup(ctx, Direction::kBackward, communication, args.dropout_key), home);
   execution.start(ctx);

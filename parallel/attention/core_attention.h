@@ -86,10 +86,19 @@ class CoreAttention {
   // Says where this rank is, for messages about hangs.
   void announce(int64_t layer, Direction direction);
 
+  // Where the options' servers bound buffers: the bytes of buffers that this rank takes for a
+  // sample, in the direction that takes more. In a measuring context, without communication. Throws
+  // Error(kConfig) if the limit rules the sample out.
+  int64_t buffer_bytes(const Context& measuring, const Documents& documents) const;
+  // What is reserved for them.
+  int64_t reserved_bytes() const;
+
   // Layout and plans for a sample; layers share them, and so do samples with the same documents as
   // long as these are remembered (plan_cache.h). The same arguments on every rank. What a measuring
-  // run took before the first sample is enough for every sample; if a plan needs more after all,
-  // begin and backward throw Error(kEnvironment) on that rank.
+  // run took before the first sample is enough for every sample: what any sample's plan may need,
+  // or the limit that servers' buffers are given. If a plan needs more after all, begin and
+  // backward throw Error(kEnvironment) on that rank. A sample may have fewer rows than others, also
+  // none, on ranks that bring none then.
   void prepare(const Documents& documents);
 
   // A forward pass under way: its first transfers move while the caller does other work.
@@ -117,6 +126,7 @@ class CoreAttention {
   // Exact (query, key) pairs of this rank's forward tasks, times query heads: the causal work.
   int64_t forward_area() const;
 
+  DType dtype() const { return options_.dtype; }
   const TokenLayout& layout() const { return sample_->layout; }  // of the prepared sample
   const Plan& plan(Direction direction) const;
 
@@ -126,8 +136,10 @@ class CoreAttention {
                          const Mask& mask) const;
   ExecutionSetup setup(const Context&, Direction direction, Arena& communication,
                        const std::optional<RandomKey>& dropout_key);
-  void reserve_limit(Arena& communication) const;
   void check_memory(Direction direction, int64_t needed, int64_t free);
+  bool bounded() const { return options_.servers.buffer_bytes > 0; }
+  void measure_bounded(const Context&, Arena& communication, Direction direction) const;
+  TokenLayout layout_of(const Documents& documents) const;
 
   dist::Group& group_;
   CoreAttentionOptions options_;

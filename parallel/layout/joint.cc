@@ -48,4 +48,18 @@ TokenLayout side_by_side(std::span<const TokenLayout> layouts, int ranks_without
   return {first, std::move(runs)};
 }
 
+SampleLayout joint_layout(SampleLayout of_one, int64_t tokens, int ranks_of_sample) {
+  return [of_one = std::move(of_one), tokens, ranks_of_sample](const Documents& joint,
+                                                               const Mask& mask, int ranks) {
+    std::vector<TokenLayout> layouts;
+    for (const Documents& sample : samples_of(joint, tokens)) {
+      layouts.push_back(of_one(sample, mask, ranks_of_sample));
+    }
+    const int with_rows = static_cast<int>(layouts.size()) * ranks_of_sample;
+    LONGHAUL_CHECK(with_rows <= ranks, absl::StrCat(layouts.size(), " samples of ", ranks_of_sample,
+                                                    " ranks on ", ranks));
+    return side_by_side(layouts, ranks - with_rows);
+  };
+}
+
 }  // namespace longhaul::parallel

@@ -118,6 +118,35 @@ void mesh(Group& group) {
   expect_error(ErrorCode::kConfig, [&] { Mesh(group, {.data = 0, .sequence = size}); });
 }
 
+void errors_of_trainers_reach_servers(Group& group) {
+  const int size = group.size();
+  for (int trainers = 1; trainers <= size; ++trainers) {
+    Mesh mesh(group, {.data = 1, .sequence = trainers, .servers = size - trainers});
+    std::optional<Error> error;
+    if (mesh.is_trainer()) {
+      error = mesh.agreed([&] {
+        std::optional<Error> mine;
+        if (mesh.trainers().rank() == trainers - 1) mine = Error(ErrorCode::kData, "no 7 tokens");
+        mesh.trainers().agree(mine, "reading");
+      });
+      expect(error.has_value());
+    }
+    try {
+      mesh.share(error, "reading");
+      expect(false);
+    } catch (const SharedError& shared) {
+      expect(shared.code() == ErrorCode::kData);
+      expect_contains(shared.what(), "no 7 tokens");
+    }
+    mesh.share(std::nullopt, "reading");
+    // What a trainer meets alone is its own.
+    if (mesh.is_trainer()) {
+      expect_error(ErrorCode::kData,
+                   [&] { mesh.agreed([] { fail(ErrorCode::kData, "mine alone"); }); });
+    }
+  }
+}
+
 // Trainers first, then servers: all that trainers do among themselves leaves servers alone.
 void mesh_with_servers(Group& group) {
   const int size = group.size();
@@ -139,6 +168,7 @@ void mesh_with_servers(Group& group) {
     for (int i = 0; i < sequence; ++i) {
       expect(mesh.sequence().world_rank(i) == group.world_rank(mesh.data_rank() * sequence + i));
     }
+    if (group.rank() == 0) expect(!mesh.agreed([] {}));
   }
   const std::string message = expect_error(
       ErrorCode::kConfig, [&] { Mesh(group, {.data = size, .sequence = 1, .servers = 3}); });
@@ -156,7 +186,8 @@ std::vector<Case> group_cases() {
           {"agree", agree},
           {"split", split},
           {"mesh", mesh},
-          {"mesh_with_servers", mesh_with_servers}};
+          {"mesh_with_servers", mesh_with_servers},
+          {"errors_of_trainers_reach_servers", errors_of_trainers_reach_servers}};
 }
 
 }  // namespace longhaul::dist::testing

@@ -184,7 +184,7 @@ TEST(Check, TheReducedProblemKeepsWhatMatters) {
     for (const int64_t tokens : {1, 61, 8192, 100'003}) {
       SCOPED_TRACE(absl::StrCat(ranks, " ranks, ", tokens, " tokens"));
       const ReducedProblem reduced =
-          reduce(zigzag, tokens, ranks,
+          reduce(zigzag, tokens, {.sequence = ranks},
                  {.heads = {32, 8, 128, 128}, .mask = {.causal = true, .window = 512}});
       const int64_t n = reduced.layout.tokens();
       EXPECT_LE(n, tokens);

@@ -107,6 +107,24 @@ TEST(JointLayout, FewerSamplesThanReplicasAndNone) {
   EXPECT_EQ(samples_of(Documents::whole(0), 6).size(), 0u);
 }
 
+TEST(JointLayout, OfSamplesGoesByEachSamplesDocuments) {
+  constexpr int64_t kTokens = 64;
+  const LayoutKind& balanced = layout_kind("balanced");
+  const SampleLayout of_one = [&](const Documents& documents, const Mask& mask, int ranks) {
+    return balanced.of_sample(documents, mask, ranks);
+  };
+  const SampleLayout joint = joint_layout(of_one, kTokens, 2);
+  const std::vector<Documents> samples{random_documents(kTokens, 1), random_documents(kTokens, 2)};
+  const std::vector<TokenLayout> layouts{of_one(samples[0], {}, 2), of_one(samples[1], {}, 2)};
+  const TokenLayout layout = joint(side_by_side(samples), {}, 5),
+                    expected = side_by_side(layouts, 1);
+  for (int rank = 0; rank < 5; ++rank) EXPECT_EQ(layout.runs(rank), expected.runs(rank)) << rank;
+  const TokenLayout one = joint(samples[0], {}, 5);  // the second replica has no sample
+  EXPECT_EQ(one.runs(1), layouts[0].runs(1));
+  EXPECT_EQ(one.rows(2) + one.rows(3) + one.rows(4), 0);
+  EXPECT_THROW(joint(side_by_side(samples), {}, 3), Error);
+}
+
 TEST(JointLayout, RefusesSamplesThatAreNotWhole) {
   EXPECT_THROW(samples_of(Documents(10, {0, 4}), 4), Error);
   EXPECT_THROW(samples_of(Documents(10, {0, 4}), 5), Error);  // a document across the border

@@ -1,0 +1,51 @@
+#include "launch/train/server_buffers.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "launch/train/engine.h"
+
+namespace longhaul::launch {
+
+namespace {
+
+// In backward, which needs more than forward.
+struct RowBytes {
+  int64_t query = 0, key = 0;                // that a server holds of another rank's
+  int64_t query_result = 0, key_result = 0;  // that comes back and is added at home
+};
+RowBytes row_bytes(const parallel::HeadShape& h, DType dtype) {
+  const int64_t b = size_of(dtype), g = size_of(accumulator(dtype));
+  const int64_t q = h.q_heads, k = h.kv_heads, d = h.head_dim, e = h.value_dim;
+  return {.query = q * ((d + e) * b + d * g + 4 * g),  // q, dout, dq; lse and delta, also staged
+          .key = k * (d + e) * (b + g),                // k, v, dk, dv
+          .query_result = q * (d * g + 2 * g),         // dq; and lse, delta on their way out
+          .key_result = k * (d + e) * g};
+}
+
+}  // namespace
+
+int64_t server_buffer_bytes(const Config& config) {
+  const Parallel& parallel = config.parallel();
+  if (parallel.has_server_buffer_mib()) {
+    return static_cast<int64_t>(std::ceil(parallel.server_buffer_mib() * 1048576.0));
+  }
+  const int64_t tokens = config.data().sequence_length(), all = tokens * parallel.data();
+  const int64_t mine = make_layout(config, parallel.sequence()).most_rows();
+  const RowBytes bytes = row_bytes(attention_options(config).heads, dtype(config));
+  const bool dedicated = parallel.servers() > 0;
+  // Twice the mean of queries, and the keys of a whole document before them.
+  const int64_t servers = dedicated ? parallel.servers() : parallel.data() * parallel.sequence();
+  const int64_t most_queries = dedicated ? all : all - mine;
+  const int64_t queries = std::min(most_queries, 2 * ((all + servers - 1) / servers));
+  const int64_t keys = std::min(most_queries, queries + tokens);
+  const int64_t held = queries * bytes.query + keys * bytes.key;
+  // A row's queries may be cut among some servers, and its keys be seen by those of its replica.
+  constexpr int64_t kParts = 3;
+  const int64_t results =
+      mine * (std::min(servers, kParts) * bytes.query_result +
+              std::min(servers, kParts + parallel.sequence()) * bytes.key_result);
+  return dedicated ? std::max(held, results) : held + results;
+}
+
+}  // namespace longhaul::launch
