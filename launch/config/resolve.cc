@@ -238,16 +238,14 @@ void resolve_servers(const Parallel& parallel, int ranks) {
            absl::StrCat(parallel.servers(), " of ", ranks, ranks == 1 ? " rank" : " ranks",
                         " leaves no trainer; set it to ", ranks - 1, " or less, or start more"));
   }
-  if (parallel.has_server_buffer_mib()) {
-    if (!forward) {
-      refuse("parallel.server_buffer_mib",
-             "is set, but only strategy disaggregated has such buffers; remove it");
-    }
-    positive("parallel.server_buffer_mib", parallel.server_buffer_mib());
-    if (parallel.server_buffer_mib() > 1e9) {
-      refuse("parallel.server_buffer_mib",
-             absl::StrCat(parallel.server_buffer_mib(), " is more than 1e9 (a petabyte)"));
-    }
+  not_negative("parallel.server_buffer_mib", parallel.server_buffer_mib());
+  if (parallel.server_buffer_mib() > 1e9) {
+    refuse("parallel.server_buffer_mib",
+           absl::StrCat(parallel.server_buffer_mib(), " is more than 1e9 (a petabyte)"));
+  }
+  if (parallel.server_buffer_mib() > 0 && !forward) {
+    refuse("parallel.server_buffer_mib",
+           "is set, but only strategy disaggregated has such buffers; remove it");
   }
 }
 

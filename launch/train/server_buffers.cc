@@ -27,7 +27,7 @@ RowBytes row_bytes(const parallel::HeadShape& h, DType dtype) {
 
 int64_t server_buffer_bytes(const Config& config) {
   const Parallel& parallel = config.parallel();
-  if (parallel.has_server_buffer_mib()) {
+  if (parallel.server_buffer_mib() > 0) {
     return static_cast<int64_t>(std::ceil(parallel.server_buffer_mib() * 1048576.0));
   }
   const int64_t tokens = config.data().sequence_length(), all = tokens * parallel.data();

@@ -170,6 +170,36 @@ TEST(Resolve, SaysEverythingAndReadsBack) {
   EXPECT_TRUE(google::protobuf::util::MessageDifferencer::Equals(config, again));
 }
 
+TEST(Resolve, ServersAreRanksBesideTrainers) {
+  const std::vector<std::string> disaggregated{"parallel.strategy=disaggregated"};
+  const auto with = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), disaggregated.begin(), disaggregated.end());
+    return resolved(more);
+  };
+  EXPECT_EQ(with({"parallel.servers=1"}).parallel().sequence(), 3);
+  const Config config = with({"parallel.servers=2", "parallel.data=2"});
+  EXPECT_EQ(config.parallel().sequence(), 1);
+  EXPECT_EQ(config.parallel().backward_strategy(), "disaggregated");
+  EXPECT_EQ(config.train().batch_tokens(), 2 * config.data().sequence_length());
+  const auto refused = [&](const std::vector<std::string>& more) {
+    return error_of([&] { with(more); });
+  };
+  EXPECT_THAT(refused({"parallel.servers=4"}), HasSubstr("leaves no trainer; set it to 3 or less"));
+  EXPECT_THAT(refused({"parallel.servers=1", "parallel.data=2"}),
+              HasSubstr("2 replicas cannot share 3 ranks equally (those that are no servers)"));
+  EXPECT_THAT(refused({"parallel.servers=1", "parallel.data=2"}), HasSubstr("start 5 ranks"));
+  EXPECT_THAT(refused({"parallel.servers=1", "parallel.sequence=2"}),
+              HasSubstr("data 1 x sequence 2 + servers 1 needs 3 ranks, but the job has 4"));
+  EXPECT_THAT(refused({"parallel.backward_strategy=ring"}),
+              HasSubstr("leave parallel.backward_strategy unset"));
+  EXPECT_THAT(error_of([&] { resolved({"parallel.backward_strategy=disaggregated"}); }),
+              HasSubstr("leave parallel.backward_strategy unset"));
+  EXPECT_THAT(refused({"model.pattern=L"}), HasSubstr("model.pattern has none"));
+  EXPECT_THAT(refused({"model.attention.dropout=0.1", "parallel.data=2"}),
+              HasSubstr("set it to 0, or parallel.data to 1"));
+  EXPECT_EQ(with({"model.attention.dropout=0.1"}).parallel().data(), 1);
+}
+
 TEST(Resolve, EveryPreset) {
   for (const model::Preset& preset : model::presets()) {
     const Config config = resolved({"model.preset=" + std::string(preset.name)});
@@ -224,6 +254,12 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"model.attention.dropout=-0.1", "below 0"},
         Refusal{"model.norm_eps=0", "not above 0"}, Refusal{"model.rope_theta=-1", "not above 0"},
         Refusal{"model.rope_scaling.high_frequency_factor=0.5", "not above low_frequency_factor"},
+        Refusal{"parallel.servers=-1", "0 or more"},
+        Refusal{"parallel.servers=1", "only strategy disaggregated has servers"},
+        Refusal{"parallel.server_buffer_mib=-1", "below 0"},
+        Refusal{"parallel.server_buffer_mib=1e12", "a petabyte"},
+        Refusal{"parallel.server_buffer_mib=5", "only strategy disaggregated has such buffers"},
+        Refusal{"parallel.strategy=disagregated", "did you mean `disaggregated`?"},
         Refusal{"data.path=", "is empty"}, Refusal{"data.sequence_length=0", "1 or more"},
         Refusal{"data.sequence_length=9223372036854775807", "more than 2^40"},
         Refusal{"data.validation_fraction=1", "not below 1"},

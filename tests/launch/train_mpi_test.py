@@ -173,6 +173,90 @@ class Training(unittest.TestCase):
         self.assertTrue((self.folder / "stopped/checkpoints" / ("step-%08d" % stopped)).is_dir())
         self.assertEqual(self.train(2, "stopped"), expected)
 
+    # Core attention disaggregation: trainers first, then servers.
+    SHARED = ("train.dtype=F64", "train.batch_tokens=1506", "train.steps=6",
+              "train.validation_samples=4")
+
+    def servers(self, replicas, count):
+        return ("parallel.strategy=disaggregated", "parallel.data=%d" % replicas,
+                "parallel.servers=%d" % count)
+
+    def test_dedicated_servers_train_as_colocated_ranks(self):
+        expected = self.train(4, "colocated", "parallel.data=2", *self.SHARED)
+        for replicas, count in ((3, 1), (2, 2), (2, 0)):
+            run = "%d+%d" % (replicas, count)
+            losses = self.train(4, run, *self.SHARED, *self.servers(replicas, count))
+            self.assertEqual(sorted(losses), sorted(expected))
+            for step, loss in losses.items():
+                self.assertAlmostEqual(loss, expected[step], delta=1e-9 * expected[step])
+        # Threads as ranks run the same schedule.
+        self.finish(subprocess.Popen(
+            [PROGRAM, "train", "--config", "c.txtpb", "--ranks", "4"]
+            + [word for setting in (*self.SHARED, *self.servers(3, 1), "train.run_directory=threads")
+               for word in ("--set", setting)], cwd=self.folder, env=self.environment,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        self.assertEqual(self.losses("threads"), self.losses("3+1"))
+
+    def test_check_and_bench_know_servers(self):
+        settings = ["--set", "train.batch_tokens=1506"]
+        for setting in self.servers(3, 1):
+            settings += ["--set", setting]
+        for command in (["check"], ["bench", "train", "--steps", "2"]):
+            process = subprocess.Popen(
+                [*MPIRUN, "-n", "4", PROGRAM, *command, "--config", "c.txtpb", *settings],
+                cwd=self.folder, env=self.environment, text=True, stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE, start_new_session=True)
+            status, out, err = self.finish(process)
+            self.assertEqual(status, 0, out + err)
+            self.assertIn("disaggregated", out)
+
+    def victim(self, process, rank):
+        return next(pid for pid in self.ranks_of(process) if self.rank_of(pid) == rank)
+
+    def test_a_server_that_dies_ends_the_job_and_the_run_goes_on_with_fewer(self):
+        settings = ("train.batch_tokens=1506", "train.dtype=F64")
+        expected = self.train(3, "whole", "parallel.data=3", *settings)
+        process = self.start(4, "killed", *settings, *self.servers(3, 1))
+        self.wait_for_step(process, "killed", 25)
+        os.kill(self.victim(process, 3), signal.SIGKILL)
+        status, _, _ = self.finish(process, timeout=60)
+        self.assertNotEqual(status, 0)
+        losses = self.train(3, "killed", "parallel.data=3", *settings)
+        self.assertEqual(sorted(losses), sorted(expected))
+        for step, loss in losses.items():
+            self.assertAlmostEqual(loss, expected[step], delta=1e-6 * expected[step])
+
+    def test_a_server_that_hangs_is_named_within_the_deadline(self):
+        process = self.start(4, "hung", "parallel.timeout_seconds=2", "train.batch_tokens=1506",
+                             *self.servers(3, 1))
+        self.wait_for_step(process, "hung", 5)
+        os.kill(self.victim(process, 3), signal.SIGSTOP)
+        status, out, err = self.finish(process, timeout=60)
+        self.assertEqual(status, 6, out + err)
+        lines = [line for line in err.splitlines() if line.startswith("longhaul: error: ")]
+        self.assertGreaterEqual(len(lines), 1, err)
+        self.assertRegex(lines[0], r"rank [012] .* at step \d+ .* (ranks? |and )(\d, )*3\b")
+
+    def test_a_trainer_that_hangs_ends_servers_too(self):
+        process = self.start(4, "hung", "parallel.timeout_seconds=2", "train.batch_tokens=1506",
+                             *self.servers(3, 1))
+        self.wait_for_step(process, "hung", 5)
+        os.kill(self.victim(process, 1), signal.SIGSTOP)
+        status, out, err = self.finish(process, timeout=60)
+        self.assertEqual(status, 6, out + err)
+
+    def test_a_signal_to_a_server_saves(self):
+        settings = ("train.batch_tokens=1004", *self.servers(2, 1))
+        expected = self.train(3, "whole", *settings)
+        process = self.start(3, "stopped", *settings)
+        self.wait_for_step(process, "stopped", 13)
+        os.kill(self.victim(process, 2), signal.SIGUSR1)
+        status, out, err = self.finish(process, timeout=60)
+        self.assertEqual(status, 75, out + err)
+        self.assertEqual(err.count("longhaul: "), 1, err)
+        self.assertLess(max(self.losses("stopped")), 60)
+        self.assertEqual(self.train(3, "stopped", *settings), expected)
+
 
 if __name__ == "__main__":
     unittest.main(argv=sys.argv[:1], verbosity=2)
