@@ -11,6 +11,7 @@
 #include "launch/train/device.h"
 #include "launch/train/engine.h"
 #include "launch/train/peak.h"
+#include "launch/train/server_buffers.h"
 #include "parallel/layout/joint.h"
 #include "parallel/layout/segments.h"
 
@@ -109,21 +110,24 @@ RankMemory AttentionRank::reserve(const std::function<RankMemory()>& measure) {
   return std::move(*memory);
 }
 
-// Samples of one document are those whose tasks need most keys.
 void AttentionRank::require_buffers() {
   Arena nothing = Arena::measure("workspace", stream().device);
   const std::vector<parallel::Documents> whole(
       static_cast<size_t>(config_.parallel().data()),
       parallel::Documents::whole(config_.data().sequence_length()));
-  const int64_t needed = attention_.buffer_bytes(context(nothing), parallel::side_by_side(whole));
-  const int64_t reserved = attention_.reserved_bytes();
-  if (needed <= reserved) return;
-  constexpr double kMiB = 1 << 20;
-  fail(ErrorCode::kConfig,
-       absl::StrFormat("parallel.server_buffer_mib: buffers for samples of one document take %.1f "
-                       "MiB, %.1f more than there are; raise it by as much",
-                       static_cast<double>(needed) / kMiB,
-                       static_cast<double>(needed - reserved) / kMiB));
+  const auto require = [](int64_t needed, int64_t available) {
+    if (needed <= available) return;
+    constexpr double kMiB = 1 << 20;
+    fail(ErrorCode::kConfig,
+         absl::StrFormat("parallel.server_buffer_mib: rows of other ranks take up to %.1f MiB of a "
+                         "rank, %.1f more than there are; raise it by as much, or leave it unset",
+                         static_cast<double>(needed) / kMiB,
+                         static_cast<double>(needed - available) / kMiB));
+  };
+  require(least_server_buffer_bytes(config_), server_buffer_bytes(config_));
+  // Samples of one document are those whose tasks need most keys.
+  require(attention_.buffer_bytes(context(nothing), parallel::side_by_side(whole)),
+          attention_.reserved_bytes());
 }
 
 int64_t AttentionRank::own_area() {

@@ -79,10 +79,7 @@ parallel::CoreAttentionOptions attention_options(const Config& config,
     options.sample_layout = parallel::joint_layout(of_one, config.data().sequence_length(),
                                                    config.parallel().sequence());
     options.servers.buffer_bytes = server_buffer_bytes(config);
-    const int trainers = config.parallel().data() * config.parallel().sequence();
-    for (int i = 0; i < config.parallel().servers(); ++i) {
-      options.servers.ranks.push_back(trainers + i);
-    }
+    options.servers.ranks = server_ranks(config);
   } else {
     options.sample_layout = sample_layout(config, settled.row_price);
   }

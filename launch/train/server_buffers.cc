@@ -4,6 +4,8 @@
 #include <cmath>
 
 #include "launch/train/engine.h"
+#include "parallel/layout/joint.h"
+#include "parallel/server/schedule.h"
 
 namespace longhaul::launch {
 
@@ -25,6 +27,28 @@ RowBytes row_bytes(const parallel::HeadShape& h, DType dtype) {
 
 }  // namespace
 
+std::vector<int> server_ranks(const Config& config) {
+  const Parallel& parallel = config.parallel();
+  std::vector<int> ranks;
+  for (int i = 0; i < parallel.servers(); ++i) {
+    ranks.push_back(parallel.data() * parallel.sequence() + i);
+  }
+  return ranks;
+}
+
+int64_t least_server_buffer_bytes(const Config& config) {
+  const parallel::CoreAttentionOptions options = attention_options(config);
+  const parallel::TokenLayout layout = attention_layout(config);
+  const parallel::Documents documents = parallel::side_by_side(std::vector<parallel::Documents>(
+      static_cast<size_t>(config.parallel().data()),
+      parallel::Documents::whole(config.data().sequence_length())));
+  parallel::Problem problem{
+      .layout = layout, .documents = documents, .mask = options.mask, .heads = options.heads};
+  problem.servers.ranks = server_ranks(config);
+  problem.servers.dtype = options.dtype;
+  return parallel::least_buffer_bytes(problem);
+}
+
 int64_t server_buffer_bytes(const Config& config) {
   const Parallel& parallel = config.parallel();
   if (parallel.server_buffer_mib() > 0) {
@@ -45,7 +69,8 @@ int64_t server_buffer_bytes(const Config& config) {
   const int64_t results =
       mine * (std::min(servers, kParts) * bytes.query_result +
               std::min(servers, kParts + parallel.sequence()) * bytes.key_result);
-  return dedicated ? std::max(held, results) : held + results;
+  return std::max(least_server_buffer_bytes(config),
+                  dedicated ? std::max(held, results) : held + results);
 }
 
 }  // namespace longhaul::launch

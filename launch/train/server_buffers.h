@@ -2,14 +2,20 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "launch/config/config.h"
 
 namespace longhaul::launch {
 
-// Bytes of each rank: parallel.server_buffer_mib, or else room enough for twice the mean of queries
-// on a server and the keys that they see at most, for the results that come back, or for both where
-// every rank serves. `config` is resolved.
+// Ranks that only serve; none: every rank does. `config` is resolved, here and below.
+std::vector<int> server_ranks(const Config& config);
+
+// With fewer bytes of each rank there are samples that cannot be planned.
+int64_t least_server_buffer_bytes(const Config& config);
+// Of each rank: parallel.server_buffer_mib, or else room enough for twice the mean of queries on a
+// server and the keys that they see at most, for the results that come back, or for both where
+// every rank serves.
 int64_t server_buffer_bytes(const Config& config);
 
 }  // namespace longhaul::launch

@@ -245,7 +245,8 @@ TEST(Servers, BuffersThatAreTooSmallAreAnErrorBeforeStepOneThatSaysByHowMuch) {
   EXPECT_EQ(error->code(), ErrorCode::kConfig) << error->what();
   EXPECT_NE(std::string(error->what()).find("server_buffer_mib"), std::string::npos)
       << error->what();
-  EXPECT_NE(std::string(error->what()).find(" more than there are"), std::string::npos)
+  EXPECT_NE(std::string(error->what()).find(" more than there are; raise it by as much"),
+            std::string::npos)
       << error->what();
   config.mutable_parallel()->clear_server_buffer_mib();
   EXPECT_FALSE(attempt(start));
