@@ -5,6 +5,11 @@
 // To look back from later tokens is to look ahead from earlier ones: attention over the tokens
 // after is causal attention's gradient with the roles of q and k, and of v and dout, exchanged.
 // Hence the same kernels and the same two plans do both.
+//
+// Where nothing decays and a sample is one document, every token sees all alike: q_i sum(k_j
+// v_j^T), one sum over all ranks in each pass, and no pairs of tokens.
+#include <algorithm>
+
 #include "kernels/linear_attention_diagonal.h"
 #include "kernels/pointwise.h"
 #include "parallel/scan/kinds.h"
@@ -35,11 +40,91 @@ void maps(const Context& ctx, const kernels::LinearTokens& tokens, Direction dir
 
 }  // namespace
 
+bool LinearAttention::sums_suffice(std::span<const double> slopes) const {
+  return documents_ && documents_->count() == 1 &&
+         std::ranges::all_of(slopes, [](double slope) { return slope == 0; });
+}
+
+kernels::LinearRun LinearAttention::all_rows() const {
+  const kernels::LinearRun& last = sample_->own.rows.back();
+  return {.begin = 0, .length = last.begin + last.length};
+}
+
+// Of x y^T over all tokens of the sample.
+void LinearAttention::start_sum(const Context& ctx, Pass& pass, Direction direction,
+                                const ConstTensorView& x, const ConstTensorView& y,
+                                std::span<const double> slopes) {
+  const DType acc = accumulator(options_.dtype);
+  pass.total = pass.arena.allocate(acc, {1, options_.heads, options_.head_dim, options_.value_dim});
+  if (own() > 0) {
+    const kernels::LinearRun rows = all_rows();
+    const TensorView decay = pass.arena.allocate(acc, {1, options_.heads, 1});
+    maps(ctx, {.runs = {&rows, 1}, .document_begins = {}, .slopes = slopes}, direction, x, y,
+         pass.total, decay);
+  } else {
+    kernels::fill_zero(ctx, pass.total);
+  }
+  Stream stream = ctx.stream;
+  pass.summing = group_.all_reduce(
+      stream, pass.total, dist::ReduceOp::kSum,
+      direction == Direction::kForward ? "linear attention forward" : "linear attention backward");
+}
+
+// `states` then begins with the sum.
+void LinearAttention::finish_sum(const Context& ctx, Pass& pass) {
+  const LinearAttentionForwardArgs& args = pass.args;
+  pass.summing->wait(ctx.stream);
+  if (own() == 0) return;
+  const kernels::LinearRun rows = all_rows();
+  kernels::copy(ctx, pass.total, args.states.rows(0, 1));
+  kernels::fill_zero(ctx, args.out_acc);
+  kernels::linear_attention_add_out(
+      ctx, {.tokens = {.runs = {&rows, 1}, .document_begins = {}, .slopes = args.slopes},
+            .q = args.q,
+            .state_in = pass.total,
+            .out_acc = args.out_acc});
+}
+
+void LinearAttention::backward_sum(const Context& ctx, Pass& pass,
+                                   const LinearAttentionBackwardArgs& args) {
+  start_sum(ctx, pass, Direction::kBackward, args.q, args.dout, args.slopes);
+  for (const TensorView& gradient : {args.dq_acc, args.dk_acc, args.dv_acc}) {
+    kernels::fill_zero(ctx, gradient);
+  }
+  if (own() == 0) {
+    pass.summing->wait(ctx.stream);
+    return;
+  }
+  const kernels::LinearRun rows = all_rows();
+  const kernels::LinearTokens tokens{
+      .runs = {&rows, 1}, .document_begins = {}, .slopes = args.slopes};
+  Context polling = ctx;
+  polling.poll = [&pass, outer = ctx.poll] {
+    pass.summing->test();
+    if (outer) outer();
+  };
+  kernels::linear_attention_add_dq(polling, {.tokens = tokens,
+                                             .dout = args.dout,
+                                             .state_in = args.states.rows(0, 1),
+                                             .dq_acc = args.dq_acc});
+  pass.summing->wait(ctx.stream);
+  kernels::linear_attention_add_dk_dv(ctx, {.tokens = tokens,
+                                            .k = args.k,
+                                            .v = args.v,
+                                            .dstate_out = pass.total,
+                                            .dk_acc = args.dk_acc,
+                                            .dv_acc = args.dv_acc});
+}
+
 // The two halves of `states`: what enters each run from the left, and from the right.
 void LinearAttention::begin_both(const Context& ctx, Pass& pass) {
   const LinearAttentionForwardArgs& args = pass.args;
   LONGHAUL_CHECK(args.initial_state.rank() == 0 && args.final_state.rank() == 0,
                  "states of other samples are for causal attention");
+  if (sums_suffice(args.slopes)) {
+    start_sum(ctx, pass, Direction::kForward, args.k, args.v, args.slopes);
+    return;
+  }
   const kernels::LinearTokens rows = tokens(run_rows(), args.slopes);
   const bool composed = own() > 0 && sample_->own.maps > 1;
   for (const Direction direction : {Direction::kForward, Direction::kBackward}) {
@@ -57,6 +142,10 @@ void LinearAttention::begin_both(const Context& ctx, Pass& pass) {
 
 void LinearAttention::finish_both(const Context& ctx, Pass& pass) {
   const LinearAttentionForwardArgs& args = pass.args;
+  if (pass.summing) {
+    finish_sum(ctx, pass);
+    return;
+  }
   const kernels::LinearTokens rows = tokens(run_rows(), args.slopes);
   if (own() > 0) {
     const Context polling = this->polling(ctx, pass);
@@ -94,6 +183,10 @@ void LinearAttention::finish_both(const Context& ctx, Pass& pass) {
 
 void LinearAttention::backward_both(const Context& ctx, Pass& pass,
                                     const LinearAttentionBackwardArgs& args) {
+  if (sums_suffice(args.slopes)) {
+    backward_sum(ctx, pass, args);
+    return;
+  }
   const kernels::LinearTokens rows = tokens(run_rows(), args.slopes);
   const DType acc = accumulator(options_.dtype);
   // What enters each run of q and dout: from the left, and from the right.

@@ -96,7 +96,8 @@ class LinearAttention {
   void prepare(const Documents& documents, const TokenLayout& of_sample);
 
   // The first dimension of `states`, on every rank and for every sample: a state for each run, or
-  // two where attention is not causal.
+  // two where attention is not causal. (Of these the first alone is used, the sum over all tokens,
+  // where all slopes are 0 and the sample is one document.)
   int64_t runs() const { return options_.causal ? most_runs_ : 2 * most_runs_; }
 
   // A forward pass under way: its maps travel while the caller does other work; finish() computes
@@ -130,6 +131,12 @@ class LinearAttention {
   void begin_causal(const Context&, Pass& pass);
   void finish_causal(const Context&, Pass& pass);
   void backward_causal(const Context&, Pass& pass, const LinearAttentionBackwardArgs& args);
+  bool sums_suffice(std::span<const double> slopes) const;
+  kernels::LinearRun all_rows() const;
+  void start_sum(const Context&, Pass& pass, Direction direction, const ConstTensorView& x,
+                 const ConstTensorView& y, std::span<const double> slopes);
+  void finish_sum(const Context&, Pass& pass);
+  void backward_sum(const Context&, Pass& pass, const LinearAttentionBackwardArgs& args);
   void begin_both(const Context&, Pass& pass);
   void finish_both(const Context&, Pass& pass);
   void backward_both(const Context&, Pass& pass, const LinearAttentionBackwardArgs& args);

@@ -39,6 +39,9 @@ struct LinearAttention::Pass {
   Arena& arena;
   Scan scan;
   Scan other_scan;  // bidirectional: from the right in forward, from the left in backward
+  // Bidirectional without decays: the sums over all tokens, while they are made.
+  TensorView total;
+  std::optional<dist::Request> summing;
   // Results that nobody wants.
   std::array<TensorView, 2> unused;
   LinearAttentionForwardArgs caller, args;

@@ -109,10 +109,16 @@ struct RankTensors {
 };
 
 void run_passes(LinearAttention& attention, const LinearCase& c, const RankTensors& t,
-                Arena& scratch, Arena& communication) {
+                Arena& scratch, Arena& communication,
+                const std::function<void(Direction)>& before) {
   ThreadPool pool(1);
   const Context ctx{.pool = &pool, .scratch = &scratch};
   const std::vector<double> slopes = slopes_of(c);
+  const auto announce = [&](Direction direction) {
+    attention.announce(3, direction);
+    if (before) before(direction);
+  };
+  announce(Direction::kForward);
   auto pending = attention.begin(
       ctx, communication,
       {.q = t.q,
@@ -126,6 +132,7 @@ void run_passes(LinearAttention& attention, const LinearCase& c, const RankTenso
        .initial_state = c.initial_state ? ConstTensorView(t.initial_state) : ConstTensorView(),
        .final_state = c.final_state ? TensorView(t.final_state) : TensorView()});
   attention.finish(ctx, std::move(pending));
+  announce(Direction::kBackward);
   attention.backward(ctx, communication,
                      {.q = t.q,
                       .k = t.k,
@@ -149,8 +156,8 @@ std::string LinearCase::name() const {
   return absl::StrCat(kKinds[static_cast<int>(kind)], method, " ", layout, " N=", tokens,
                       " documents=", documents.count(), " H=", heads, " D=", head_dim,
                       " Dv=", value_dim, " ", std::string(longhaul::name(dtype)),
-                      causal ? "" : " bidirectional", initial_state ? " initial" : "",
-                      final_state ? " final" : "");
+                      causal ? "" : " bidirectional", decays ? "" : " undecayed",
+                      initial_state ? " initial" : "", final_state ? " final" : "");
 }
 
 namespace {
@@ -223,7 +230,7 @@ LinearInputs inputs_of(const LinearCase& c, uint64_t seed) {
 std::vector<double> slopes_of(const LinearCase& c) {
   std::vector<double> slopes;
   for (int64_t h = 0; h < c.heads; ++h) {
-    slopes.push_back(h == 0 ? 0 : std::ldexp(1.0, static_cast<int>(2 * h - 5)));
+    slopes.push_back(h == 0 || !c.decays ? 0 : std::ldexp(1.0, static_cast<int>(2 * h - 5)));
   }
   return slopes;
 }
@@ -273,7 +280,8 @@ TokenLayout layout_of(const LinearCase& c, int ranks) {
   return parallel::layout_kind(c.layout).of_sample(c.documents, {}, ranks);
 }
 
-LinearResult run_linear_attention(dist::Group& group, const LinearCase& c, const LinearInputs& x) {
+LinearResult run_linear_attention(dist::Group& group, const LinearCase& c, const LinearInputs& x,
+                                  const std::function<void(Direction)>& before_pass) {
   const TokenLayout layout = layout_of(c, group.size());
   LinearAttention attention(group, parallel::layout_kind(c.layout).make(c.tokens, group.size()),
                             {.kind = c.kind,
@@ -287,7 +295,7 @@ LinearResult run_linear_attention(dist::Group& group, const LinearCase& c, const
                              .decay_bound = c.decay_bound});
   const RankTensors tensors(c, x, layout.positions(group.rank()), attention.runs());
   Arena scratch_plan = Arena::measure("scratch"), communication_plan = Arena::measure("buffers");
-  run_passes(attention, c, tensors, scratch_plan, communication_plan);
+  run_passes(attention, c, tensors, scratch_plan, communication_plan, {});
   attention.prepare(c.documents, layout);
   // What was measured must do, and what is in it must not matter.
   Arena scratch("scratch", scratch_plan.peak()), buffers("buffers", communication_plan.peak());
@@ -296,7 +304,7 @@ LinearResult run_linear_attention(dist::Group& group, const LinearCase& c, const
   const auto received = [&](const char* what) { return group.traffic()[what].received_bytes; };
   const int64_t before[] = {received("linear attention forward"),
                             received("linear attention backward")};
-  run_passes(attention, c, tensors, scratch, buffers);
+  run_passes(attention, c, tensors, scratch, buffers, before_pass);
   LinearResult result{.outputs = {.out = values_of(tensors.out),
                                   .dq = values_of(tensors.dq),
                                   .dk = values_of(tensors.dk),

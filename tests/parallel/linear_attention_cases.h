@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -21,6 +22,7 @@ struct LinearCase {
   bool causal = true;
   bool initial_state = false, final_state = false;
   double decay_bound = 0;
+  bool decays = true;  // kDecay: else all slopes are 0
   std::string name() const;
 };
 
@@ -51,8 +53,10 @@ struct LinearResult {
   bool operator==(const LinearResult&) const = default;
 };
 
-// Collective: forward and backward on poisoned memory that was measured before the sample.
-LinearResult run_linear_attention(dist::Group& group, const LinearCase& c, const LinearInputs& x);
+// Collective: forward and backward, of layer 3, on poisoned memory that was measured before the
+// sample. before: called ahead of each, after the measuring.
+LinearResult run_linear_attention(dist::Group& group, const LinearCase& c, const LinearInputs& x,
+                                  const std::function<void(parallel::Direction)>& before = {});
 
 // Collective. Error norms over all ranks, relative to the truth's norms (to 1 where those are
 // less): out, dq, dk, dv, dlog_gate, dbeta, final_state; 0 for what the kind has not.
