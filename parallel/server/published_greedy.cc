@@ -15,7 +15,9 @@ Schedule schedule_of(const Problem& problem, Direction direction, const Placemen
     schedule.load.push_back(settled.load(s));
     schedule.bytes.push_back(settled.bytes(s));
   }
-  for (int r = 0; r < problem.layout.ranks(); ++r) schedule.memory.push_back(settled.memory(r));
+  for (int r = 0; r < problem.layout.ranks(); ++r) {  // both are upper bounds
+    schedule.memory.push_back(std::min(settled.memory(r), placement.memory(r)));
+  }
   return schedule;
 }
 

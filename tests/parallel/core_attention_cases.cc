@@ -52,8 +52,20 @@ AttentionTruth truth_of(const AttentionCase& c, uint64_t seed) {
 // Small samples are worth no transfer: without this, the balanced layout would be contiguous.
 constexpr parallel::BalancedOptions kTight{.row_price = 0};
 
+// The case's servers follow the ranks of the layout.
+parallel::TokenLayout with_servers(const AttentionCase& c, const parallel::TokenLayout& layout) {
+  std::vector<parallel::RunList> runs;
+  for (int r = 0; r < layout.ranks(); ++r) runs.push_back(layout.runs(r));
+  runs.resize(runs.size() + c.servers.ranks.size());
+  return parallel::TokenLayout(layout.tokens(), std::move(runs));
+}
+int trainers(const AttentionCase& c, int ranks) {
+  return ranks - static_cast<int>(c.servers.ranks.size());
+}
+
 parallel::TokenLayout layout_of(const AttentionCase& c, int ranks) {
-  return parallel::layout_kind(c.layout).of_sample(c.documents, c.mask, ranks, kTight);
+  return with_servers(c, parallel::layout_kind(c.layout).of_sample(c.documents, c.mask,
+                                                                   trainers(c, ranks), kTight));
 }
 
 std::optional<std::string> refusal(const AttentionCase& c, int ranks) {
@@ -171,10 +183,14 @@ parallel::CoreAttentionOptions options_of(const AttentionCase& c) {
       .strategy = c.strategy,
       .in_place = c.in_place,
       .ranks_per_node = c.ranks_per_node,
-      .gather_heads = c.gather_heads};
+      .gather_heads = c.gather_heads,
+      .servers = c.servers};
   const parallel::LayoutKind& kind = parallel::layout_kind(c.layout);
   if (kind.make_for != nullptr) {
-    options.sample_layout = [&kind](const auto&... of) { return kind.make_for(of..., kTight); };
+    options.sample_layout = [&kind, c](const parallel::Documents& documents,
+                                       const parallel::Mask& mask, int ranks) {
+      return with_servers(c, kind.make_for(documents, mask, trainers(c, ranks), kTight));
+    };
   }
   return options;
 }
@@ -215,8 +231,9 @@ AttentionResult run_core_attention(dist::Group& group, const AttentionCase& c,
   const parallel::TokenLayout layout = layout_of(c, group.size());
   RankTensors tensors(truth, layout.positions(group.rank()), c.dtype);
   if (c.options.dropout > 0) tensors.dropout_key = c.options.dropout_key;
-  CoreAttention attention(group, parallel::layout_kind(c.layout).make(c.tokens, group.size()),
-                          options_of(c), table);
+  const parallel::TokenLayout measured =
+      with_servers(c, parallel::layout_kind(c.layout).make(c.tokens, trainers(c, group.size())));
+  CoreAttention attention(group, measured, options_of(c), table);
   Arena scratch_plan = Arena::measure("scratch"), communication_plan = Arena::measure("buffers");
   // As in training: measured while the sample is one document. Workspace may depend on the
   // segments.

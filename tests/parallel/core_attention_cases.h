@@ -25,6 +25,7 @@ struct AttentionCase {
   int ranks_per_node = 1;
   int64_t gather_heads = 0;
   ScoreOptions options = {};
+  parallel::Servers servers = {};  // ranks: without rows, after all others
   std::string name() const;
 };
 

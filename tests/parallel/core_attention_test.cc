@@ -8,6 +8,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "dist/local/local.h"
+#include "parallel/plan/planners.h"
+#include "parallel/server/schedule.h"
 #include "tests/parallel/core_attention_cases.h"
 #include "tests/parallel/covering.h"
 
@@ -220,6 +222,63 @@ AttentionCase every_option(std::string_view strategy, const char* layout, DType 
           .in_place = true,
           .ranks_per_node = 2,
           .options = score_options(4).back().options};
+}
+
+// In place and on dedicated servers, documents and tiles at random, in any number of rounds; bytes
+// are the plan's.
+TEST(CoreAttention, DisaggregatedEqualsNaiveAttention) {
+  std::mt19937 random(7);
+  int remote = 0;
+  for (int round = 0; round < 24; ++round) {
+    const int ranks = 2 + round % 7;
+    const int dedicated = round % 3 == 0 ? 0 : 1 + round % std::min(3, ranks - 1);
+    AttentionCase c{.strategy = "disaggregated",
+                    .layout = std::string(parallel::layout_kinds()[random() % 4].name),
+                    .tokens = 60 + static_cast<int64_t>(random() % 60),
+                    .heads = {4, round % 2 == 0 ? 2 : 4, 6, 4},
+                    .mask = kMasks[random() % std::size(kMasks)].mask,
+                    .in_place = false};
+    std::vector<int64_t> begins{0};
+    while (begins.back() + 50 < c.tokens) {
+      begins.push_back(begins.back() + 1 + static_cast<int64_t>(random() % 50));
+    }
+    c.documents = parallel::Documents(c.tokens, begins);
+    c.servers.imbalance = 0.05;
+    c.servers.tile = 1 + static_cast<int64_t>(random() % 8);
+    c.servers.nano_batches = round % 5;
+    for (int s = ranks - dedicated; s < ranks; ++s) c.servers.ranks.push_back(s);
+    SCOPED_TRACE(absl::StrCat(c.name(), " P=", ranks, ", ", dedicated, " servers, ",
+                              c.servers.nano_batches, " rounds"));
+    const AttentionTruth truth = truth_of(c, 5);
+    for (double e : errors_of(c, truth, ranks)) EXPECT_LE(e, 1e-12);
+    const std::vector<AttentionResult> results = results_of(c, truth, ranks);
+    const parallel::TokenLayout layout = layout_of(c, ranks);
+    parallel::Problem problem{.layout = layout,
+                              .documents = c.documents,
+                              .mask = c.mask,
+                              .heads = c.heads,
+                              .servers = c.servers};
+    problem.servers.dtype = c.dtype;
+    // The limit that memory was measured with: of one document, on the layout of that.
+    AttentionCase measured = c;
+    measured.documents = parallel::Documents::whole(c.tokens);
+    if (c.layout == "balanced") measured.layout = "contiguous";
+    const parallel::TokenLayout of_any = layout_of(measured, ranks);
+    problem.servers.buffer_bytes = parallel::least_buffer_bytes({.layout = of_any,
+                                                                 .documents = measured.documents,
+                                                                 .mask = c.mask,
+                                                                 .heads = c.heads,
+                                                                 .servers = problem.servers});
+    for (int r = 0; r < ranks; ++r) {
+      int64_t bytes = 0;
+      for (const auto direction : {parallel::Direction::kForward, parallel::Direction::kBackward}) {
+        bytes += sent_bytes(plan_disaggregated(problem, direction, r), r, c.heads, c.dtype);
+      }
+      EXPECT_EQ(results[static_cast<size_t>(r)].sent_bytes, bytes);
+      remote += bytes > 0 ? 1 : 0;
+    }
+  }
+  EXPECT_GT(remote, 60);
 }
 
 TEST(CoreAttention, RerunsAreBitIdentical) {
