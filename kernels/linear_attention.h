@@ -2,8 +2,11 @@
 // share.
 //
 //   q, k [T, H, D]   v, dout [T, H, Dv]          one dtype: bf16, f32 or f64; last dimension dense
-//   out_acc, dv_acc [T, H, Dv]   dq_acc, dk_acc [T, H, D]      accumulator type, dense
-//   states and their gradients [R, H, D, Dv]                   accumulator type, dense, one per run
+//   out_acc, dv_acc [T, H, Dv]   dq_acc, dk_acc [T, H, D]      accumulator type
+//   states and their gradients [R, H, D, Dv]                   accumulator type, one per run
+//
+// These are dense, or, where linear_attention_takes_head_slices(), dense but for their first
+// dimension: a call may be about some heads of larger tensors, one slice of every operand.
 //
 // For each head, with decay a = e^-slope, tokens t of a document in order:
 //
@@ -80,6 +83,8 @@ struct LinearAttentionBackward {
   ConstTensorView dstate_out = {};    // or absent
   TensorView dq_acc, dk_acc, dv_acc;  // +=
   TensorView dstate_in = {};          // written, or absent
+  // Rows of runs are written, not added to, which saves to fill them with zeros; others may be too.
+  bool overwrite = false;
 };
 
 // The maps of all runs, from the operands that make up the state. log_decay [R, H].
@@ -112,6 +117,9 @@ struct LinearAttentionAddDkDv {
   TensorView dk_acc, dv_acc;  // +=
 };
 
+// Whether the kernels that are chosen for these take head slices.
+bool linear_attention_takes_head_slices(const Context&, DType, int64_t head_dim, int64_t value_dim);
+
 void linear_attention_forward(const Context&, const LinearAttentionForward&);
 void linear_attention_backward(const Context&, const LinearAttentionBackward&);
 void linear_attention_maps(const Context&, const LinearAttentionMaps&);
@@ -133,6 +141,8 @@ struct LinearAttentionKernel {
   void (*add_out)(const Context&, const LinearAttentionAddOut&);
   void (*add_dq)(const Context&, const LinearAttentionAddDq&);
   void (*add_dk_dv)(const Context&, const LinearAttentionAddDkDv&);
+  bool head_slices = false;  // takes them
+  bool overwrites = false;   // backward heeds `overwrite`; others get results full of zeros
 };
 
 }  // namespace longhaul::kernels

@@ -161,7 +161,9 @@ constexpr LinearAttentionKernel row() {
           .backward_maps = backward_maps<T>,
           .add_out = add_out<T>,
           .add_dq = add_dq<T>,
-          .add_dk_dv = add_dk_dv<T>};
+          .add_dk_dv = add_dk_dv<T>,
+          .head_slices = true,
+          .overwrites = true};
 }
 
 constexpr LinearAttentionKernel kTable[] = {row<bf16>(), row<float>(), row<double>()};

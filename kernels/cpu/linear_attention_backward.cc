@@ -31,10 +31,10 @@ template <class T>
 const T* rows_of(const ConstTensorView& x, int64_t row, int64_t h) {
   return x.data<T>() + row * x.stride(0) + h * x.stride(1);
 }
-// A dense tensor of sums.
+// Sums: heads are dense in a row.
 template <class A>
 A* rows_of(const TensorView& x, int64_t row, int64_t h) {
-  return x.data<A>() + (row * x.dim(1) + h) * x.dim(2);
+  return x.data<A>() + row * x.stride(0) + h * x.dim(2);
 }
 
 template <class T>
@@ -73,7 +73,7 @@ class BackwardTask {
     ahead.add(rows_of<T>(x, row, h), x.stride(0), x.dim(2));
   }
   static void add_to(Ahead& ahead, const TensorView& x, int64_t row, int64_t h) {
-    ahead.add(rows_of<A>(x, row, h), x.dim(1) * x.dim(2), x.dim(2), true);
+    ahead.add(rows_of<A>(x, row, h), x.stride(0), x.dim(2), true);
   }
 
   void to_the_right() {
@@ -114,11 +114,15 @@ class BackwardTask {
                            .state = state_of(h),
                            .factors = powers.rising(),
                            .width = s_.key_width,
-                           .add = true,
+                           .add = !args_.overwrite,
                            .out = rows_of<A>(args_.dq_acc, block.begin, h),
-                           .out_stride = args_.dq_acc.dim(1) * head_dim_,
+                           .out_stride = args_.dq_acc.stride(0),
                            .ahead = ahead.part(0, 1),
                            .ahead_between = ahead.part(1, 2)});
+    } else if (args_.overwrite) {
+      for (int64_t row = block.begin; row < block.begin + rows; ++row) {
+        std::fill_n(rows_of<A>(args_.dq_acc, row, h), head_dim_, A(0));
+      }
     }
     if (!keep) return;
     load_rows<T>(rows_of<T>(args_.k, block.begin, h), args_.k.stride(0), rows, head_dim_, nullptr,
@@ -196,7 +200,7 @@ class BackwardTask {
                          .width = s_.key_width,
                          .add = true,
                          .out = rows_of<A>(args_.dq_acc, block.begin, h),
-                         .out_stride = args_.dq_acc.dim(1) * head_dim_,
+                         .out_stride = args_.dq_acc.stride(0),
                          .ahead = ahead.part(2, 3)});
     if (!empty_) {
       load_rows<T>(v, args_.v.stride(0), rows, value_dim_, nullptr, s_.value_width, s_.v);
@@ -214,9 +218,9 @@ class BackwardTask {
                          .transposed = true,
                          .y = s_.dout,
                          .width = s_.value_width,
-                         .add = true,
+                         .add = !args_.overwrite,
                          .out = rows_of<A>(args_.dv_acc, block.begin, h),
-                         .out_stride = args_.dv_acc.dim(1) * value_dim_,
+                         .out_stride = args_.dv_acc.stride(0),
                          .ahead = ahead.part(3, 4),
                          .ahead_between = ahead.part(4, 5)});
     make_rows(RowSums<A>{.rows = rows,
@@ -230,9 +234,9 @@ class BackwardTask {
                          .transposed = true,
                          .y = s_.q,
                          .width = s_.key_width,
-                         .add = true,
+                         .add = !args_.overwrite,
                          .out = rows_of<A>(args_.dk_acc, block.begin, h),
-                         .out_stride = args_.dk_acc.dim(1) * head_dim_,
+                         .out_stride = args_.dk_acc.stride(0),
                          .ahead = ahead.part(5, 6)});
     if (!keep) return;
     scale_rows(s_.q, rows, head_dim_, s_.key_width, powers.rising());
@@ -284,7 +288,7 @@ void add_rows(const LinearBlock& block, int64_t h, const ConstTensorView& x,
                        .width = width,
                        .add = true,
                        .out = rows_of<A>(sums, block.begin, h),
-                       .out_stride = sums.dim(1) * sums.dim(2)});
+                       .out_stride = sums.stride(0)});
   task.poller.did(block.rows * x.dim(2) * sums.dim(2));
 }
 

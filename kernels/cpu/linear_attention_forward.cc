@@ -61,7 +61,7 @@ class ForwardTask {
     return x.data<T>() + row * x.stride(0) + h * x.stride(1);
   }
   A* out_at(int64_t row, int64_t h) const {
-    return args_.out_acc.data<A>() + (row * args_.q.dim(1) + h) * value_dim_;
+    return args_.out_acc.data<A>() + row * args_.out_acc.stride(0) + h * value_dim_;
   }
 
   // What follows block b of head h in this task.
@@ -75,7 +75,7 @@ class ForwardTask {
     ahead.add(at(args_.q, block.begin, head), args_.q.stride(0), head_dim_);
     ahead.add(at(args_.k, block.begin, head), args_.k.stride(0), head_dim_);
     ahead.add(at(args_.v, block.begin, head), args_.v.stride(0), value_dim_);
-    ahead.add(out_at(block.begin, head), args_.q.dim(1) * value_dim_, value_dim_, true);
+    ahead.add(out_at(block.begin, head), args_.out_acc.stride(0), value_dim_, true);
     ahead.set_rows(block.rows);
     return ahead;
   }
@@ -102,7 +102,7 @@ class ForwardTask {
                          .y = s_.v,
                          .width = s_.value_width,
                          .out = out_at(block.begin, h),
-                         .out_stride = args_.q.dim(1) * value_dim_,
+                         .out_stride = args_.out_acc.stride(0),
                          .ahead = ahead.part(1, 2),
                          .ahead_between = ahead.part(2, 3)});
     if (!keep) return;
@@ -145,7 +145,7 @@ void add_out(const LinearAttentionAddOut& args, const LinearTask<Accumulator<T>>
       for (size_t r = 0; r < factors.size(); ++r) factors[r] = before * powers.rising()[r];
       load_rows<T>(args.q.data<T>() + block.begin * args.q.stride(0) + h * args.q.stride(1),
                    args.q.stride(0), block.rows, head_dim, nullptr, s.key_width, s.q);
-      const int64_t out_stride = args.q.dim(1) * value_dim;
+      const int64_t out_stride = args.out_acc.stride(0);
       make_rows(RowSums<A>{.rows = block.rows,
                            .columns = value_dim,
                            .x = s.q,

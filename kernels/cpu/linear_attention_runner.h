@@ -10,7 +10,8 @@ namespace longhaul::kernels::cpu {
 
 inline bool present(const ConstTensorView& view) { return view.rank() > 0; }
 
-// What every operation sets up. State tensors are [R or pieces, H, D, Dv].
+// What every operation sets up. State tensors are [R or pieces, H, D, Dv], dense but for the first
+// dimension.
 template <class T>
 class Runner {
   using A = Accumulator<T>;
@@ -40,7 +41,7 @@ class Runner {
   template <class Bytes>
   auto* state(const BasicTensorView<Bytes>& states, int64_t at) const {
     using Pointer = decltype(states.template data<A>());
-    return present(states) ? states.template data<A>() + at * state_elements() : Pointer(nullptr);
+    return present(states) ? states.template data<A>() + at * states.stride(0) : Pointer(nullptr);
   }
 
   // set_states(task, number of the piece) says what enters and leaves, work(task) does the work.

@@ -113,7 +113,8 @@ void LoneScanTimer::run(const Context& ctx, SequencePass pass) {
                                            .dstate_out = dstates_,
                                            .dq_acc = o.dq_,
                                            .dk_acc = o.dk_,
-                                           .dv_acc = o.dv_});
+                                           .dv_acc = o.dv_,
+                                           .overwrite = true});
 }
 
 GroupTiming LoneScanTimer::time(SequencePass pass) {

@@ -30,6 +30,7 @@ struct Read {
 }  // namespace
 
 void LinearAttention::begin_causal(const Context& ctx, Pass& pass) {
+  if (by_heads(ctx)) return begin_by_heads(ctx, pass);
   const LinearAttentionForwardArgs& args = pass.args;
   Scan& scan = pass.scan;
   allocate_maps(pass, scan);
@@ -56,6 +57,7 @@ void LinearAttention::begin_causal(const Context& ctx, Pass& pass) {
 }
 
 void LinearAttention::finish_causal(const Context& ctx, Pass& pass) {
+  if (by_heads(ctx)) return finish_by_heads(ctx, pass);
   const LinearAttentionForwardArgs& args = pass.args;
   const OwnRuns& runs = sample_->own;
   if (own() > 0 && parts_.add_states != nullptr) {
@@ -85,7 +87,13 @@ void LinearAttention::share_final_state(const Context& ctx, const Pass& pass) {
     return;
   }
   if (runs.last >= 0) {
-    kernels::copy(ctx, pass.scan.sums.rows(runs.last, 1).reshape(result.shape()), result);
+    const auto copy = [&](const TensorView& sums, const TensorView& to) {
+      kernels::copy(ctx, sums.rows(runs.last, 1).reshape(to.shape()), to);
+    };
+    for (const HeadGroup& group : pass.groups) {
+      copy(group.scan.sums, result.rows(group.heads.begin, group.heads.length));
+    }
+    if (pass.groups.empty()) copy(pass.scan.sums, result);
   }
   if (ctx.measuring()) return;
   Stream stream = ctx.stream;
@@ -94,6 +102,7 @@ void LinearAttention::share_final_state(const Context& ctx, const Pass& pass) {
 
 void LinearAttention::backward_causal(const Context& ctx, Pass& pass,
                                       const LinearAttentionBackwardArgs& args) {
+  if (by_heads(ctx)) return backward_by_heads(ctx, pass, args);
   Scan& scan = pass.scan;
   allocate_maps(pass, scan);
   const TensorView dstates = pass.arena.allocate(accumulator(options_.dtype), state_shape());

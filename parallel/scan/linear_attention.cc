@@ -106,6 +106,12 @@ void LinearAttention::prepare(const Documents& documents, const TokenLayout& of_
 void LinearAttention::make_plans(const TokenLayout& runs) {
   sample_->runs = runs;
   use_plans({});
+  for (const Span& heads : head_groups()) {
+    const auto of = [&](Direction direction) {
+      return method_.plan(runs, heads.length, direction, group_.rank());
+    };
+    sample_->plans_of_groups.push_back({of(Direction::kForward), of(Direction::kBackward)});
+  }
 }
 
 // Layers of which the same heads forget share plans. No slopes: no head forgets, which takes the
@@ -149,8 +155,8 @@ Shape LinearAttention::state_shape() const {
   return {own(), options_.heads, options_.head_dim, options_.value_dim};
 }
 
-TensorView LinearAttention::flat(const TensorView& states) const {
-  return states.reshape({states.dim(0), options_.heads, options_.head_dim * options_.value_dim});
+TensorView LinearAttention::flat(const TensorView& states) {
+  return states.reshape({states.dim(0), states.dim(1), states.dim(2) * states.dim(3)});
 }
 
 void LinearAttention::allocate_maps(Pass& pass, Scan& scan) const {
@@ -163,18 +169,23 @@ void LinearAttention::allocate_maps(Pass& pass, Scan& scan) const {
 // Starts the exchange of the maps; what enters each run will be in `entering`.
 void LinearAttention::start(const Context& ctx, Pass& pass, Scan& scan, Direction direction,
                             const TensorView& entering) {
+  start(ctx, pass, scan, direction, entering, plan(direction));
+}
+
+void LinearAttention::start(const Context& ctx, Pass& pass, Scan& scan, Direction direction,
+                            const TensorView& entering, const Plan& plan) {
   FieldViews home, arriving;
   at(home, Field::kState) = flat(scan.sums);
   at(home, Field::kDecay) = scan.decay;
   at(arriving, Field::kState) = flat(entering);
   const ExecutionSetup setup{.group = &group_,
-                             .plan = &plan(direction),
+                             .plan = &plan,
                              .layout = nullptr,
                              .direction = direction,
                              .what = direction == Direction::kForward ? "linear attention forward"
                                                                       : "linear attention backward",
-                             .heads = {.q_heads = options_.heads,
-                                       .kv_heads = options_.heads,
+                             .heads = {.q_heads = scan.sums.dim(1),
+                                       .kv_heads = scan.sums.dim(1),
                                        .head_dim = options_.head_dim,
                                        .value_dim = options_.value_dim,
                                        .state_decay = parts_.decay},
@@ -197,7 +208,8 @@ void LinearAttention::start(const Context& ctx, Pass& pass, Scan& scan, Directio
 Context LinearAttention::polling(const Context& ctx, Pass& pass) {
   Context polling = ctx;
   polling.poll = [&pass, outer = ctx.poll] {
-    pass.scan.execution->advance();
+    const Scan& scan = pass.under_way == nullptr ? pass.scan : *pass.under_way;
+    if (scan.execution != nullptr) scan.execution->advance();
     // Later steps of two scans at once would meet in another order on each rank.
     if (pass.other_scan.execution != nullptr) pass.other_scan.execution->poll();
     if (outer) outer();

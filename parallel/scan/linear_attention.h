@@ -116,6 +116,7 @@ class LinearAttention {
  private:
   struct Sample;
   struct Scan;
+  struct HeadGroup;
   struct Pass;
 
   void make_plans(const TokenLayout& runs);
@@ -124,10 +125,12 @@ class LinearAttention {
   RunRows run_rows() const;
   int64_t own() const;  // this rank's runs of the sample
   Shape state_shape() const;
-  TensorView flat(const TensorView& states) const;
+  static TensorView flat(const TensorView& states);
   void allocate_maps(Pass& pass, Scan& scan) const;
   void start(const Context&, Pass& pass, Scan& scan, Direction direction,
              const TensorView& entering);
+  void start(const Context&, Pass& pass, Scan& scan, Direction direction,
+             const TensorView& entering, const Plan& plan);
   void begin_causal(const Context&, Pass& pass);
   void finish_causal(const Context&, Pass& pass);
   void backward_causal(const Context&, Pass& pass, const LinearAttentionBackwardArgs& args);
@@ -137,6 +140,20 @@ class LinearAttention {
                  const ConstTensorView& y, std::span<const double> slopes);
   void finish_sum(const Context&, Pass& pass);
   void backward_sum(const Context&, Pass& pass, const LinearAttentionBackwardArgs& args);
+  std::vector<Span> head_groups() const;
+  bool by_heads(const Context&) const;
+  void allocate_groups(Pass& pass) const;
+  void start_group(const Context&, Pass& pass, size_t g, Direction direction);
+  template <class Make, class Compute>
+  void run_groups(const Context&, Pass& pass, Direction direction, bool at_once, Make&& make,
+                  Compute&& compute);
+  static void clear_maps(const Context&, const Scan& scan);
+  void make_group(const Context&, Pass& pass, size_t g);
+  void compute_group(const Context&, const Pass& pass, size_t g, const ConstTensorView& entering,
+                     const TensorView& leaving) const;
+  void begin_by_heads(const Context&, Pass& pass);
+  void finish_by_heads(const Context&, Pass& pass);
+  void backward_by_heads(const Context&, Pass& pass, const LinearAttentionBackwardArgs& args);
   void begin_both(const Context&, Pass& pass);
   void finish_both(const Context&, Pass& pass);
   void backward_both(const Context&, Pass& pass, const LinearAttentionBackwardArgs& args);
