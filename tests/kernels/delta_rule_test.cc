@@ -58,9 +58,11 @@ TEST(DeltaRule, EveryLength) {
 
 TEST(DeltaRule, EveryHeadDimension) {
   for_each_row(&Backend::delta_rule, [](const DeltaRuleKernel& row) {
+    // The emulated device is slow with wide heads.
+    const int64_t tokens = test_device().kind == DeviceKind::kCpu ? 81 : 41;
     for (const auto& [d, e] : std::vector<std::pair<int64_t, int64_t>>{
              {32, 32}, {64, 64}, {128, 128}, {192, 128}, {32, 256}, {40, 71}, {1, 3}, {3, 1}}) {
-      expect_case(row, plain_delta_case(81, d, e), 2);
+      expect_case(row, plain_delta_case(tokens, d, e), 2);
     }
   });
 }
@@ -92,7 +94,10 @@ TEST(DeltaRule, RunsAndDocuments) {
       {{.tokens = 100, .heads = 0, .head_dim = 8, .value_dim = 4}, {{0, 100}}, {}},
   };
   for_each_row(&Backend::delta_rule, [&](const DeltaRuleKernel& row) {
-    for (const DeltaCase& c : cases) {
+    for (DeltaCase c : cases) {
+      // The emulated device is slow.
+      if (test_device().kind != DeviceKind::kCpu)
+        c.shape.heads = std::min<int64_t>(c.shape.heads, 1);
       for (const int threads : numbers_of_threads({1, 4})) expect_case(row, c, threads);
     }
   });
