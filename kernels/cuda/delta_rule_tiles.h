@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "kernels/cuda/delta_rule_passes.h"
+#include "kernels/cuda/gate_sum.h"
 #include "kernels/cuda/hardware.h"
 #include "kernels/cuda/linear_attention_place.h"
 #include "kernels/cuda/simt_tiles.h"
@@ -74,14 +75,11 @@ struct DeltaDecays {
       for (int r = 0; r <= i; ++r) product = times(product, gate[r]);
       rising[i] = static_cast<A>(product);
     } else if (warp() == 2 && i == 0) {
-      // Not as a product of rounded gates: chunk after chunk, their error would add up.
-      double sum = 0;
+      GateSum sum;
       for (int r = 0; r < rows; ++r) {
-        sum += static_cast<double>(log_gate[(chunk.begin + r) * heads + head]);
+        sum.add(static_cast<double>(log_gate[(chunk.begin + r) * heads + head]));
       }
-      const double exact = times(exp(sum), 1);
-      decay = static_cast<A>(exact);
-      rest = static_cast<A>(exact - static_cast<double>(decay));
+      sum.decay(decay, rest);
     }
     __syncthreads();
   }

@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "kernels/cuda/gate_sum.h"
 #include "kernels/cuda/gated_linear_attention_passes.h"
 #include "kernels/cuda/hardware.h"
 #include "kernels/cuda/linear_attention_place.h"
@@ -78,11 +79,9 @@ struct GateTiles {
   }
   // By one warp.
   __device__ void sum(const LinearChunk& chunk) {
-    double all = 0;
-    for (int r = 0; r < chunk.rows; ++r) all += static_cast<double>(log[r][lane()]);
-    const double exact = exp(all);
-    decay[lane()] = static_cast<A>(exact);
-    rest[lane()] = static_cast<A>(exact - static_cast<double>(decay[lane()]));
+    GateSum all;
+    for (int r = 0; r < chunk.rows; ++r) all.add(static_cast<double>(log[r][lane()]));
+    all.decay(decay[lane()], rest[lane()]);
   }
   // By one warp: F or T times rows of x, or alone.
   template <bool kFromFront>
