@@ -79,6 +79,12 @@ AttentionPlan plan_attention(const Config& config) {
                                   .ranks_per_node = plan.ranks_per_node,
                                   .gather_heads = options.gather_heads};
   plan.balance = area_balance(problem);
+  if (is_disaggregated(config)) {
+    plan.sources.push_back(
+        "strategy disaggregated: priced among the ranks of one sample; plan does not yet price "
+        "what "
+        "replicas and servers share (`longhaul bench cad` does)");
+  }
   const auto choose = [&](parallel::Direction direction) {
     return parallel::choose(problem, direction, options.dtype, plan.cluster, nodes,
                             options.in_place);
