@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "launch/cli/signals.h"
+#include "launch/config/cluster.h"
 #include "launch/train/device.h"
 #include "launch/train/engine.h"
 #include "launch/train/peak.h"
@@ -34,6 +35,36 @@ std::vector<int64_t> gather(dist::Group& group, const std::vector<int64_t>& mine
 }
 
 }  // namespace
+
+// Files may differ between nodes: all ranks go by rank 0's.
+static void read_costs(dist::Group& world, const Config& config, SettledStrategies& settled) {
+  const std::string& path = config.parallel().cluster();
+  if (path.empty()) {
+    settled.lines.emplace_back(
+        "strategy disaggregated: tasks weigh their (query, key) pairs; a cluster description "
+        "(parallel.cluster) gives them costs");
+    return;
+  }
+  std::string text;
+  world.agree(attempt([&] {
+                if (world.rank() == 0) text = list_text(to_message(load_cluster(path)));
+              }),
+              "reading the cluster description");
+  const parallel::Cluster cluster =
+      parse_cluster(world.broadcast(text, 0, "cluster description"), path);
+  const int64_t dim = attention_options(config).heads.head_dim;
+  const parallel::KernelProfile* profile = cluster.profile(dtype(config), dim);
+  if (profile != nullptr) settled.profile = *profile;
+  const auto& link = cluster.between_nodes ? cluster.between_nodes : cluster.within_node;
+  if (link) settled.bytes_per_second = link->bytes_per_second;
+  settled.lines.push_back(absl::StrCat(
+      "strategy disaggregated: tasks weigh ",
+      profile != nullptr
+          ? "what the attention kernel takes by "
+          : absl::StrCat("their (query, key) pairs: no kernel for ",
+                         std::string(name(dtype(config))), " and heads of ", dim, " is in "),
+      path));
+}
 
 dist::MeshShape mesh_shape(const Config& config) {
   return {.data = config.parallel().data(),
@@ -67,6 +98,7 @@ SettledStrategies settle_on(dist::Mesh& mesh, const Stream& stream, ThreadPool& 
   };
   if (mesh.shape().servers == 0) {
     work();
+    if (is_disaggregated(config)) read_costs(mesh.world(), config, settled);
     return settled;
   }
   // Servers lay out samples as trainers do.
@@ -74,6 +106,7 @@ SettledStrategies settle_on(dist::Mesh& mesh, const Stream& stream, ThreadPool& 
   const std::string price =
       mesh.world().broadcast(absl::StrFormat("%a", settled.row_price), 0, "price of a row");
   settled.row_price = std::strtod(price.c_str(), nullptr);
+  read_costs(mesh.world(), config, settled);
   return settled;
 }
 

@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <filesystem>
+#include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -14,6 +15,7 @@
 #include "checkpoint/checkpoint.h"
 #include "dist/local/local.h"
 #include "kernels/core/random.h"
+#include "launch/config/cluster.h"
 #include "launch/data/synthetic.h"
 #include "launch/train/engine.h"
 #include "launch/train/train.h"
@@ -348,6 +350,40 @@ TEST_F(ServerRun, ChecksAttentionOfAllRanksAndSaysWhoServes) {
   EXPECT_NE(said.find("check: strategy disaggregated on layout zigzag equals one rank"),
             std::string::npos)
       << said;
+}
+
+// Costs change who computes what, not what comes out.
+TEST_F(ServerRun, TasksWeighWhatTheClusterDescriptionSays) {
+  run(1, "one", "", {"train.steps=6"});
+  const auto expected = numbers("one");
+  parallel::Cluster cluster;
+  cluster.memory_bytes_per_second = 1e10;
+  cluster.within_node =
+      parallel::Link{.seconds_per_message = 1e-6, .bytes_per_second = 1e9, .processor_share = 0};
+  for (const int64_t head_dim : {8, 16}) {
+    cluster.profiles = {{.dtype = DType::kF64,
+                         .head_dim = head_dim,
+                         .lengths = {8, 256},
+                         .forward = {5e-8, 2e-8, 2e-8, 1e-9},
+                         .backward = {9e-8, 4e-8, 4e-8, 3e-9},
+                         .forward_border = 8,
+                         .backward_border = 8}};
+    const std::string path = folder_ / absl::StrCat("cluster", head_dim);
+    std::ofstream(path) << list_text(to_message(cluster));
+    const std::string name = absl::StrCat("weighed", head_dim);
+    testing::internal::CaptureStdout();
+    run(4, name, absl::StrCat("strategy: 'disaggregated' data: 2 servers: 2 cluster: '", path, "'"),
+        {"train.steps=6"});
+    const std::string said = testing::internal::GetCapturedStdout();
+    EXPECT_NE(said.find(head_dim == 8 ? "what the attention kernel takes by " + path
+                                      : "no kernel for f64 and heads of 8 is in " + path),
+              std::string::npos)
+        << said;
+    for (const auto& [key, value] : numbers(name)) {
+      if (key.ends_with("ers")) continue;
+      EXPECT_NEAR(value, expected.at(key), 1e-8 * std::abs(expected.at(key))) << key;
+    }
+  }
 }
 
 // What trainers find ends the servers, too, with the same error.
