@@ -129,6 +129,33 @@ class Bench(unittest.TestCase):
                 self.assertAlmostEqual(mine[op]["value"] * mine[op]["seconds"] * 1e9,
                                        passes * 24 * 64 * size, places=3)
 
+    def test_cad(self):
+        result = run("cad", "--servers", "4,8", "--tokens", "8192", "--samples", "1", "--heads",
+                     "8", "--kv-heads", "2", "--d", "64", "--simulated", "4", "--json")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        figures = [json.loads(line) for line in result.stdout.splitlines()]
+        policies = ["fixed packing", "per-document context parallel", "published greedy", "ours",
+                    "ours, as balanced as greedy"]
+        self.assertEqual([(f["case"]["mix"], f["case"]["servers"], f["case"]["policy"])
+                          for f in figures],
+                         [(mix, servers, policy) for mix in ["uniform", "prolong", "wlb", "long"]
+                          for servers in [4, 8] for policy in policies])
+        for figure in figures:
+            policy = figure["case"]["policy"]
+            if policy == "ours":
+                self.assertLessEqual(figure["value"], 1.06)  # and a tile of few tokens
+            if policy == "fixed packing":
+                self.assertEqual(figure["moves"], 0)
+            if policy == "published greedy":
+                greedy = figure
+            if policy == "ours, as balanced as greedy":
+                self.assertLessEqual(figure["bytes_per_token_mean"],
+                                     greedy["bytes_per_token_mean"])
+            self.assertEqual(figure["simulated_seconds"] is None, figure["case"]["servers"] == 8)
+        self.error("--servers", "0", command=["cad", "--servers", "0"])
+        self.error("--kv-heads", "divisor", command=["cad", "--heads", "8", "--kv-heads", "3"])
+        self.error("--real", "exactly 2 ranks", command=["cad", "--real"])
+
     def test_layout(self):
         result = run("layout", "--ranks", "4", "--scale", "1", "--tokens", "4096", "--samples", "2",
                      "--json")
