@@ -299,7 +299,8 @@ class RealBench {
           absl::StrCat("bench cad --real times exactly 2 ranks, each on cores of its own, but has ",
                        world_.size(), "; start it with mpirun -n 2 --bind-to core"));
     }
-    const Context ctx{.pool = &pool_};
+    Arena none("nothing", 0);  // kernels of the host need no workspace
+    const Context ctx{.pool = &pool_, .scratch = &none};
     profile_ = agreed(world_, parallel::measure_kernel(ctx, shape(options_), dtype(options_),
                                                        options_.tokens_per_rank)
                                   .profile);
