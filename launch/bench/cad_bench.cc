@@ -335,8 +335,11 @@ class RealBench {
           .in_place = false};
       attention.servers.imbalance = moves ? options_.imbalance : kNoMoves;
       attention.servers.nano_batches = static_cast<int>(options_.nano_batches);
-      // Enough that memory decides nothing here.
-      attention.servers.buffer_bytes = int64_t{1} << 30;
+      // Enough that memory decides nothing here: some copies of all rows.
+      constexpr int64_t kCopies = 8;
+      attention.servers.buffer_bytes =
+          kCopies * tokens * options_.heads * options_.head_dim * size_of(DType::kF32) +
+          (int64_t{1} << 22);
       attention.profile = profile_;
       const SequenceCase one{.layout = TokenLayout::contiguous(tokens, 2),
                              .documents = documents,
