@@ -144,6 +144,60 @@ TEST(LinearAttention, MapsAndAdditionsMakeTheWhole) {
   });
 }
 
+// Head after head, each a slice of all operands, into memory that held something else.
+TEST(LinearAttention, HeadSlicesMakeTheWhole) {
+  for_each_row(&Backend::linear_attention, [](const LinearAttentionKernel& row) {
+    if (!row.head_slices || !row.overwrites) return;
+    LinearCase whole = plain_case(611, 16, 24);
+    whole.runs = {{0, 333}, {333, 278}};
+    whole.documents = {300, 333, 550};
+    const LinearProblem p(row.dtype, whole);
+    const double limit = row.dtype == DType::kF64 ? 1e-12 : linear_tolerance(row.dtype);
+    for (const int threads : {1, 3}) {
+      SCOPED_TRACE(threads);
+      Rig rig(threads);
+      LinearResults r(p);
+      for (const DeviceTensor* x : {&r.dq, &r.dk, &r.dv}) set(*x, [](int64_t) { return 3.0; });
+      const DeviceTensor sums = poisoned(p.acc, whole.states()), all(p.acc, whole.states()),
+                         decay(p.acc, {2, 1}), all_decay(p.acc, {2, 2});
+      for (int64_t h = 0; h < whole.shape.heads; ++h) {
+        LinearTokens tokens = whole.tokens();
+        tokens.slopes = tokens.slopes.subspan(static_cast<size_t>(h), 1);
+        const auto head = [h](const auto& x) { return x.view().slice(1, h, 1); };
+        rig.run([&](const Context& ctx) {
+          row.forward(ctx, {.tokens = tokens,
+                            .q = head(p.q),
+                            .k = head(p.k),
+                            .v = head(p.v),
+                            .state_in = head(p.state_in),
+                            .out_acc = head(r.out),
+                            .state_out = head(r.state_out)});
+          row.maps(ctx, {tokens, head(p.k), head(p.v), head(sums), decay});
+        });
+        rig.run([&](const Context& ctx) {
+          row.backward(ctx, {.tokens = tokens,
+                             .q = head(p.q),
+                             .k = head(p.k),
+                             .v = head(p.v),
+                             .dout = head(p.dout),
+                             .state_in = head(p.state_in),
+                             .dstate_out = head(p.dstate_out),
+                             .dq_acc = head(r.dq),
+                             .dk_acc = head(r.dk),
+                             .dv_acc = head(r.dv),
+                             .dstate_in = head(r.dstate_in),
+                             .overwrite = true});
+        });
+      }
+      expect_results(r, p.truth(), limit);
+      rig.run([&](const Context& ctx) {
+        row.maps(ctx, {whole.tokens(), p.k, p.v, all, all_decay});
+      });
+      expect_near(sums, values(all), limit, "sums");
+    }
+  });
+}
+
 // Bidirectional attention without decay, from maps and additions: a run per document.
 TEST(LinearAttention, BidirectionalWithoutDecay) {
   for_each_row(&Backend::linear_attention, [](const LinearAttentionKernel& row) {
