@@ -20,7 +20,7 @@ namespace longhaul::parallel {
 namespace {
 
 // More leave less to compute alone at the ends, but send smaller messages.
-constexpr int64_t kMostGroups = 4;
+constexpr int64_t kMostGroups = 2;
 
 bool present(const ConstTensorView& view) { return view.rank() > 0; }
 
