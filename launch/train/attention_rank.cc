@@ -78,6 +78,7 @@ SettledStrategies settle_on(dist::Mesh& mesh, const Stream& stream, ThreadPool& 
       options.documents.value_or(parallel::Documents::whole(config.data().sequence_length()));
   SettledStrategies settled{.forward = config.parallel().strategy(),
                             .backward = config.parallel().backward_strategy(),
+                            .linear_method = config.parallel().linear_method(),
                             .lines = {},
                             .record = {}};
   const auto work = [&] {
