@@ -101,7 +101,7 @@ Plan plan_hungry(const Problem& problem, Direction direction, int rank) {
 // Core attention disaggregation: queries, keys and heads of every pair of ranks are cut at random,
 // and any rank computes any part, also where it holds the queries, the keys or both. The same cuts
 // for all samples of a layout.
-Plan plan_disaggregated(const Problem& problem, Direction direction, int rank) {
+Plan plan_scattered_tasks(const Problem& problem, Direction direction, int rank) {
   std::mt19937_64 random(static_cast<uint64_t>(problem.heads.q_heads));
   const auto tasks =
       random_tasks(problem.layout, problem.heads, random, all_ranks(problem.layout.ranks()));
@@ -109,7 +109,7 @@ Plan plan_disaggregated(const Problem& problem, Direction direction, int rank) {
 }
 constexpr Strategy kTable[] = {{"fetch", plan_fetch, refuses_nothing},
                                {"hungry", plan_hungry, refuses_nothing},
-                               {"disaggregated", plan_disaggregated, refuses_nothing}};
+                               {"scattered tasks", plan_scattered_tasks, refuses_nothing}};
 
 AttentionCase fetch_case(const Documents& documents, const std::string& layout, bool in_place) {
   return {.strategy = "fetch",
@@ -197,7 +197,7 @@ TEST(Execution, TasksOfAnyRowsAndHeadsOnAnyServer) {
     const auto options = score_options(q_heads).back().options;  // all of them
     for (const char* layout : {"contiguous", "zigzag", "striped"}) {
       for (const DType dtype : {DType::kF64, DType::kF32}) {
-        const AttentionCase c{.strategy = "disaggregated",
+        const AttentionCase c{.strategy = "scattered tasks",
                               .layout = layout,
                               .tokens = kTokens,
                               .heads = {q_heads, kv_heads, 6, 4},
@@ -210,7 +210,7 @@ TEST(Execution, TasksOfAnyRowsAndHeadsOnAnyServer) {
         const Problem problem{rows, c.documents, c.mask, c.heads};
         int splitting = 0;
         for (int rank = 0; rank < kRanks; ++rank) {
-          const Plan plan = plan_disaggregated(problem, Direction::kBackward, rank);
+          const Plan plan = plan_scattered_tasks(problem, Direction::kBackward, rank);
           splitting += splits_heads_at_home(plan, c.heads) ? 1 : 0;
         }
         EXPECT_EQ(splitting, kRanks);
