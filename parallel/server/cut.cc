@@ -30,16 +30,16 @@ int64_t most_tiles(int64_t most, F&& fits) {
 
 }  // namespace
 
-Piece part_of(const Piece& piece, const Cut& cut) {
+WorkPiece part_of(const WorkPiece& piece, const Cut& cut) {
   return {piece.q_owner, piece.keys, part_of(piece.band, cut.queries, cut.keys), cut.heads};
 }
 
-std::vector<Piece> rest_of(const Piece& piece, const Cut& cut) {
+std::vector<WorkPiece> rest_of(const WorkPiece& piece, const Cut& cut) {
   const IndexRange all_q{0, piece.band.q_len}, all_k{0, piece.band.k_len};
-  std::vector<Piece> rest;
+  std::vector<WorkPiece> rest;
   const auto add = [&](Span heads, IndexRange q, IndexRange k) {
     if (heads.length <= 0 || q.begin >= q.end || k.begin >= k.end) return;
-    const Piece part = part_of(piece, {heads, q, k});
+    const WorkPiece part = part_of(piece, {heads, q, k});
     if (part.band.q_len > 0) rest.push_back(part);
   };
   const int64_t heads_end = piece.heads.end();

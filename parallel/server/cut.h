@@ -15,9 +15,9 @@ struct Cut {
 };
 
 // The part; q_len = 0 if no pair is in it.
-Piece part_of(const Piece& piece, const Cut& cut);
+WorkPiece part_of(const WorkPiece& piece, const Cut& cut);
 // The rest, in up to six pieces.
-std::vector<Piece> rest_of(const Piece& piece, const Cut& cut);
+std::vector<WorkPiece> rest_of(const WorkPiece& piece, const Cut& cut);
 
 // Ways to cut at most `pairs` (of one head) out of a band, by rows that are multiples of a tile
 // where there are as many; no range if there is none.

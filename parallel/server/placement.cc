@@ -122,7 +122,7 @@ Placement::Placement(const Problem& problem, Direction direction)
   }
 }
 
-double Placement::rate(const Piece& piece) const {
+double Placement::rate(const WorkPiece& piece) const {
   if (problem_.servers.profile == nullptr) return 1;
   const Task one_head{.q_slot = 0, .k_slot = 0, .q_heads = {0, 1}, .segments = {piece.band}};
   return task_seconds(one_head, direction_, Cluster{}, *problem_.servers.profile) /
@@ -131,23 +131,23 @@ double Placement::rate(const Piece& piece) const {
 
 std::vector<Work> Placement::all() const {
   std::vector<Work> list;
-  for (const Piece& piece : all_work(problem_, keys_)) list.push_back({piece, rate(piece)});
+  for (const WorkPiece& piece : all_work(problem_, keys_)) list.push_back({piece, rate(piece)});
   return list;
 }
 
-Span Placement::kv_heads(const Piece& piece) const {
+Span Placement::kv_heads(const WorkPiece& piece) const {
   return kv_heads_of(piece.heads, problem_.heads);
 }
-Interval Placement::query_rows(const Piece& piece) const {
+Interval Placement::query_rows(const WorkPiece& piece) const {
   const int64_t begin = first_row_[static_cast<size_t>(piece.q_owner)] + piece.band.q_row;
   return {begin, begin + piece.band.q_len};
 }
-Interval Placement::key_rows(const Piece& piece) const {
+Interval Placement::key_rows(const WorkPiece& piece) const {
   const int64_t begin = first_key_[static_cast<size_t>(piece.keys)] + piece.band.k_row;
   return {begin, begin + piece.band.k_len};
 }
 
-int64_t Placement::added_bytes(const Piece& piece, int server) const {
+int64_t Placement::added_bytes(const WorkPiece& piece, int server) const {
   const Interval q = query_rows(piece), k = key_rows(piece);
   const Span heads = kv_heads(piece);
   int64_t bytes = 0;
@@ -161,7 +161,7 @@ int64_t Placement::added_bytes(const Piece& piece, int server) const {
   return bytes;
 }
 
-std::vector<Placement::Added> Placement::added_memory(const Piece& piece, int server) const {
+std::vector<Placement::Added> Placement::added_memory(const WorkPiece& piece, int server) const {
   const Interval q = query_rows(piece), k = key_rows(piece);
   const KeyList& list = keys_[static_cast<size_t>(piece.keys)];
   const int64_t first = first_key_[static_cast<size_t>(piece.keys)];
@@ -207,7 +207,7 @@ std::vector<Placement::Added> Placement::added_memory(const Piece& piece, int se
   return added;
 }
 
-bool Placement::fits(const Piece& piece, int server) const {
+bool Placement::fits(const WorkPiece& piece, int server) const {
   const int64_t limit = problem_.servers.buffer_bytes;
   if (limit == 0) return true;
   std::vector<Added> added = added_memory(piece, server);
@@ -221,7 +221,7 @@ bool Placement::fits(const Piece& piece, int server) const {
   return true;
 }
 
-IndexRange Placement::resident_keys(const Piece& piece, int server) const {
+IndexRange Placement::resident_keys(const WorkPiece& piece, int server) const {
   const Interval k = key_rows(piece);
   const int64_t head = kv_heads(piece).begin;
   const std::vector<HeadRows>& of_server = rows_[static_cast<size_t>(server)];

@@ -27,7 +27,7 @@ class RowSet {
 
 // A piece and what it takes: `rate` for each pair of each head, in seconds or in pairs.
 struct Work {
-  Piece piece;
+  WorkPiece piece;
   double rate = 1;
   double cost() const {
     return rate * static_cast<double>(area(piece.band)) * static_cast<double>(piece.heads.length);
@@ -51,11 +51,11 @@ class Placement {
   int64_t key_bytes() const { return key_in_ + key_out_; }
 
   // Bytes on the wire that the piece adds: rows that lie at the server already cost nothing.
-  int64_t added_bytes(const Piece& piece, int server) const;
+  int64_t added_bytes(const WorkPiece& piece, int server) const;
   // Whether no rank's memory for others' rows exceeds the limit then.
-  bool fits(const Piece& piece, int server) const;
+  bool fits(const WorkPiece& piece, int server) const;
   // The longest part of the piece's keys (of its first head) that lies at the server.
-  IndexRange resident_keys(const Piece& piece, int server) const;
+  IndexRange resident_keys(const WorkPiece& piece, int server) const;
 
   void place(const Work& work, int server);
   Work take(int server, size_t index);  // its rows are still counted as lying there
@@ -78,11 +78,11 @@ class Placement {
     int64_t bytes;
   };
   void cut_heads(int server, int64_t head);
-  std::vector<Added> added_memory(const Piece& piece, int server) const;
-  double rate(const Piece& piece) const;
-  Span kv_heads(const Piece& piece) const;
-  Interval query_rows(const Piece& piece) const;
-  Interval key_rows(const Piece& piece) const;
+  std::vector<Added> added_memory(const WorkPiece& piece, int server) const;
+  double rate(const WorkPiece& piece) const;
+  Span kv_heads(const WorkPiece& piece) const;
+  Interval query_rows(const WorkPiece& piece) const;
+  Interval key_rows(const WorkPiece& piece) const;
 
   const Problem& problem_;
   Direction direction_;

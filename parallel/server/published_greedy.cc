@@ -79,7 +79,7 @@ Schedule published_greedy(const Problem& problem, Direction direction) {
                  : IndexRange{std::max<int64_t>(0, band.q_len - problem.servers.tile), band.q_len};
       }
       placement.place({part_of(work.piece, cut), work.rate}, to);
-      for (const Piece& rest : rest_of(work.piece, cut)) {
+      for (const WorkPiece& rest : rest_of(work.piece, cut)) {
         placement.place({rest, work.rate}, best->from);
       }
       ++moves;

@@ -92,7 +92,7 @@ class Balancer {
       if (const auto move = best_move(from, to, amount)) {
         const Work work = placement_.take(from, move->index);
         placement_.place({part_of(work.piece, move->cut), work.rate}, to);
-        for (const Piece& rest : rest_of(work.piece, move->cut)) {
+        for (const WorkPiece& rest : rest_of(work.piece, move->cut)) {
           placement_.place({rest, work.rate}, from);
         }
         ++moves_;
@@ -121,7 +121,7 @@ class Balancer {
     for (size_t index : considered) consider_cuts(index, list[index], to, amount, best);
     if (!best) {  // a tile always is at most the amount
       for (size_t index : considered) {
-        const Piece& piece = list[index].piece;
+        const WorkPiece& piece = list[index].piece;
         const int64_t tile = problem_.servers.tile;
         const IndexRange q{std::max<int64_t>(0, piece.band.q_len - tile), piece.band.q_len};
         const IndexRange seen = keys_seen(piece.band, q.begin, q.end);
@@ -134,7 +134,7 @@ class Balancer {
 
   void consider_cuts(size_t index, const Work& work, int to, double amount,
                      std::optional<Move>& best) {
-    const Piece& piece = work.piece;
+    const WorkPiece& piece = work.piece;
     const Segment& band = piece.band;
     const IndexRange all_q{0, band.q_len}, all_k{0, band.k_len};
     if (work.cost() <= amount) {
@@ -175,7 +175,7 @@ class Balancer {
 
   void consider(size_t index, const Work& work, int to, double amount, const Cut& cut,
                 std::optional<Move>& best) {
-    const Piece part = part_of(work.piece, cut);
+    const WorkPiece part = part_of(work.piece, cut);
     if (part.band.q_len == 0) return;
     const double cost = Work{part, work.rate}.cost();
     if (cost > amount) return;

@@ -17,7 +17,7 @@ void place_rows(const Work& work, int64_t first_row, int64_t all_rows, Placement
     const int64_t server = at * servers / all_rows;
     const int64_t next = ((server + 1) * all_rows + servers - 1) / servers;  // its first row
     const int64_t end = std::min(band.q_len, row + next - at);
-    const Piece part = part_of(work.piece, {work.piece.heads, {row, end}, {0, band.k_len}});
+    const WorkPiece part = part_of(work.piece, {work.piece.heads, {row, end}, {0, band.k_len}});
     if (part.band.q_len > 0) placement.place({part, work.rate}, static_cast<int>(server));
     row = end;
   }
@@ -70,7 +70,7 @@ void place(const Problem& problem, Start start, Placement& placement) {
       ++server;
       if (!cut) continue;
       const Cut part{work.piece.heads, cut->queries, cut->keys};
-      const Piece first = part_of(work.piece, part);
+      const WorkPiece first = part_of(work.piece, part);
       if (first.band.q_len > 0) placement.place({first, work.rate}, server - 1);
       work.piece = rest_of(work.piece, part).front();
     }

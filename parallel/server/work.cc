@@ -46,8 +46,8 @@ std::vector<KeyList> key_lists(const TokenLayout& layout) {
   return lists;
 }
 
-std::vector<Piece> all_work(const Problem& problem, const std::vector<KeyList>& keys) {
-  std::vector<Piece> pieces;
+std::vector<WorkPiece> all_work(const Problem& problem, const std::vector<KeyList>& keys) {
+  std::vector<WorkPiece> pieces;
   const Span heads{0, problem.heads.q_heads};
   for (int owner = 0; owner < problem.layout.ranks(); ++owner) {
     int64_t row = 0;
@@ -64,7 +64,7 @@ std::vector<Piece> all_work(const Problem& problem, const std::vector<KeyList>& 
   return pieces;
 }
 
-void append_tasks(const Piece& piece, const KeyList& keys, int server,
+void append_tasks(const WorkPiece& piece, const KeyList& keys, int server,
                   std::vector<PlacedTask>& tasks) {
   const Segment& band = piece.band;
   const int64_t end = band.k_row + band.k_len;

@@ -26,7 +26,7 @@ struct KeyList {
 std::vector<KeyList> key_lists(const TokenLayout& layout);
 
 // A band of queries of one rank against keys of one list.
-struct Piece {
+struct WorkPiece {
   int q_owner = 0;
   int keys = 0;  // index of the key list
   Segment band;  // q_row: of the owner; k_row: of the list
@@ -35,10 +35,10 @@ struct Piece {
 
 // The whole mask, cut where it must be: every pair is in exactly one piece, and no two pieces'
 // rectangles overlap. In order of the queries' owners and rows.
-std::vector<Piece> all_work(const Problem& problem, const std::vector<KeyList>& keys);
+std::vector<WorkPiece> all_work(const Problem& problem, const std::vector<KeyList>& keys);
 
 // The tasks of a piece, one for each owner of its keys.
-void append_tasks(const Piece& piece, const KeyList& keys, int server,
+void append_tasks(const WorkPiece& piece, const KeyList& keys, int server,
                   std::vector<PlacedTask>& tasks);
 
 }  // namespace longhaul::parallel
