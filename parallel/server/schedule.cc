@@ -195,28 +195,11 @@ class Balancer {
   std::vector<bool> stuck_;  // memory leaves nothing to move from it
 };
 
-// Rounds such that a server computes while rows travel: if these take as long as computing, two
-// rounds keep it busy half of the time and four all of it. What is computed in place needs fewer,
-// since a rank's own tasks need no rows of others.
-int rounds_of(const Problem& problem, const Placement& placement,
-              const std::vector<PlacedTask>& tasks) {
-  constexpr int kMost = 8;
-  const Servers& servers = problem.servers;
-  if (servers.nano_batches > 0) return servers.nano_batches;
-  const bool remote = std::ranges::any_of(tasks, [](const PlacedTask& task) {
-    return task.server != task.q_owner || task.server != task.k_owner;
-  });
-  if (!remote) return 1;
-  const bool in_place = servers.ranks.empty();
-  if (servers.profile == nullptr || servers.bytes_per_second <= 0) return in_place ? 2 : 4;
-  double most_bytes = 0, most_seconds = 0;
-  for (int s = 0; s < placement.servers(); ++s) {
-    most_bytes = std::max(most_bytes, static_cast<double>(placement.bytes(s)));
-    most_seconds = std::max(most_seconds, placement.load(s));
-  }
-  const double ratio = most_bytes / servers.bytes_per_second / most_seconds;
-  return static_cast<int>(
-      std::clamp(std::ceil(2 * (1 + ratio)), in_place ? 1.0 : 2.0, static_cast<double>(kMost)));
+// With more than one round, rows of later ones arrive in slots that are being computed on. No task
+// needs these rows yet, but the CPU's attention kernel reads whole blocks of keys, also those that
+// it then masks away: hence one, unless asked for.
+int rounds_of(const Problem& problem) {
+  return problem.servers.nano_batches > 0 ? problem.servers.nano_batches : 1;
 }
 
 // Each server's tasks on rows of others, in parts of equally many pairs.
@@ -276,7 +259,7 @@ Schedule schedule_tasks(const Problem& problem, Direction direction) {
   schedule.tile = balancer.tile();
   schedule.moves = balancer.moves();
   schedule.limited_by_memory = balancer.limited();
-  schedule.rounds = rounds_of(problem, *placement, schedule.tasks);
+  schedule.rounds = rounds_of(problem);
   share_rounds(problem, schedule.rounds, schedule.tasks);
   return schedule;
 }
