@@ -51,7 +51,7 @@ struct Options {
   int64_t simulated = 64;               // up to so many servers
   bool real = false;
   double least_seconds = 1;
-  int64_t threads = 1, nano_batches = 0;
+  int64_t threads = 1, nano_batches = 1;
   bool json = false;
 };
 
@@ -189,7 +189,6 @@ class PlannedBench {
                       .mask = {.causal = true},
                       .heads = shape(options_)};
       problem.servers.dtype = dtype(options_);
-      problem.servers.nano_batches = 1;
       problem.servers.imbalance = kNoMoves;
       add("fixed packing", problem, ours);
       if (servers % std::min(servers, kMostContextRanks) == 0) {
@@ -453,9 +452,8 @@ int run(const Options& o) {
        {std::pair("--tflops", o.tflops), std::pair("--gigabytes", o.gigabytes)}) {
     if (!(value > 0)) fail(ErrorCode::kConfig, absl::StrCat(option, " ", value, ": above 0"));
   }
-  if (o.nano_batches < 0 || o.nano_batches > 64) {
-    fail(ErrorCode::kConfig,
-         absl::StrCat("--nano-batches ", o.nano_batches, ": 1 to 64, or 0 to let it be chosen"));
+  if (o.nano_batches < 1 || o.nano_batches > 64) {
+    fail(ErrorCode::kConfig, absl::StrCat("--nano-batches ", o.nano_batches, ": 1 to 64"));
   }
   for (const int64_t servers : o.servers) {
     if (servers > 4096 || o.tokens_per_rank > (int64_t{1} << 40) / servers) {
@@ -494,7 +492,7 @@ Action add_cad_bench(CLI::App& app) {
   app.add_flag("--real", o->real, "Time one layer on exactly two ranks (mpirun -n 2)");
   number("--seconds", o->least_seconds, "Seconds to time a case for, with --real");
   number("--threads", o->threads, "Threads of a rank, with --real");
-  number("--nano-batches", o->nano_batches, "Rounds of tasks, with --real; 0: chosen");
+  number("--nano-batches", o->nano_batches, "Rounds of tasks, with --real");
   app.add_flag("--json", o->json, "One JSON object a line instead of the table");
   return [o] { return run(*o); };
 }

@@ -82,8 +82,7 @@ AttentionPlan plan_attention(const Config& config) {
   if (is_disaggregated(config)) {
     plan.sources.push_back(
         "strategy disaggregated: priced among the ranks of one sample; plan does not yet price "
-        "what "
-        "replicas and servers share (`longhaul bench cad` does)");
+        "what replicas and servers share (`longhaul bench cad` does)");
   }
   const auto choose = [&](parallel::Direction direction) {
     return parallel::choose(problem, direction, options.dtype, plan.cluster, nodes,

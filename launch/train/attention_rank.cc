@@ -55,8 +55,6 @@ static void read_costs(dist::Group& world, const Config& config, SettledStrategi
   const int64_t dim = attention_options(config).heads.head_dim;
   const parallel::KernelProfile* profile = cluster.profile(dtype(config), dim);
   if (profile != nullptr) settled.profile = *profile;
-  const auto& link = cluster.between_nodes ? cluster.between_nodes : cluster.within_node;
-  if (link) settled.bytes_per_second = link->bytes_per_second;
   settled.lines.push_back(absl::StrCat(
       "strategy disaggregated: tasks weigh ",
       profile != nullptr

@@ -80,7 +80,6 @@ parallel::CoreAttentionOptions attention_options(const Config& config,
                                                    config.parallel().sequence());
     options.servers.buffer_bytes = server_buffer_bytes(config);
     options.servers.ranks = server_ranks(config);
-    options.servers.bytes_per_second = settled.bytes_per_second;
     options.profile = settled.profile;
   } else {
     options.sample_layout = sample_layout(config, settled.row_price);

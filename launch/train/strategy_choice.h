@@ -22,10 +22,8 @@ struct SettledStrategies {
   std::string linear_method;
   int ranks_per_node = 1;
   double row_price = 0;  // in pairs of attention, for layouts that go by documents
-  // Of strategy disaggregated, from parallel.cluster: what tasks weigh (none: their pairs), and
-  // what a rank sends (0: not known).
+  // Of strategy disaggregated, from parallel.cluster: what tasks weigh; none: their pairs.
   std::optional<parallel::KernelProfile> profile = {};
-  double bytes_per_second = 0;
   // Of what was left open: what was chosen and why, for people; the file that a resumed run reads
   // it from.
   std::vector<std::string> lines;

@@ -91,22 +91,27 @@ CoreAttention::CoreAttention(dist::Group& group, const TokenLayout& layout,
   }
   if (window_ != nullptr) node_of_ = nodes(group_, *window_);
   // Schedules keep to a limit; what is needed without moving anything is enough for any sample.
-  if (strategy_.plan == plan_disaggregated || backward_strategy_.plan == plan_disaggregated) {
-    const Problem any = problem(whole, layout, options_.mask);
-    if (options_.servers.buffer_bytes == 0) {
-      options_.servers.buffer_bytes = least_buffer_bytes(any);
-    }
+  const bool scheduled = bounded(Direction::kForward) || bounded(Direction::kBackward);
+  if (scheduled && options_.servers.buffer_bytes == 0) {
+    options_.servers.buffer_bytes = least_buffer_bytes(problem(whole, layout, options_.mask));
   }
   // Until the first sample, plans are for measuring memory: whatever its documents, prefixes and
   // layout, no rank needs more than all keys of all others, as under a mask that hides nothing.
   // Plans of a strategy that refuses such a mask move no more for some documents than for one.
   const Mask open{.causal = false};
-  if (bounded()) {  // by the limit alone
-    const Plan nothing{.slots = {Slot{}}, .steps = {}, .home_readers = {}};
-    measured_.forward = measured_.backward = nothing;
-    return;
+  const Problem any = problem(whole, layout, refusal(layout, open) ? options_.mask : open);
+  for (const Direction direction : {Direction::kForward, Direction::kBackward}) {
+    const bool forward = direction == Direction::kForward;
+    (forward ? measured_.forward : measured_.backward) =
+        bounded(direction)
+            ? Plan{.slots = {Slot{}}, .steps = {}, .home_readers = {}}
+            : (forward ? strategy_ : backward_strategy_).plan(any, direction, group_.rank());
   }
-  measured_ = make_plans(whole, layout, refusal(layout, open) ? options_.mask : open);
+}
+
+bool CoreAttention::bounded(Direction direction) const {
+  return (direction == Direction::kForward ? strategy_ : backward_strategy_).plan ==
+         plan_disaggregated;
 }
 
 CoreAttention::~CoreAttention() = default;
@@ -207,7 +212,7 @@ ExecutionSetup CoreAttention::setup(const Context& ctx, Direction direction, Are
 
 // Once for a sample that is remembered. An error of one rank ends the job.
 void CoreAttention::check_memory(Direction direction, int64_t needed, int64_t free) {
-  if (needed > free && bounded()) {
+  if (needed > free && bounded(direction)) {
     fail(ErrorCode::kEnvironment,
          absl::StrCat("strategy ", std::string(strategy_.name), " needs ", needed,
                       " bytes of buffers for a sample of ", sample_->documents.count(),
@@ -278,7 +283,7 @@ void CoreAttention::measure_bounded(const Context& ctx, Arena& communication,
 }
 
 int64_t CoreAttention::buffer_bytes(const Context& measuring, const Documents& documents) const {
-  LONGHAUL_CHECK(bounded() && measuring.measuring());
+  LONGHAUL_CHECK(measuring.measuring());
   const SamplePlans plans = make_plans(documents, layout_of(documents), options_.mask);
   const HeadShape& h = options_.heads;
   const int64_t rows = plans.layout.rows(group_.rank());
@@ -328,7 +333,7 @@ CoreAttention::Pending CoreAttention::begin(const Context& ctx, Arena& communica
     }
     ++forward_count_;
     ++epoch_;
-  } else if (bounded()) {
+  } else if (bounded(Direction::kForward)) {
     measure_bounded(ctx, communication, Direction::kForward);
   }
   auto execution = std::make_unique<Execution>(
@@ -366,7 +371,7 @@ void CoreAttention::backward(const Context& ctx, Arena& communication,
           free_bytes(communication));
     }
     ++epoch_;
-  } else if (bounded()) {
+  } else if (bounded(Direction::kBackward)) {
     measure_bounded(ctx, communication, Direction::kBackward);
   }
   Execution execution(ctx, setup(ctx, Direction::kBackward, communication, args.dropout_key), home);

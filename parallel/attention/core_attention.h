@@ -90,7 +90,7 @@ class CoreAttention {
   // sample, in the direction that takes more. In a measuring context, without communication. Throws
   // Error(kConfig) if the limit rules the sample out.
   int64_t buffer_bytes(const Context& measuring, const Documents& documents) const;
-  // What is reserved for them.
+  // What is reserved for them where servers' limit says it.
   int64_t reserved_bytes() const;
 
   // Layout and plans for a sample; layers share them, and so do samples with the same documents as
@@ -137,7 +137,8 @@ class CoreAttention {
   ExecutionSetup setup(const Context&, Direction direction, Arena& communication,
                        const std::optional<RandomKey>& dropout_key);
   void check_memory(Direction direction, int64_t needed, int64_t free);
-  bool bounded() const { return options_.servers.buffer_bytes > 0; }
+  // Whether memory is given by servers' limit, not by a plan.
+  bool bounded(Direction direction) const;
   void measure_bounded(const Context&, Arena& communication, Direction direction) const;
   TokenLayout layout_of(const Documents& documents) const;
 

@@ -195,13 +195,6 @@ class Balancer {
   std::vector<bool> stuck_;  // memory leaves nothing to move from it
 };
 
-// With more than one round, rows of later ones arrive in slots that are being computed on. No task
-// needs these rows yet, but the CPU's attention kernel reads whole blocks of keys, also those that
-// it then masks away: hence one, unless asked for.
-int rounds_of(const Problem& problem) {
-  return problem.servers.nano_batches > 0 ? problem.servers.nano_batches : 1;
-}
-
 // Each server's tasks on rows of others, in parts of equally many pairs.
 void share_rounds(const Problem& problem, int rounds, std::vector<PlacedTask>& tasks) {
   if (rounds == 1) return;
@@ -259,7 +252,7 @@ Schedule schedule_tasks(const Problem& problem, Direction direction) {
   schedule.tile = balancer.tile();
   schedule.moves = balancer.moves();
   schedule.limited_by_memory = balancer.limited();
-  schedule.rounds = rounds_of(problem);
+  schedule.rounds = problem.servers.nano_batches;
   share_rounds(problem, schedule.rounds, schedule.tasks);
   return schedule;
 }

@@ -181,6 +181,7 @@ parallel::CoreAttentionOptions options_of(const AttentionCase& c) {
       .bias_slopes = {c.options.slopes.begin(), c.options.slopes.end()},
       .dropout = c.options.dropout,
       .strategy = c.strategy,
+      .backward_strategy = c.backward_strategy,
       .in_place = c.in_place,
       .ranks_per_node = c.ranks_per_node,
       .gather_heads = c.gather_heads,

@@ -15,6 +15,7 @@ namespace longhaul::test {
 
 struct AttentionCase {
   std::string strategy = "ring";
+  std::string backward_strategy{};  // empty: as strategy
   std::string layout = "zigzag";
   int64_t tokens = 61;
   parallel::HeadShape heads;

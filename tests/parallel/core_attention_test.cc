@@ -224,8 +224,7 @@ AttentionCase every_option(std::string_view strategy, const char* layout, DType 
           .options = score_options(4).back().options};
 }
 
-// In place and on dedicated servers, documents and tiles at random, in any number of rounds; bytes
-// are the plan's.
+// In place and on dedicated servers, documents and tiles at random; bytes are the plan's.
 TEST(CoreAttention, DisaggregatedEqualsNaiveAttention) {
   std::mt19937 random(7);
   int remote = 0;
@@ -245,10 +244,8 @@ TEST(CoreAttention, DisaggregatedEqualsNaiveAttention) {
     c.documents = parallel::Documents(c.tokens, begins);
     c.servers.imbalance = 0.05;
     c.servers.tile = 1 + static_cast<int64_t>(random() % 8);
-    c.servers.nano_batches = 1;  // parallel/plan/servers.h
     for (int s = ranks - dedicated; s < ranks; ++s) c.servers.ranks.push_back(s);
-    SCOPED_TRACE(absl::StrCat(c.name(), " P=", ranks, ", ", dedicated, " servers, ",
-                              c.servers.nano_batches, " rounds"));
+    SCOPED_TRACE(absl::StrCat(c.name(), " P=", ranks, ", ", dedicated, " servers"));
     const AttentionTruth truth = truth_of(c, 5);
     for (double e : errors_of(c, truth, ranks)) EXPECT_LE(e, 1e-12);
     const std::vector<AttentionResult> results = results_of(c, truth, ranks);
@@ -279,6 +276,25 @@ TEST(CoreAttention, DisaggregatedEqualsNaiveAttention) {
     }
   }
   EXPECT_GT(remote, 60);
+}
+
+// Each direction has a strategy of its own; only the scheduled one is bounded by servers' memory.
+TEST(CoreAttention, DisaggregatedInOneDirection) {
+  for (const auto& [forward, backward] :
+       {std::pair("disaggregated", "ring"), std::pair("ring", "disaggregated"),
+        std::pair("disaggregated", "all_gather")}) {
+    AttentionCase c{.strategy = forward,
+                    .backward_strategy = backward,
+                    .layout = "contiguous",
+                    .tokens = 67,
+                    .heads = {4, 2, 6, 4},
+                    .mask = {.causal = true},
+                    .documents = parallel::Documents(67, {0, 5, 40}),
+                    .in_place = false};
+    c.servers.tile = 4;
+    SCOPED_TRACE(absl::StrCat(forward, ", ", backward));
+    for (double e : errors_of(c, truth_of(c, 5), 4)) EXPECT_LE(e, 1e-12);
+  }
 }
 
 TEST(CoreAttention, RerunsAreBitIdentical) {

@@ -70,7 +70,7 @@ struct RandomCase {
     constexpr double kImbalances[] = {0, 0.01, 0.05, 0.3, 2};
     servers.imbalance = kImbalances[draw(5)];
     servers.tile = int64_t{1} << draw(5);
-    servers.nano_batches = static_cast<int>(draw(5));
+    servers.nano_batches = 1 + static_cast<int>(draw(4));
     text =
         absl::StrCat(std::string(kind.name), ", ", trainers, " + ", dedicated, " ranks, ", tokens,
                      " tokens, ", documents.count(), " documents, mask ", mask.causal, " ",
