@@ -160,45 +160,6 @@ std::string LinearCase::name() const {
                       initial_state ? " initial" : "", final_state ? " final" : "");
 }
 
-namespace {
-
-// Pair by pair of the tokens of a document.
-LinearOutputs bidirectional_truth(const LinearCase& c, const LinearInputs& x,
-                                  const std::vector<double>& slopes) {
-  LinearOutputs truth{.out = std::vector<double>(x.v.size()),
-                      .dq = std::vector<double>(x.q.size()),
-                      .dk = std::vector<double>(x.q.size()),
-                      .dv = std::vector<double>(x.v.size())};
-  const auto dim = static_cast<size_t>(c.head_dim), width = static_cast<size_t>(c.value_dim);
-  for (int64_t i = 0; i < c.tokens; ++i) {
-    for (int64_t j = 0; j < c.tokens; ++j) {
-      if (c.documents.at(i) != c.documents.at(j)) continue;
-      for (int64_t h = 0; h < c.heads; ++h) {
-        const double decay =
-            std::exp(-slopes[static_cast<size_t>(h)] * static_cast<double>(std::abs(i - j)));
-        const auto qi = static_cast<size_t>(i * c.heads + h) * dim;
-        const auto kj = static_cast<size_t>(j * c.heads + h) * dim;
-        const auto oi = static_cast<size_t>(i * c.heads + h) * width;
-        const auto vj = static_cast<size_t>(j * c.heads + h) * width;
-        double score = 0, dscore = 0;
-        for (size_t d = 0; d < dim; ++d) score += decay * x.q[qi + d] * x.k[kj + d];
-        for (size_t e = 0; e < width; ++e) dscore += decay * x.dout[oi + e] * x.v[vj + e];
-        for (size_t e = 0; e < width; ++e) {
-          truth.out[oi + e] += score * x.v[vj + e];
-          truth.dv[vj + e] += score * x.dout[oi + e];
-        }
-        for (size_t d = 0; d < dim; ++d) {
-          truth.dq[qi + d] += dscore * x.k[kj + d];
-          truth.dk[kj + d] += dscore * x.q[qi + d];
-        }
-      }
-    }
-  }
-  return truth;
-}
-
-}  // namespace
-
 LinearInputs inputs_of(const LinearCase& c, uint64_t seed) {
   std::mt19937_64 random(seed);
   std::uniform_int_distribution<int> sixtyfourths(-64, 64);
@@ -235,6 +196,42 @@ std::vector<double> slopes_of(const LinearCase& c) {
   return slopes;
 }
 
+LinearOutputs truth_of_pairs(const LinearCase& c, const LinearInputs& x,
+                             const std::function<bool(int64_t, int64_t, int64_t)>& counts) {
+  const std::vector<double> slopes = slopes_of(c);
+  LinearOutputs truth{.out = std::vector<double>(x.v.size()),
+                      .dq = std::vector<double>(x.q.size()),
+                      .dk = std::vector<double>(x.q.size()),
+                      .dv = std::vector<double>(x.v.size())};
+  const auto dim = static_cast<size_t>(c.head_dim), width = static_cast<size_t>(c.value_dim);
+  for (int64_t i = 0; i < c.tokens; ++i) {
+    for (int64_t j = 0; j < c.tokens; ++j) {
+      if (c.documents.at(i) != c.documents.at(j)) continue;
+      for (int64_t h = 0; h < c.heads; ++h) {
+        if (!counts(i, j, h)) continue;
+        const double decay =
+            std::exp(-slopes[static_cast<size_t>(h)] * static_cast<double>(std::abs(i - j)));
+        const auto qi = static_cast<size_t>(i * c.heads + h) * dim;
+        const auto kj = static_cast<size_t>(j * c.heads + h) * dim;
+        const auto oi = static_cast<size_t>(i * c.heads + h) * width;
+        const auto vj = static_cast<size_t>(j * c.heads + h) * width;
+        double score = 0, dscore = 0;
+        for (size_t d = 0; d < dim; ++d) score += decay * x.q[qi + d] * x.k[kj + d];
+        for (size_t e = 0; e < width; ++e) dscore += decay * x.dout[oi + e] * x.v[vj + e];
+        for (size_t e = 0; e < width; ++e) {
+          truth.out[oi + e] += score * x.v[vj + e];
+          truth.dv[vj + e] += score * x.dout[oi + e];
+        }
+        for (size_t d = 0; d < dim; ++d) {
+          truth.dq[qi + d] += dscore * x.k[kj + d];
+          truth.dk[kj + d] += dscore * x.q[qi + d];
+        }
+      }
+    }
+  }
+  return truth;
+}
+
 LinearOutputs truth_of(const LinearCase& c, const LinearInputs& x) {
   const kernels::LinearRun whole{0, c.tokens};
   std::vector<int64_t> begins = c.documents.begins();
@@ -264,7 +261,7 @@ LinearOutputs truth_of(const LinearCase& c, const LinearInputs& x) {
             .final_state = truth.state_out};
   }
   const std::vector<double> slopes = slopes_of(c);
-  if (!c.causal) return bidirectional_truth(c, x, slopes);
+  if (!c.causal) return truth_of_pairs(c, x, [](int64_t, int64_t, int64_t) { return true; });
   const auto truth = kernels::testing::linear_attention_truth(
       {c.tokens, c.heads, c.head_dim, c.value_dim},
       {.runs = {&whole, 1}, .document_begins = begins, .slopes = slopes},

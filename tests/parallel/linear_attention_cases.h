@@ -43,6 +43,10 @@ struct LinearOutputs {
   bool operator==(const LinearOutputs&) const = default;
 };
 LinearOutputs truth_of(const LinearCase& c, const LinearInputs& x);
+// Of a decay per head, pair by pair: token i has a^|i - j| of token j of its document in head h, if
+// counts(i, j, h).
+LinearOutputs truth_of_pairs(const LinearCase& c, const LinearInputs& x,
+                             const std::function<bool(int64_t, int64_t, int64_t)>& counts);
 
 // Of the case's documents.
 parallel::TokenLayout layout_of(const LinearCase& c, int ranks);
