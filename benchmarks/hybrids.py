@@ -7,9 +7,10 @@ the same tokens, several seeds each: softmax attention everywhere, one layer in 
 
 text: validation loss by position in the sample. copy: every document is random tokens and then the
 same again; the second half's loss, 0 for a model that looks back and ln(vocabulary) for one that
-cannot. Means and standard deviations over seeds; a pattern is marked where it differs from softmax by
-more than 2 standard deviations of the difference. Linear layers have a projection more (the output's
-gate), so models with them have narrower MLPs: parameters are equal to 1 %.
+cannot. Means and standard deviations over seeds. A seed is also an order of the data, which moves all
+models' losses alike; so the difference from softmax is that of runs with the same seed, and a pattern is
+marked where its mean is more than 2 of its standard deviations from 0. Linear layers have a projection
+more (the output's gate), so models with them have narrower MLPs: parameters are equal to 1 %.
 
 Runs are kept below --runs, and what is finished is not done again. Prints Markdown.
 """
@@ -79,6 +80,10 @@ def moments(values):
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
+def show(of):
+    return f"{of[0]:.3f} ± {of[1]:.3f}"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("task", choices=TASKS)
@@ -110,15 +115,15 @@ def main():
         parts = len(by_position[0])
         totals = [statistics.mean(loss[parts // 2:] if options.task == "copy" else loss)
                   for loss in by_position]
-        mean, deviation = moments(totals)
-        reference = reference or (mean, deviation)
-        apart = abs(mean - reference[0]) > 2 * math.hypot(deviation, reference[1])
+        reference = reference or totals
+        difference = moments([a - b for a, b in zip(totals, reference)])
+        apart = abs(difference[0]) > 2 * difference[1]
         columns = [moments([loss[part] for loss in by_position]) for part in range(parts)]
-        rows.append([name, pattern, runs[0][1], f"{mean:.3f} ± {deviation:.3f}",
-                     "yes" if apart else "no"] + [f"{m:.3f} ± {d:.3f}" for m, d in columns])
+        rows.append([name, pattern, runs[0][1], show(moments(totals)), show(difference),
+                     "yes" if apart else "no"] + [show(column) for column in columns])
         print(f"{name}: {rows[-1][3]}", file=sys.stderr, flush=True)
     what = "second half" if options.task == "copy" else "loss"
-    header = ["model", "pattern", "parameters", what, "differs"]
+    header = ["model", "pattern", "parameters", what, "minus softmax", "differs"]
     header += [f"part {part + 1}" for part in range(len(rows[0]) - len(header))]
     for cells in [header, ["---"] * len(header), *rows]:
         print("| " + " | ".join(cells) + " |")
