@@ -2,14 +2,13 @@
 # What is a hybrid worth on a slow link?
 #
 # Training steps of two models, alike but for their layers: softmax attention everywhere, by a ring,
-# and three of four layers linear (LLLN). Two ranks talk TCP over the loopback of a network namespace
-# of their own, whose rate a token bucket (tc tbf) limits so that what the ring moves in a step of the
-# softmax model takes 0.8 of the time that this step takes without a limit:
+# and three of four layers linear (LLLN). Two ranks over a link (limited_link.sh) whose rate is such that
+# what the ring moves in a step of the softmax model takes 0.8 of the time that this step takes without a
+# limit:
 #
 #   T_comm(ring) = 0.8 T_comp
 #
-# where messages of both directions share the bucket, and gradients and parameters come on top, in both
-# models. Both then run at that rate, and without one, in turn; medians of the rounds. Needs root, ip
+# Gradients and parameters come on top, in both models. Both then run at that rate, and without one, in turn; medians of the rounds. Needs root, ip
 # and tc. usage: [ROUNDS=3] benchmarks/hybrid_link.sh [LONGHAUL] [option of bench train ...]
 set -euo pipefail
 longhaul=$(realpath "${1:-build/release/longhaul}")
@@ -20,28 +19,15 @@ for default in "--config launch/configs/quickstart.txtpb" "--lengths 8192" "--st
     options+=("${default% *}" "${default#* }")
   fi
 done
-for tool in ip tc unshare mpirun python3; do
-  command -v "$tool" > /dev/null || { echo "hybrid_link.sh: $tool is missing" >&2; exit 5; }
-done
+# shellcheck source=benchmarks/limited_link.sh
+source "$(dirname "$0")/limited_link.sh"
+check_link_tools
 
 # run RATE PATTERN: a JSON line of the benchmark; RATE in bytes a second, 0 for no limit.
 run() {
-  local rate=$1 pattern=$2
-  # shellcheck disable=SC2016  # the inner shell expands them
-  unshare --net bash -c '
-    set -euo pipefail
-    rate=$1; shift
-    ip link set lo up
-    if [ "$rate" != 0 ]; then
-      tc qdisc add dev lo root tbf rate "$((rate * 8))bit" burst 256kb latency 400ms
-    fi
-    exec mpirun -n 2 --allow-run-as-root --bind-to core --mca pml ob1 --mca btl tcp,self \
-      --mca btl_tcp_if_include lo "$@"' run "$rate" \
-    "$longhaul" bench train --json --set parallel.in_place=false --set "model.pattern=$pattern" \
-    "${options[@]}" | tail -n 1
+  over_link "$1" "$longhaul" bench train --json --set parallel.in_place=false \
+    --set "model.pattern=$2" "${options[@]}" | tail -n 1
 }
-
-field() { python3 -c "import json, sys; print(json.loads(sys.argv[1])['$2'])" "$1"; }
 
 rounds=${ROUNDS:-3}
 free=$(run 0 N)
