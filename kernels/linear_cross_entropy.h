@@ -25,7 +25,7 @@ struct LinearCrossEntropy {
   bool with_gradients = false;
   double grad_scale = 1.0;
   TensorView dx{};       // [T, C], overwritten
-  TensorView dweight{};  // [V, C] accumulator type; +=
+  TensorView dweight{};  // [V, C] accumulator type; +=. Absent: not wanted
 };
 
 // Throws Error(kData) for a label that is neither -1 nor in the vocabulary, naming it.

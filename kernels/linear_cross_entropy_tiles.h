@@ -43,6 +43,7 @@ void for_loss_tiles(const Context& ctx, const LinearCrossEntropy& args, const Lo
     const TensorView gradient(logits.raw(), dtype_of<T>, {count, vocabulary},
                               {stride * kNarrower, 1}, logits.device());
     gemm(ctx, {.a = gradient, .b = args.weight, .c = args.dx.rows(first, count)});
+    if (args.dweight.rank() == 0) return;
     gemm(ctx,
          {.transpose_a = Transpose::kYes, .a = gradient, .b = x, .c = args.dweight, .beta = 1.0});
   };

@@ -23,20 +23,33 @@ BlockParameters::BlockParameters(const ModelConfig& config, parallel::ParameterS
       prefix_(absl::StrCat("model.layers.", layer, ".")),
       bucket_(bucket) {}
 
-parallel::Parameter BlockParameters::matrix(const std::string& name, int64_t out, int64_t in,
-                                            double deviation) const {
-  return store_.declare({.name = prefix_ + name + ".weight",
-                         .shape = {out, in},
-                         .initializer = {.standard_deviation = deviation},
-                         .bucket = bucket_});
+Projection BlockParameters::matrix(const std::string& name, int64_t out, int64_t in,
+                                   double deviation) const {
+  const auto declare = [&](const char* part, const Shape& shape, double scatter, bool trained) {
+    return store_.declare({.name = prefix_ + name + part + ".weight",
+                           .shape = shape,
+                           .initializer = {.standard_deviation = scatter},
+                           .trained = trained,
+                           .bucket = bucket_});
+  };
+  Projection projection{.weight = declare("", {out, in}, deviation, config_.trains_weights())};
+  const LoraConfig& lora = config_.lora;
+  if (!lora.adapts(name)) return projection;
+  // As in PEFT: B = 0, so that training starts from the model as it is, and A with the variance of
+  // Kaiming's uniform values.
+  projection.adapter =
+      Adapter{.down = declare(".lora_A", {lora.rank, in},
+                              1 / std::sqrt(3.0 * static_cast<double>(in)), /*trained=*/true),
+              .up = declare(".lora_B", {out, lora.rank}, 0.0, /*trained=*/true),
+              .scale = lora.alpha / static_cast<double>(lora.rank)};
+  return projection;
 }
 
-parallel::Parameter BlockParameters::linear(const std::string& name, int64_t out,
-                                            int64_t in) const {
+Projection BlockParameters::linear(const std::string& name, int64_t out, int64_t in) const {
   return matrix(name, out, in, standard_deviation(config_));
 }
 
-parallel::Parameter BlockParameters::residual(const std::string& name, int64_t in) const {
+Projection BlockParameters::residual(const std::string& name, int64_t in) const {
   return matrix(name, config_.width, in,
                 standard_deviation(config_) / std::sqrt(2.0 * static_cast<double>(config_.layers)));
 }
@@ -52,6 +65,7 @@ parallel::Parameter BlockParameters::scattered(const std::string& name, int64_t 
                          .shape = {size},
                          .initializer = {.constant = value, .standard_deviation = deviation},
                          .weight_decay = false,
+                         .trained = config_.trains_weights(),
                          .bucket = bucket_});
 }
 

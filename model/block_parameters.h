@@ -5,6 +5,7 @@
 #include <string>
 
 #include "model/config.h"
+#include "model/linear.h"
 #include "parallel/shard/parameters.h"
 
 namespace longhaul::model {
@@ -14,10 +15,11 @@ class BlockParameters {
   BlockParameters(const ModelConfig& config, parallel::ParameterStore& store, int64_t layer,
                   int bucket);
 
-  // [out, in], for inner products. `name` without "model.layers.N." and ".weight".
-  parallel::Parameter linear(const std::string& name, int64_t out, int64_t in) const;
+  // [out, in], for inner products, with an adapter if the model's LoRA names it. `name` without
+  // "model.layers.N." and ".weight".
+  Projection linear(const std::string& name, int64_t out, int64_t in) const;
   // The same for what is added to the residual stream: smaller by sqrt(2 layers), as in GPT-2.
-  parallel::Parameter residual(const std::string& name, int64_t in) const;
+  Projection residual(const std::string& name, int64_t in) const;
   // [size], without weight decay. `name` without "model.layers.N.".
   parallel::Parameter constant(const std::string& name, int64_t size, double value) const;
 
@@ -30,8 +32,7 @@ class BlockParameters {
   int bucket() const { return bucket_; }
 
  private:
-  parallel::Parameter matrix(const std::string& name, int64_t out, int64_t in,
-                             double deviation) const;
+  Projection matrix(const std::string& name, int64_t out, int64_t in, double deviation) const;
 
   const ModelConfig& config_;
   parallel::ParameterStore& store_;

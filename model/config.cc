@@ -21,6 +21,33 @@ constexpr std::array kMlpGates{
     Named<kernels::Activation>{"none", kernels::Activation::kIdentity},
 };
 
+constexpr std::array<std::string_view, 8> kLoraProjections{
+    "q_proj", "k_proj", "v_proj", "o_proj", "g_proj", "gate_proj", "up_proj", "down_proj"};
+
+void check_lora(const LoraConfig& lora) {
+  const std::vector<std::string> known(kLoraProjections.begin(), kLoraProjections.end());
+  if (lora.rank < 0) {
+    fail(ErrorCode::kConfig, absl::StrCat("lora.rank is ", lora.rank,
+                                          "; it must be at least 1, or 0 to train all weights"));
+  }
+  if (lora.rank == 0) return;
+  if (!(lora.alpha > 0)) {
+    fail(ErrorCode::kConfig, absl::StrCat("lora.alpha is ", lora.alpha,
+                                          "; it must be greater than 0, e.g. twice lora.rank"));
+  }
+  if (lora.projections.empty()) {
+    fail(ErrorCode::kConfig,
+         "lora.rank is set and lora.projections is empty, so nothing would be trained; name some "
+         "of " +
+             absl::StrJoin(known, ", "));
+  }
+  for (const std::string& name : lora.projections) {
+    if (std::ranges::find(known, name) != known.end()) continue;
+    fail(ErrorCode::kConfig, absl::StrCat("lora.projections names \"", name, "\"; choose of ",
+                                          absl::StrJoin(known, ", ")));
+  }
+}
+
 // Weights of a linear layer's attention.
 int64_t linear_parameters(const ModelConfig& c) {
   const int64_t inner = c.linear_heads() * c.linear_head_dim();
@@ -110,6 +137,13 @@ void describe_linear(const ModelConfig& c, std::map<std::string, std::string>& f
 std::span<const Named<NormKind>> norm_kinds() { return kNorms; }
 std::span<const Named<kernels::Activation>> mlp_gates() { return kMlpGates; }
 
+std::span<const std::string_view> lora_projections() { return kLoraProjections; }
+
+bool LoraConfig::adapts(std::string_view name) const {
+  const std::string_view last = name.substr(name.rfind('.') + 1);
+  return rank > 0 && std::ranges::find(projections, last) != projections.end();
+}
+
 bool ModelConfig::is_linear(int64_t layer) const {
   return !pattern.empty() && pattern[static_cast<size_t>(layer) % pattern.size()] == 'L';
 }
@@ -131,7 +165,28 @@ int64_t ModelConfig::parameters() const {
   const int64_t norms = norm == NormKind::kRms ? (2 * layers + 1) * width : 0;
   const int64_t embeddings = vocabulary * width * (tied_embeddings ? 1 : 2);
   return embeddings + softmax_layers() * softmax + linear_layers() * linear_parameters(*this) +
-         layers * mlp + norms;
+         layers * mlp + norms + adapter_parameters();
+}
+
+int64_t ModelConfig::adapter_parameters() const {
+  int64_t ends = 0;  // rows of A and columns of B have as many elements as a projection has ends
+  const auto count = [&](const char* name, int64_t out, int64_t in) {
+    if (lora.adapts(name)) ends += out + in;
+  };
+  for (int64_t layer = 0; layer < layers; ++layer) {
+    const bool is_linear_layer = is_linear(layer);
+    const int64_t inner = is_linear_layer ? linear_heads() * linear_head_dim() : heads * head_dim;
+    const int64_t shared = is_linear_layer ? inner : kv_heads * head_dim;
+    count("q_proj", inner, width);
+    count("k_proj", shared, width);
+    count("v_proj", shared, width);
+    count("o_proj", width, inner);
+    if (is_linear_layer && linear.gate) count("g_proj", inner, width);
+    count("gate_proj", mlp_width, width);
+    count("up_proj", mlp_width, width);
+    count("down_proj", width, mlp_width);
+  }
+  return lora.rank * ends;
 }
 
 void ModelConfig::validate() const {
@@ -169,6 +224,7 @@ void ModelConfig::validate() const {
   check_pattern(*this);
   check_softmax(*this);
   check_linear(*this);
+  check_lora(lora);
   if (!(norm_eps > 0)) {
     fail(ErrorCode::kConfig,
          absl::StrCat("model.norm_eps is ", norm_eps, "; it must be greater than 0, e.g. 1e-5"));
@@ -228,6 +284,11 @@ std::map<std::string, std::string> ModelConfig::describe(DType dtype) const {
   }
   if (scale_embeddings) fields["model.scale_embeddings"] = "true";
   if (residual_scale > 0) fields["model.residual_scale"] = absl::StrCat(residual_scale);
+  if (lora.rank > 0) {
+    fields["lora.rank"] = absl::StrCat(lora.rank);
+    fields["lora.alpha"] = absl::StrCat(lora.alpha);
+    fields["lora.projections"] = absl::StrJoin(lora.projections, ",");
+  }
   return fields;
 }
 

@@ -5,6 +5,8 @@
 #include <map>
 #include <span>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "kernels/core/dtype.h"
 #include "kernels/rope.h"
@@ -34,6 +36,17 @@ enum class NormKind : uint8_t {
 std::span<const Named<NormKind>> norm_kinds();
 std::span<const Named<kernels::Activation>> mlp_gates();
 
+// Low-rank adaptation (Hu et al. 2022): chosen projections get an adapter, which is all that is
+// trained.
+struct LoraConfig {
+  int64_t rank = 0;                           // 0: none, and all weights are trained
+  double alpha = 0;                           // adapters' output is scaled by alpha / rank
+  std::vector<std::string> projections = {};  // of lora_projections()
+  // Whether the parameter of this name, e.g. "self_attn.q_proj", gets an adapter.
+  bool adapts(std::string_view name) const;
+};
+std::span<const std::string_view> lora_projections();
+
 struct ModelConfig {
   std::string architecture = "llama";  // a row of architectures() in model/model.h
   int64_t vocabulary = 256;
@@ -57,7 +70,9 @@ struct ModelConfig {
   // 0: x + f(norm(x)). Else norm(x) * residual_scale + f(norm(x)), the scaled residuals of DeepNorm
   // (Wang et al. 2022) as MiniMax-01 has them, with (2 layers)^(1/4).
   double residual_scale = 0;
+  LoraConfig lora = {};
 
+  bool trains_weights() const { return lora.rank == 0; }
   bool is_linear(int64_t layer) const;
   int64_t linear_layers() const;
   int64_t softmax_layers() const { return layers - linear_layers(); }
@@ -71,8 +86,12 @@ struct ModelConfig {
 
   parallel::HeadShape head_shape() const { return {heads, kv_heads, head_dim, head_dim}; }
 
-  // Number of parameters.
+  // Number of parameters, of the adapters' among them, and of all that are trained.
   int64_t parameters() const;
+  int64_t adapter_parameters() const;
+  int64_t trained_parameters() const {
+    return trains_weights() ? parameters() : adapter_parameters();
+  }
   // Throws Error(kConfig) for sizes that cannot be, naming the field, its value and the fix.
   void validate() const;
   // Field -> value, as compared between a checkpoint and a configuration. What not every model has

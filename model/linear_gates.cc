@@ -128,8 +128,8 @@ void LinearGates::backward_delta(const Context& ctx, const BlockActivations& a,
                                      .a_log = a_log_.use(),
                                      .bias = dt_.use(),
                                      .dx = draw,
-                                     .da_log = a_log_.grad(),
-                                     .dbias = dt_.grad()});
+                                     .da_log = a_log_.grad_or(*ctx.scratch),
+                                     .dbias = dt_.grad_or(*ctx.scratch)});
   linear_backward(ctx, draw, a[A::kNormed1], decay_, dnormed, Write::kAdd);
   kernels::activation_backward(ctx, {.activation = kernels::Activation::kSigmoid,
                                      .dy = g.dbeta,

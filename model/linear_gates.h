@@ -12,6 +12,7 @@
 #include <optional>
 
 #include "model/block_parameters.h"
+#include "model/linear.h"
 #include "model/mixer.h"
 
 namespace longhaul::model {
@@ -45,8 +46,10 @@ class LinearGates {
   LinearVariant kind_ = LinearVariant::kLightning;  // stands for all that have no gates
   DType dtype_;
   int64_t heads_, dim_;
-  parallel::Parameter low_, high_, bias_;              // gla: W1 [16, C], W2 [H D, 16], b [H D]
-  parallel::Parameter decay_, strength_, a_log_, dt_;  // gated_delta: Wa, Wb [H, C], A, dt [H]
+  Projection low_, high_;           // gla: W1 [16, C], W2 [H D, 16]
+  parallel::Parameter bias_;        // and b [H D]
+  Projection decay_, strength_;     // gated_delta: Wa, Wb [H, C]
+  parallel::Parameter a_log_, dt_;  // and A, dt [H]
 };
 
 }  // namespace longhaul::model

@@ -39,10 +39,10 @@ LinearMixer::LinearMixer(const ModelConfig& config, DType dtype, const BlockPara
   wv_ = parameters.linear("linear_attn.v_proj", inner, config.width);
   if (config_.gate) wg_ = parameters.linear("linear_attn.g_proj", inner, config.width);
   const bool simple = config_.norm == OutputNorm::kSimple;
-  norm_ = Norm(simple ? NormKind::kSimple : NormKind::kRms,
+  norm_ = Norm(config, simple ? NormKind::kSimple : NormKind::kRms,
                parameters.prefix() + "linear_attn.o_norm.weight",
-               config_.norm == OutputNorm::kPerHead ? dim_ : inner, config.norm_eps,
-               parameters.store(), parameters.bucket());
+               config_.norm == OutputNorm::kPerHead ? dim_ : inner, parameters.store(),
+               parameters.bucket());
   wo_ = parameters.residual("linear_attn.o_proj", inner);
 }
 
@@ -269,7 +269,7 @@ TensorView LinearMixer::feature_backward(const Context& ctx, const PositionTable
 void LinearMixer::backward_before(const Context& ctx, const PositionTables& positions,
                                   const BlockActivations& a, const MixerGradients& g,
                                   TensorView dnormed) const {
-  const auto project = [&](const TensorView& dx, const parallel::Parameter& weight, Write write) {
+  const auto project = [&](const TensorView& dx, const Projection& weight, Write write) {
     linear_backward(ctx, all_heads(dx), a[A::kNormed1], weight, dnormed, write);
   };
   {

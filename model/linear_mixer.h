@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "model/block_parameters.h"
+#include "model/linear.h"
 #include "model/linear_gates.h"
 #include "model/mixer.h"
 #include "model/norm.h"
@@ -58,8 +59,8 @@ class LinearMixer final : public Mixer {
   bool lrpe_;
   bool unit_;  // queries and keys have length 1
   std::vector<double> slopes_;
-  parallel::Parameter wq_, wk_, wv_, wo_;
-  std::optional<parallel::Parameter> wg_;
+  Projection wq_, wk_, wv_, wo_;
+  std::optional<Projection> wg_;
   LinearGates gates_;
   Norm norm_;
 };

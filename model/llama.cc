@@ -32,17 +32,19 @@ Llama::Llama(const ModelConfig& config, const ModelOptions& options,
   embedding_ = store.declare({.name = "model.embed_tokens.weight",
                               .shape = {config.vocabulary, config.width},
                               .initializer = {.standard_deviation = kStandardDeviation},
+                              .trained = config.trains_weights(),
                               .bucket = 0});
   int bucket = 1;
   for (int64_t layer = 0; layer < config.layers; ++layer) {
     blocks_.emplace_back(config, options.dtype, store, layer, bucket++);
   }
-  norm_ = Norm(config.norm, "model.norm.weight", config.width, config.norm_eps, store, bucket);
+  norm_ = Norm(config, config.norm, "model.norm.weight", config.width, store, bucket);
   output_ = config.tied_embeddings
                 ? embedding_
                 : store.declare({.name = "lm_head.weight",
                                  .shape = {config.vocabulary, config.width},
                                  .initializer = {.standard_deviation = kStandardDeviation},
+                                 .trained = config.trains_weights(),
                                  .bucket = bucket});
   activations_.resize(blocks_.size());
 }
@@ -123,15 +125,16 @@ double Llama::loss(StepContext& step, const Pass& pass) {
                            : TensorView();
   const TensorView normed = ctx.scratch->allocate(options_.dtype, {rows, config_.width});
   norm_.forward(ctx, last_, normed, rstd_);
-  kernels::linear_cross_entropy(ctx, {.x = normed,
-                                      .weight = output_.use(),
-                                      .labels = labels_,
-                                      .row_loss = row_loss_,
-                                      .tile_rows = options_.loss_tile_rows,
-                                      .with_gradients = pass.training,
-                                      .grad_scale = pass.grad_scale,
-                                      .dx = dnormed_,
-                                      .dweight = pass.training ? output_.grad() : TensorView()});
+  kernels::linear_cross_entropy(
+      ctx, {.x = normed,
+            .weight = output_.use(),
+            .labels = labels_,
+            .row_loss = row_loss_,
+            .tile_rows = options_.loss_tile_rows,
+            .with_gradients = pass.training,
+            .grad_scale = pass.grad_scale,
+            .dx = dnormed_,
+            .dweight = pass.training && output_.trained() ? output_.grad() : TensorView()});
   if (step.probe != nullptr) step.probe->look(ctx, row_loss_, -1, "loss");
   return kernels::sum(ctx, row_loss_);
 }
@@ -145,6 +148,7 @@ void Llama::backward(StepContext& step) {
   for (size_t l = blocks_.size(); l-- > 0;) {
     blocks_[l].backward(step, positions_, options_.activations, activations_[l], dx);
   }
+  if (!embedding_.trained()) return;
   scale_embedding(ctx, dx);
   kernels::embedding_backward(ctx, {.tokens = tokens_, .dout = dx, .dtable = embedding_.grad()});
 }

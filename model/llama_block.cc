@@ -27,8 +27,7 @@ LlamaBlock::LlamaBlock(const ModelConfig& config, DType dtype, parallel::Paramet
     : config_(config), dtype_(dtype), layer_(layer) {
   const BlockParameters parameters(config, store, layer, bucket);
   const auto norm = [&](const char* name) {
-    return Norm(config.norm, parameters.prefix() + name, config.width, config.norm_eps, store,
-                bucket);
+    return Norm(config, config.norm, parameters.prefix() + name, config.width, store, bucket);
   };
   norm1_ = norm("input_layernorm.weight");
   mixer_ = make_mixer(config, dtype, parameters, layer);

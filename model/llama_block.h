@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "model/linear.h"
 #include "model/mixer.h"
 #include "model/norm.h"
 
@@ -58,7 +59,7 @@ class LlamaBlock {
   Norm norm1_;
   std::unique_ptr<const Mixer> mixer_;
   Norm norm2_;
-  parallel::Parameter wgate_, wup_, wdown_;
+  Projection wgate_, wup_, wdown_;
 };
 
 }  // namespace longhaul::model

@@ -13,8 +13,9 @@ namespace longhaul::model {
 class Norm {
  public:
   Norm() = default;
-  // `width`: how many elements share a scale. `name`: of the weight, if there is one.
-  Norm(NormKind kind, const std::string& name, int64_t width, double eps,
+  // By the configuration's eps, and frozen where it freezes weights. `width`: how many elements
+  // share a scale. `name`: of the weight, if there is one.
+  Norm(const ModelConfig& config, NormKind kind, const std::string& name, int64_t width,
        parallel::ParameterStore& store, int bucket);
 
   // x, y [T, width], rstd [T] accumulator type.

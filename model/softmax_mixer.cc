@@ -115,7 +115,7 @@ void SoftmaxMixer::backward_attend(StepContext& step, const BlockActivations& a,
                            .dk_acc = dk_acc,
                            .dv_acc = dv_acc,
                            .sink = sink(),
-                           .dsink = sinks_ ? sinks_->grad() : TensorView(),
+                           .dsink = sinks_ ? sinks_->grad_or(*ctx.scratch) : TensorView(),
                            .dropout_key = dropout_key(step)});
   if (dtype_ == acc) return;
   kernels::copy(ctx, dq_acc, g.dq);

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "model/block_parameters.h"
+#include "model/linear.h"
 #include "model/mixer.h"
 
 namespace longhaul::model {
@@ -34,7 +35,7 @@ class SoftmaxMixer final : public Mixer {
   ModelConfig config_;
   DType dtype_;
   int64_t layer_;
-  parallel::Parameter wq_, wk_, wv_, wo_;
+  Projection wq_, wk_, wv_, wo_;
   std::optional<parallel::Parameter> sinks_;
 };
 

@@ -1,5 +1,6 @@
 #include <google/protobuf/text_format.h>
 
+#include "absl/strings/str_split.h"
 #include "launch/config/config.h"
 #include "launch/config/linear.h"
 
@@ -40,6 +41,12 @@ model::ModelConfig model_config(const Config& config) {
                   .sinks = attention.sinks(),
                   .dropout = attention.dropout()};
   linear_config(from, to);
+  if (config.has_lora()) {
+    const Lora& lora = config.lora();
+    to.lora = {.rank = lora.rank(),
+               .alpha = lora.alpha(),
+               .projections = absl::StrSplit(lora.projections(), ',', absl::SkipWhitespace())};
+  }
   return to;
 }
 

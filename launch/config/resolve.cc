@@ -83,8 +83,10 @@ void write_defaults(pb::Message& message) {
     const pb::FieldDescriptor* field = type.field(i);
     using Type = pb::FieldDescriptor;
     if (field->cpp_type() == Type::CPPTYPE_MESSAGE) {
-      // The scaling of RoPE is on exactly if its block is there; that of linear layers is, too.
+      // The scaling of RoPE is on exactly if its block is there; that of linear layers is, too, and
+      // so are adapters.
       if ((field->message_type() == RopeScaling::descriptor() ||
+           field->message_type() == Lora::descriptor() ||
            field->message_type() == Linear::descriptor()) &&
           !reflection.HasField(message, field)) {
         continue;
@@ -362,6 +364,12 @@ void resolve_checkpoint(Checkpoint& checkpoint, const Train& train) {
   at_least("checkpoint.keep", checkpoint.keep(), 0);
 }
 
+void resolve_lora(Lora& lora) {
+  at_least("lora.rank", lora.rank(), 1);
+  if (!lora.has_alpha()) lora.set_alpha(2 * static_cast<double>(lora.rank()));
+  positive("lora.alpha", lora.alpha());
+}
+
 void check_device() {
   if (kernels::cuda_backend().gemm.empty()) {
     refuse("device", "CUDA: this binary was built without that backend; set device: CPU");
@@ -388,6 +396,7 @@ void resolve(Config& config, int ranks, int threads) {
   LONGHAUL_CHECK(ranks >= 1 && threads >= 1);
   write_defaults(config);
   resolve_model(*config.mutable_model());
+  if (config.has_lora()) resolve_lora(*config.mutable_lora());
   resolve_data(*config.mutable_data());
   resolve_parallel(*config.mutable_parallel(), ranks, threads);
   if (config.parallel().layout() == "balanced" &&

@@ -193,7 +193,7 @@ RankMemory Engine::measure(const Config& config) {
   }
   replica.optimizer->reduce_gradients(replica.ctx);
   for (const auto& bucket : replica.store.buckets()) {
-    kernels::find_non_finite(replica.ctx, bucket.gradients);
+    if (bucket.trained) kernels::find_non_finite(replica.ctx, bucket.gradients);
   }
   replica.optimizer->step(replica.ctx, 0.0, 1);
   return memory;
@@ -271,6 +271,7 @@ std::optional<std::string> Engine::find_non_finite(const Sample& sample) {
   // Backward goes from the last parameter to the first.
   const std::vector<parallel::ParameterStore::Entry>& entries = replica_.store.entries();
   for (auto entry = entries.rbegin(); entry != entries.rend(); ++entry) {
+    if (!entry->spec.trained) continue;
     const TensorView gradient =
         replica_.store.bucket_of(*entry).gradients.rows(entry->offset, entry->size());
     const int64_t index = kernels::find_non_finite(replica_.ctx, gradient);
@@ -303,6 +304,7 @@ checkpoint::State Engine::state() const {
                        .data = data});
     };
     add("", range.master);
+    if (!range.entry->spec.trained) continue;
     add("adam_m/", range.m);
     add("adam_v/", range.v);
   }

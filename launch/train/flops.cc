@@ -28,8 +28,10 @@ int64_t state_products(const model::ModelConfig& c) {
 }
 
 double training_flops(const model::ModelConfig& config, int64_t tokens, int64_t attention_pairs) {
-  const auto per_token =
-      6.0 * static_cast<double>(product_weights(config) + state_products(config));
+  const double of_weights = config.trains_weights() ? 6.0 : 4.0;
+  const double per_token = of_weights * static_cast<double>(product_weights(config)) +
+                           6.0 * static_cast<double>(config.adapter_parameters()) +
+                           6.0 * static_cast<double>(state_products(config));
   return per_token * static_cast<double>(tokens) +
          12.0 * static_cast<double>(config.head_dim) *
              static_cast<double>(config.softmax_layers()) * static_cast<double>(attention_pairs);

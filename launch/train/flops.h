@@ -4,7 +4,8 @@
 //   model FLOPs = 6 x (weights of matrix products) x tokens  +  12 x head_dim x (attention pairs)
 //                 + 6 x (elements of linear layers' states x 2) x tokens
 //
-// Six: two for forward and four for backward, per multiply-add pair. A pair is one query head
+// Six: two for forward and four for backward, per multiply-add pair; four for weights that LoRA
+// freezes, whose gradient is not made, and six for its adapters. A pair is one query head
 // seeing one key, counted exactly from the segments of the plan, so that masks, windows and
 // documents count for what they are; forward has two products of 2 x head_dim FLOPs a pair,
 // backward counts twice that. Each token of a linear layer is added to the state and read from it,

@@ -358,11 +358,18 @@ class Run {
     return mean_seconds_ * static_cast<double>(config_.train().steps() - info_.step);
   }
 
+  // Of the parameters, where that is not all of them.
+  std::string trained() const {
+    const int64_t count = engine_.parameters().trained_elements();
+    if (count == engine_.parameters().elements()) return "";
+    return absl::StrCat(" (", human_count(static_cast<double>(count)), " trained)");
+  }
+
   void introduce() {
     const Train& train = config_.train();
     metrics_->say(absl::StrFormat(
-        "longhaul: %s parameters, %d tokens a sample, %d ranks (%s), %d threads each",
-        human_count(static_cast<double>(engine_.parameters().elements())),
+        "longhaul: %s parameters%s, %d tokens a sample, %d ranks (%s), %d threads each",
+        human_count(static_cast<double>(engine_.parameters().elements())), trained(),
         config_.data().sequence_length(), engine_.mesh().world().size(),
         describe(engine_.mesh().shape()), config_.parallel().threads()));
     metrics_->say(absl::StrFormat(

@@ -1,5 +1,7 @@
 #include "parallel/shard/parameters.h"
 
+#include <algorithm>
+
 #include "kernels/core/random.h"
 #include "kernels/core/transfer.h"
 #include "kernels/pointwise.h"
@@ -18,19 +20,31 @@ ConstTensorView Parameter::use() const {
 }
 
 TensorView Parameter::grad() const {
+  LONGHAUL_CHECK(trained(), "a frozen parameter has no gradient");
   const ParameterStore::Entry& entry = store_->entries_[index_];
   return store_->bucket_of(entry)
       .gradients.rows(entry.offset, entry.size())
       .reshape(entry.spec.shape);
 }
 
+TensorView Parameter::grad_or(Arena& scratch) const {
+  if (trained()) return grad();
+  return scratch.allocate(accumulator(store_->dtype()), spec().shape);
+}
+
 const ParameterSpec& Parameter::spec() const { return store_->entries_[index_].spec; }
 
 Parameter ParameterStore::declare(ParameterSpec spec) {
-  const auto bucket = static_cast<size_t>(spec.bucket);
-  LONGHAUL_CHECK(bucket <= buckets_.size(), "buckets are declared in order");
-  if (bucket == buckets_.size()) buckets_.emplace_back();
-  Entry entry{.spec = std::move(spec), .offset = buckets_[bucket].size};
+  LONGHAUL_CHECK(spec.bucket <= (buckets_.empty() ? 0 : buckets_.back().number + 1),
+                 "buckets are declared in order");
+  const auto found = std::ranges::find_if(buckets_, [&](const Bucket& b) {
+    return b.number == spec.bucket && b.trained == spec.trained;
+  });
+  const auto bucket = static_cast<size_t>(found - buckets_.begin());
+  if (found == buckets_.end()) {
+    buckets_.push_back({.number = spec.bucket, .trained = spec.trained});
+  }
+  Entry entry{.spec = std::move(spec), .bucket = bucket, .offset = buckets_[bucket].size};
   buckets_[bucket].size += round_up(entry.size(), kAlignment);
   buckets_[bucket].entries.push_back(entries_.size());
   entries_.push_back(std::move(entry));
@@ -41,14 +55,16 @@ void ParameterStore::allocate(const Context& ctx, Arena& values, Arena& gradient
   for (Bucket& bucket : buckets_) {
     bucket.size = round_up(bucket.size, shards_ * kAlignment);
     bucket.values = values.allocate(dtype_, {bucket.size});
-    bucket.gradients = gradients.allocate(accumulator(dtype_), {bucket.size});
+    if (bucket.trained) bucket.gradients = gradients.allocate(accumulator(dtype_), {bucket.size});
     kernels::fill_zero(ctx, bucket.values);
   }
   zero_gradients(ctx);
 }
 
 void ParameterStore::zero_gradients(const Context& ctx) {
-  for (Bucket& bucket : buckets_) kernels::fill_zero(ctx, bucket.gradients);
+  for (Bucket& bucket : buckets_) {
+    if (bucket.trained) kernels::fill_zero(ctx, bucket.gradients);
+  }
 }
 
 void ParameterStore::initialize(const Context& ctx, uint64_t seed) {
@@ -79,6 +95,12 @@ void ParameterStore::initialize(const Context& ctx, uint64_t seed) {
 int64_t ParameterStore::elements() const {
   int64_t total = 0;
   for (const Entry& entry : entries_) total += entry.size();
+  return total;
+}
+
+int64_t ParameterStore::trained_elements() const {
+  int64_t total = 0;
+  for (const Entry& entry : entries_) total += entry.spec.trained ? entry.size() : 0;
   return total;
 }
 

@@ -29,6 +29,7 @@ struct ParameterSpec {
   Shape shape;
   Initializer initializer;
   bool weight_decay = true;
+  bool trained = true;  // else frozen: without gradient and optimizer state
   int bucket = 0;
 };
 
@@ -40,8 +41,11 @@ class Parameter {
   Parameter() = default;
   // The values, to compute with.
   ConstTensorView use() const;
-  // The gradient, in the accumulator type; layers add to it.
+  bool trained() const { return spec().trained; }
+  // The gradient of a trained one, in the accumulator type; layers add to it.
   TensorView grad() const;
+  // The same, or for a frozen one memory from `scratch`, for kernels that write a gradient anyway.
+  TensorView grad_or(Arena& scratch) const;
   const ParameterSpec& spec() const;
 
  private:
@@ -58,35 +62,38 @@ class ParameterStore {
   ParameterStore(const ParameterStore&) = delete;
   ParameterStore& operator=(const ParameterStore&) = delete;
 
-  // Buckets are numbered from 0 in the order of declaration.
+  // Buckets are numbered from 0 in the order of declaration. What is frozen lies in buckets of its
+  // own, beside those of the same number.
   Parameter declare(ParameterSpec spec);
 
   // After the last declaration: takes values (dtype) and gradients (accumulator type) from arenas,
-  // which may be measuring. Gradients are zero.
+  // which may be measuring. Gradients are zero; frozen buckets have none.
   void allocate(const Context&, Arena& values, Arena& gradients);
   void initialize(const Context&, uint64_t seed);
   void zero_gradients(const Context&);
 
   struct Entry {
     ParameterSpec spec;
+    size_t bucket = 0;   // of buckets()
     int64_t offset = 0;  // in its bucket, in elements
     int64_t size() const { return spec.shape.elements(); }
   };
   struct Bucket {
-    int64_t size = 0;   // elements, padded: a multiple of shards * 16
-    TensorView values;  // [size]
-    TensorView gradients;
-    std::vector<size_t> entries;
+    int number = 0;  // ParameterSpec::bucket
+    bool trained = true;
+    int64_t size = 0;           // elements, padded: a multiple of shards * 16
+    TensorView values = {};     // [size]
+    TensorView gradients = {};  // [size], or absent
+    std::vector<size_t> entries = {};
   };
 
   DType dtype() const { return dtype_; }
   int shards() const { return shards_; }
   const std::vector<Entry>& entries() const { return entries_; }
   const std::vector<Bucket>& buckets() const { return buckets_; }
-  const Bucket& bucket_of(const Entry& entry) const {
-    return buckets_[static_cast<size_t>(entry.spec.bucket)];
-  }
+  const Bucket& bucket_of(const Entry& entry) const { return buckets_[entry.bucket]; }
   int64_t elements() const;  // without padding
+  int64_t trained_elements() const;
 
  private:
   friend class Parameter;

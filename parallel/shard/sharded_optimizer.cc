@@ -15,6 +15,11 @@ ShardedOptimizer::ShardedOptimizer(const Context& ctx, dist::Group& group, Param
   for (const ParameterStore::Bucket& bucket : store.buckets()) {
     const int64_t size = bucket.size / store.shards();
     Shard shard;
+    if (!bucket.trained) {
+      shard.master = own_part(bucket.values);
+      shards_.push_back(shard);
+      continue;
+    }
     shard.gradient = arena.allocate(acc, {size});
     shard.m = arena.allocate(acc, {size});
     shard.v = arena.allocate(acc, {size});
@@ -34,6 +39,7 @@ double ShardedOptimizer::reduce_gradients(const Context& ctx) {
   Stream stream = ctx.stream;
   double squares = 0;
   for (size_t i = 0; i < shards_.size(); ++i) {
+    if (!store_.buckets()[i].trained) continue;
     if (!ctx.measuring()) {
       group_.reduce_scatter(stream, store_.buckets()[i].gradients, shards_[i].gradient, "gradients")
           .wait(stream);
@@ -52,6 +58,7 @@ void ShardedOptimizer::step(const Context& ctx, double learning_rate, int64_t st
   for (size_t i = 0; i < buckets.size(); ++i) {
     const int64_t shard_size = buckets[i].size / store_.shards();
     const int64_t shard_begin = group_.rank() * shard_size;
+    if (!buckets[i].trained) continue;
     for (size_t e : buckets[i].entries) {
       const ParameterStore::Entry& entry = store_.entries()[e];
       const int64_t begin = std::max(entry.offset, shard_begin) - shard_begin;
@@ -76,6 +83,7 @@ void ShardedOptimizer::step(const Context& ctx, double learning_rate, int64_t st
   if (ctx.measuring()) return;
   Stream stream = ctx.stream;
   for (const ParameterStore::Bucket& bucket : buckets) {
+    if (!bucket.trained) continue;
     group_.all_gather(stream, own_part(bucket.values), bucket.values, "parameters").wait(stream);
   }
 }
@@ -109,7 +117,7 @@ std::vector<ShardedOptimizer::Range> ShardedOptimizer::ranges() const {
       const int64_t end = std::min(entry.offset + entry.size(), shard_begin + shard_size);
       if (begin >= end) continue;
       const auto part = [&](const TensorView& view) {
-        return view.rows(begin - shard_begin, end - begin);
+        return view.rank() == 0 ? view : view.rows(begin - shard_begin, end - begin);
       };
       result.push_back({&entry, begin - entry.offset, end - entry.offset, part(shards_[i].master),
                         part(shards_[i].m), part(shards_[i].v)});

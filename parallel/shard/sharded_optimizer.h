@@ -1,6 +1,7 @@
 // AdamW with its state divided over the ranks (ZeRO stage 1, Rajbhandari et al. 2020, section 5):
 // every rank holds all parameters and its own gradient sums; gradients are reduce-scattered, each
-// rank updates its shard of every bucket, and the new values are all-gathered.
+// rank updates its shard of every bucket, and the new values are all-gathered. Frozen buckets are
+// divided alike, for checkpoints, but have no state and never change.
 #pragma once
 
 #include <cstdint>
@@ -46,14 +47,17 @@ class ShardedOptimizer {
     const ParameterStore::Entry* entry = nullptr;
     int64_t begin = 0;  // elements of the parameter
     int64_t end = 0;
-    TensorView master, m, v;  // [end - begin], accumulator type
+    // [end - begin], accumulator type. Of frozen parameters: master is the values, in their type;
+    // m and v are absent.
+    TensorView master, m, v;
   };
   std::vector<Range> ranges() const;
 
  private:
-  struct Shard {              // of one bucket
-    TensorView gradient;      // [size / shards] summed, accumulator type
-    TensorView master, m, v;  // master is the values themselves where they are accumulators
+  struct Shard {          // of one bucket
+    TensorView gradient;  // [size / shards] summed, accumulator type
+    // master is the values themselves where they are accumulators or frozen. m, v: where trained
+    TensorView master, m, v;
   };
   TensorView own_part(const TensorView& bucket) const;
 

@@ -92,7 +92,13 @@ ModelRun run_model(dist::Group& group, const ModelCase& c) {
     store.allocate(ctx, values, gradients);
     store.initialize(ctx, 3);
     for (const auto& entry : store.entries()) {
-      if (ctx.measuring() || entry.spec.name != c.moved_parameter) continue;
+      if (ctx.measuring()) break;
+      if (const auto given = c.values.find(entry.spec.name); given != c.values.end()) {
+        LONGHAUL_CHECK(static_cast<int64_t>(given->second.size()) == entry.size());
+        std::ranges::copy(given->second,
+                          store.bucket_of(entry).values.data<double>() + entry.offset);
+      }
+      if (entry.spec.name != c.moved_parameter) continue;
       store.bucket_of(entry).values.data<double>()[entry.offset + c.moved_element] += c.moved_by;
     }
     model::StepContext step{ctx, activations, communication, attention, linear, nullptr, {}};
@@ -105,9 +111,11 @@ ModelRun run_model(dist::Group& group, const ModelCase& c) {
     result.loss = group.sum(loss, "test") / static_cast<double>(targets);
     Stream stream;
     for (const auto& bucket : store.buckets()) {
+      if (!bucket.trained) continue;
       group.all_reduce(stream, bucket.gradients, dist::ReduceOp::kSum, "test").wait(stream);
     }
     for (const auto& entry : store.entries()) {
+      if (!entry.spec.trained) continue;
       const TensorView gradient = store.bucket_of(entry).gradients.rows(entry.offset, entry.size());
       std::vector<double>& to = result.gradients[entry.spec.name];
       visit_float(gradient.dtype(), [&]<class T>() {

@@ -25,6 +25,8 @@ struct ModelCase {
   int64_t moved_element = 0;
   double moved_by = 0;
   std::vector<int32_t> tokens = {};  // empty: random, from a seed
+  // Values of parameters in place of their initial ones; for f64.
+  std::map<std::string, std::vector<double>> values = {};
 };
 
 struct ModelRun {
