@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 #include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -11,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "checkpoint/checkpoint.h"
+#include "checkpoint/safetensors.h"
 #include "dist/local/local.h"
 #include "kernels/core/random.h"
 #include "launch/data/synthetic.h"
@@ -174,6 +176,45 @@ TEST_F(TrainTest, HybridsTrainAndResumeOnOtherRanks) {
         EXPECT_NEAR(loss, expected.at(step), 1e-5 * expected.at(step)) << name << " " << step;
       }
     }
+  }
+}
+
+// Frozen weights stay as they are, bit for bit, in checkpoints, too, and have no moments there;
+// adapters change. Another number of ranks goes on from there.
+TEST_F(TrainTest, AdaptersAreAllThatIsTrained) {
+  for (const char* dtype : {"F32", "BF16"}) {
+    SCOPED_TRACE(dtype);
+    const std::vector<std::string> set{"lora.rank=4", absl::StrCat("train.dtype=", dtype)};
+    const std::string whole = absl::StrCat("whole", dtype),
+                      resumed = absl::StrCat("resumed", dtype);
+    run(3, text(whole), set);
+    int64_t frozen = 0, adapters = 0;
+    for (const auto& entry : fs::directory_iterator(checkpoint(whole, 10))) {
+      if (entry.path().extension() != ".safetensors") continue;
+      const checkpoint::SafetensorsFile before(entry.path()),
+          after(fs::path(checkpoint(whole, 20)) / entry.path().filename());
+      for (const auto& [name, slice] : before.header().tensors) {
+        const auto dtype_of_slice = checkpoint::dtype_from_safetensors(slice.dtype);
+        ASSERT_TRUE(dtype_of_slice);
+        const Tensor a(*dtype_of_slice, Shape{slice.shape}), b(*dtype_of_slice, a.shape());
+        before.read(name, 0, a);
+        after.read(name, 0, b);
+        const bool same = std::memcmp(a.view().raw(), b.view().raw(),
+                                      static_cast<size_t>(slice.end - slice.begin)) == 0;
+        const bool adapter = name.find(".lora_") != std::string::npos;
+        EXPECT_EQ(same, !adapter) << name;
+        EXPECT_TRUE(adapter || name.find("adam") == std::string::npos) << name;
+        ++(adapter ? adapters : frozen);
+      }
+    }
+    EXPECT_GT(frozen, 20);
+    EXPECT_GT(adapters, 3 * 28);  // values and two moments
+    begin_from(whole, 10, resumed);
+    run(2, text(resumed), set);
+    for (const auto& [step, loss] : losses(resumed)) {
+      EXPECT_NEAR(loss, losses(whole).at(step), std::string(dtype) == "F32" ? 1e-5 : 2e-2) << step;
+    }
+    EXPECT_LT(losses(whole).at(20), losses(whole).at(1));
   }
 }
 
