@@ -142,6 +142,12 @@ TEST(Resolve, FillsWhatIsNotSet) {
   EXPECT_EQ(model_config(config).layers, 5);
   EXPECT_EQ(dtype(config), DType::kF32);
   EXPECT_EQ(dtype(resolved({"train.dtype=F64"})), DType::kF64);
+  EXPECT_EQ(model_config(config).lora.rank, 0);
+  const model::LoraConfig lora =
+      model_config(resolved({"lora.rank=4", "lora.projections=q_proj,v_proj"})).lora;
+  EXPECT_EQ(lora.alpha, 8.0);
+  EXPECT_THAT(lora.projections, testing::ElementsAre("q_proj", "v_proj"));
+  EXPECT_EQ(model_config(resolved({"lora.rank=4"})).lora.projections.size(), 7u);
 }
 
 // Fields of a resolved configuration that are not set.
@@ -161,7 +167,7 @@ TEST(Resolve, SaysEverythingAndReadsBack) {
   const Config config = resolved({});
   std::vector<std::string> unset;
   collect_unset(config, unset);
-  EXPECT_THAT(unset, testing::ElementsAre("rope_scaling", "linear", "row_price"))
+  EXPECT_THAT(unset, testing::ElementsAre("rope_scaling", "linear", "row_price", "lora"))
       << "off for this preset; left to costs";
 
   Config again = parse_config(to_text(config), "resolved");
@@ -250,6 +256,8 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"model.attention.sliding_window=-1", "0 or more"},
         Refusal{"model.attention.prefix_length=-1", "0 or more"},
         Refusal{"model.attention.soft_cap=-1", "below 0"},
+        Refusal{"lora.rank=0", "set it to 1 or more"}, Refusal{"lora.alpha=0", "not above 0"},
+        Refusal{"lora.projections=q_porj", "choose of q_proj"},
         Refusal{"model.attention.dropout=1", "not below 1"},
         Refusal{"model.attention.dropout=-0.1", "below 0"},
         Refusal{"model.norm_eps=0", "not above 0"}, Refusal{"model.rope_theta=-1", "not above 0"},
