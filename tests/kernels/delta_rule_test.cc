@@ -7,6 +7,7 @@
 
 #include "tests/kernels/delta_rule_problem.h"
 #include "tests/kernels/instruction_sets.h"
+#include "tests/slow_build.h"
 
 namespace longhaul::kernels::testing {
 namespace {
@@ -58,8 +59,7 @@ TEST(DeltaRule, EveryLength) {
 
 TEST(DeltaRule, EveryHeadDimension) {
   for_each_row(&Backend::delta_rule, [](const DeltaRuleKernel& row) {
-    // The emulated device is slow with wide heads.
-    const int64_t tokens = test_device().kind == DeviceKind::kCpu ? 81 : 41;
+    const int64_t tokens = test::slow_build() ? 41 : 81;
     for (const auto& [d, e] : std::vector<std::pair<int64_t, int64_t>>{
              {32, 32}, {64, 64}, {128, 128}, {192, 128}, {32, 256}, {40, 71}, {1, 3}, {3, 1}}) {
       expect_case(row, plain_delta_case(tokens, d, e), 2);
@@ -95,9 +95,7 @@ TEST(DeltaRule, RunsAndDocuments) {
   };
   for_each_row(&Backend::delta_rule, [&](const DeltaRuleKernel& row) {
     for (DeltaCase c : cases) {
-      // The emulated device is slow.
-      if (test_device().kind != DeviceKind::kCpu)
-        c.shape.heads = std::min<int64_t>(c.shape.heads, 1);
+      if (test::slow_build()) c.shape.heads = std::min<int64_t>(c.shape.heads, 1);
       for (const int threads : numbers_of_threads({1, 4})) expect_case(row, c, threads);
     }
   });

@@ -6,6 +6,7 @@
 
 #include "tests/kernels/gated_linear_attention_problem.h"
 #include "tests/kernels/instruction_sets.h"
+#include "tests/slow_build.h"
 
 namespace longhaul::kernels::testing {
 namespace {
@@ -54,8 +55,7 @@ TEST(GatedLinearAttention, EveryLength) {
 
 TEST(GatedLinearAttention, EveryHeadDimension) {
   for_each_row(&Backend::gated_linear_attention, [](const GatedLinearAttentionKernel& row) {
-    // The emulated device is slow with wide heads.
-    const int64_t tokens = test_device().kind == DeviceKind::kCpu ? 137 : 41;
+    const int64_t tokens = test::slow_build() ? 41 : 137;
     for (const auto& [d, e] : std::vector<std::pair<int64_t, int64_t>>{{32, 32},
                                                                        {64, 64},
                                                                        {96, 96},
@@ -100,9 +100,7 @@ TEST(GatedLinearAttention, RunsAndDocuments) {
   };
   for_each_row(&Backend::gated_linear_attention, [&](const GatedLinearAttentionKernel& row) {
     for (GatedCase c : cases) {
-      // The emulated device is slow.
-      if (test_device().kind != DeviceKind::kCpu)
-        c.shape.heads = std::min<int64_t>(c.shape.heads, 1);
+      if (test::slow_build()) c.shape.heads = std::min<int64_t>(c.shape.heads, 1);
       for (const int threads : numbers_of_threads({1, 2, 4})) expect_case(row, c, threads);
     }
   });
@@ -121,7 +119,7 @@ TEST(GatedLinearAttention, EveryGate) {
   });
   all.push_back([](int64_t n) { return n % 6 == 0 ? 0.0 : n % 6 == 1 ? -1e-6 : -30.0; });
   for_each_row(&Backend::gated_linear_attention, [&](const GatedLinearAttentionKernel& row) {
-    const int64_t tokens = test_device().kind == DeviceKind::kCpu ? 1100 : 300;
+    const int64_t tokens = test::slow_build() ? 300 : 1100;
     for (size_t i = 0; i < all.size(); ++i) {
       SCOPED_TRACE(i);
       const GatedCase c{.shape = {.tokens = tokens, .heads = 1, .head_dim = 6, .value_dim = 5},
@@ -135,6 +133,7 @@ TEST(GatedLinearAttention, EveryGate) {
 // As for a scalar decay: rounding e^(the gates of a block) once and applying it block after block
 // would change the decay by 1.2e-5 in 400 blocks. Gates alone are rounded, too, but differently.
 TEST(GatedLinearAttention, SlowGatesOverManyBlocks) {
+  if (test::slow_build()) GTEST_SKIP() << "left to fast builds";
   for_each_row(&Backend::gated_linear_attention, [](const GatedLinearAttentionKernel& row) {
     if (accumulator(row.dtype) != DType::kF32) return;
     const GatedCase c{.shape = {.tokens = 64 * 400, .heads = 1, .head_dim = 4, .value_dim = 4},

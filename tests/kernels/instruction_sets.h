@@ -1,20 +1,19 @@
 // For tests of code that is compiled for several instruction sets.
 #pragma once
 
-#include <cstdlib>
 #include <functional>
 #include <string>
 
 #include "kernels/instruction_set.h"
 #include "tests/kernels/reference.h"
+#include "tests/slow_build.h"
 
 namespace longhaul::kernels::testing {
 
-// Runs `body` with each instruction set that this machine has and the code was compiled for; with
-// the best alone if LONGHAUL_TEST_BEST_SET is in the environment: for tests that look for races,
-// which are the same for all.
+// Runs `body` with each instruction set that this machine has and the code was compiled for, in
+// slow builds with the best alone.
 inline void for_each_instruction_set(const std::function<void()>& body) {
-  if (std::getenv("LONGHAUL_TEST_BEST_SET") != nullptr) return body();
+  if (test::slow_build()) return body();
   const std::string before(instruction_set());
   for (std::string_view name : instruction_sets()) {
     SCOPED_TRACE(std::string(name));

@@ -78,9 +78,9 @@ std::map<std::string, std::vector<double>> by_parameter(Engine& engine, bool gra
   return result;
 }
 
-// Three optimizer steps of six samples, and an evaluation of four.
+// Two optimizer steps of six samples, and an evaluation of four.
 Result train_on(int ranks, const std::string& parallel, const std::vector<std::string>& set) {
-  constexpr int64_t kStepSamples = 6, kSteps = 3, kEvaluated = 4;
+  constexpr int64_t kStepSamples = 6, kSteps = 2, kEvaluated = 4;
   Config config = parse_config(
       absl::StrCat(kModel, "data { path: 'none' sequence_length: ", kTokens,
                    " } train { steps: 1 dtype: F64 } parallel { threads: 1 ", parallel, " }"),
