@@ -128,6 +128,10 @@ void LinearMixer::attend(StepContext& step, BlockActivations& a) const {
   const TensorView out_acc = dtype_ == acc ? out : ctx.scratch->allocate(acc, out.shape());
   parallel::LinearAttention& attention = step.linear.of(key_dim_);
   attention.announce(layer_, parallel::Direction::kForward);
+  // A state is read before it is overwritten.
+  const TensorView state =
+      step.inference != nullptr ? step.inference->linear_state(layer_) : TensorView();
+  const bool continued = step.inference != nullptr && step.inference->decoding();
   auto pending = attention.begin(ctx, step.communication,
                                  {.q = a[A::kQ],
                                   .k = a[A::kK],
@@ -136,7 +140,9 @@ void LinearMixer::attend(StepContext& step, BlockActivations& a) const {
                                   .log_gate = a[A::kLogGate],
                                   .beta = a[A::kBeta],
                                   .out_acc = out_acc,
-                                  .states = a[A::kStates]});
+                                  .states = a[A::kStates],
+                                  .initial_state = continued ? state : TensorView(),
+                                  .final_state = state});
   attention.finish(ctx, std::move(pending));
   if (dtype_ != acc) kernels::copy(ctx, out_acc, out);
 }

@@ -9,6 +9,7 @@
 #include "kernels/lrpe.h"
 #include "kernels/pointwise.h"
 #include "kernels/rope.h"
+#include "model/linear.h"
 
 namespace longhaul::model {
 
@@ -100,8 +101,13 @@ void Llama::scale_embedding(const Context& ctx, TensorView x) const {
 }
 
 double Llama::forward(StepContext& step, const parallel::Shard& shard, const Pass& pass) {
-  const int64_t rows = shard.rows();
+  LONGHAUL_CHECK(pass.loss || !pass.training);
   embed(step, shard);
+  pass.training ? run_blocks(step, shard.rows()) : run_blocks_keeping_nothing(step, shard.rows());
+  return pass.loss ? loss(step, pass) : 0;
+}
+
+void Llama::run_blocks(StepContext& step, int64_t rows) {
   for (size_t l = 0; l < blocks_.size(); ++l) {
     Arena::Scope scope(*step.ctx.scratch);
     BlockActivations& a = activations_[l];
@@ -111,7 +117,31 @@ double Llama::forward(StepContext& step, const parallel::Shard& shard, const Pas
     blocks_[l].forward(step, positions_, a, output);
     (l + 1 < blocks_.size() ? activations_[l + 1][Activation::kInput] : last_) = output;
   }
-  return loss(step, pass);
+}
+
+// Takes no more memory than a pass that keeps everything.
+void Llama::run_blocks_keeping_nothing(StepContext& step, int64_t rows) {
+  TensorView input = activations_[0][Activation::kInput];
+  TensorView output = step.activations.allocate(options_.dtype, {rows, config_.width});
+  for (size_t l = 0; l < blocks_.size(); ++l) {
+    Arena::Scope kept(step.activations), scope(*step.ctx.scratch);
+    BlockActivations& a = activations_[l];
+    a[Activation::kInput] = input;
+    blocks_[l].allocate(step.activations, options_.activations, /*kept=*/true, rows, step, a);
+    blocks_[l].allocate(*step.ctx.scratch, options_.activations, /*kept=*/false, rows, step, a);
+    blocks_[l].forward(step, positions_, a, output);
+    std::swap(input, output);
+  }
+  last_ = input;
+}
+
+void Llama::logits(StepContext& step, int64_t row, TensorView logits) {
+  const Context& ctx = step.ctx;
+  Arena::Scope scope(*ctx.scratch);
+  const TensorView normed = ctx.scratch->allocate(options_.dtype, {1, config_.width});
+  const TensorView rstd = ctx.scratch->allocate(accumulator(options_.dtype), {1});
+  norm_.forward(ctx, last_.rows(row, 1), normed, rstd);
+  linear_forward(ctx, normed, output_, logits.reshape({1, config_.vocabulary}));
 }
 
 double Llama::loss(StepContext& step, const Pass& pass) {

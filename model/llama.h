@@ -14,12 +14,15 @@ class Llama final : public Model {
 
   double forward(StepContext& step, const parallel::Shard& shard, const Pass& pass) override;
   void backward(StepContext& step) override;
+  void logits(StepContext& step, int64_t row, TensorView logits) override;
   ConstTensorView row_loss() const override { return row_loss_; }
 
  private:
   PositionTables position_tables(StepContext& step, const parallel::Shard& shard) const;
   void scale_embedding(const Context&, TensorView x) const;
   void embed(StepContext& step, const parallel::Shard& shard);
+  void run_blocks(StepContext& step, int64_t rows);
+  void run_blocks_keeping_nothing(StepContext& step, int64_t rows);
   double loss(StepContext& step, const Pass& pass);
 
   ModelConfig config_;

@@ -24,7 +24,8 @@ struct ModelOptions {
 };
 
 struct Pass {
-  bool training = true;     // keep what backward needs
+  bool training = true;     // keep what backward needs; else a layer's memory serves the next one
+  bool loss = true;         // false, not in training: the last layer's output is all; see logits()
   double grad_scale = 1.0;  // gradients are those of grad_scale * (sum of token losses)
 };
 
@@ -39,6 +40,10 @@ class Model {
 
   // After a training forward: adds to the parameters' gradients.
   virtual void backward(StepContext& step) = 0;
+
+  // After a forward pass that is not for training, while its activations are there: what each token
+  // of the vocabulary has for following the one at `row`, [V] of the accumulator type.
+  virtual void logits(StepContext& step, int64_t row, TensorView logits) = 0;
 
   // Loss of each row of the last forward pass, [rows], accumulator type; valid until its
   // activations are returned.

@@ -57,6 +57,17 @@ void SoftmaxMixer::attend(StepContext& step, BlockActivations& a) const {
   const DType acc = accumulator(dtype_);
   const TensorView& out = a[A::kOut];
   const TensorView out_acc = dtype_ == acc ? out : ctx.scratch->allocate(acc, out.shape());
+  if (step.inference != nullptr && step.inference->decoding()) {
+    attend_to_kept(step, a, out_acc);
+  } else {
+    attend_to_sample(step, a, out_acc);
+  }
+  if (dtype_ != acc) kernels::copy(ctx, out_acc, out);
+}
+
+void SoftmaxMixer::attend_to_sample(StepContext& step, const BlockActivations& a,
+                                    TensorView out_acc) const {
+  const Context& ctx = step.ctx;
   step.attention.announce(layer_, parallel::Direction::kForward);
   auto pending = step.attention.begin(ctx, step.communication,
                                       {.q = a[A::kQ],
@@ -67,7 +78,15 @@ void SoftmaxMixer::attend(StepContext& step, BlockActivations& a) const {
                                        .sink = sink(),
                                        .dropout_key = dropout_key(step)});
   step.attention.finish(ctx, std::move(pending));
-  if (dtype_ != acc) kernels::copy(ctx, out_acc, out);
+  if (step.inference == nullptr) return;
+  step.inference->softmax().keep(ctx, step.inference->softmax_index(layer_), a[A::kK], a[A::kV]);
+}
+
+void SoftmaxMixer::attend_to_kept(StepContext& step, const BlockActivations& a,
+                                  TensorView out_acc) const {
+  step.inference->softmax().attend(
+      step.ctx, step.communication, step.inference->softmax_index(layer_),
+      {.q = a[A::kQ], .k = a[A::kK], .v = a[A::kV], .out_acc = out_acc, .sink = sink()});
 }
 
 void SoftmaxMixer::after(const Context& ctx, BlockActivations& a, TensorView y) const {

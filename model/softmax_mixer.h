@@ -31,6 +31,8 @@ class SoftmaxMixer final : public Mixer {
  private:
   ConstTensorView sink() const { return sinks_ ? sinks_->use() : ConstTensorView(); }
   std::optional<RandomKey> dropout_key(const StepContext& step) const;
+  void attend_to_sample(StepContext& step, const BlockActivations& a, TensorView out_acc) const;
+  void attend_to_kept(StepContext& step, const BlockActivations& a, TensorView out_acc) const;
 
   ModelConfig config_;
   DType dtype_;

@@ -6,6 +6,7 @@
 #include "kernels/core/arena.h"
 #include "kernels/core/context.h"
 #include "kernels/core/random.h"
+#include "model/inference_state.h"
 #include "model/linear_attentions.h"
 #include "model/numerics_probe.h"
 #include "parallel/attention/core_attention.h"
@@ -22,6 +23,9 @@ struct StepContext {
   // Of this sample (model/attention_options.h), the same forward and backward; none: a pass without
   // dropout, as in evaluation.
   std::optional<RandomKey> dropout_key = {};
+  // Of a pass over a prompt, which fills it, or over the one token that follows (then `linear` is
+  // its recurrence()). Null: nothing is remembered.
+  InferenceState* inference = nullptr;
 };
 
 }  // namespace longhaul::model

@@ -51,12 +51,18 @@ Parameter ParameterStore::declare(ParameterSpec spec) {
   return Parameter(this, entries_.size() - 1);
 }
 
-void ParameterStore::allocate(const Context& ctx, Arena& values, Arena& gradients) {
+void ParameterStore::allocate_values(const Context& ctx, Arena& values) {
   for (Bucket& bucket : buckets_) {
     bucket.size = round_up(bucket.size, shards_ * kAlignment);
     bucket.values = values.allocate(dtype_, {bucket.size});
-    if (bucket.trained) bucket.gradients = gradients.allocate(accumulator(dtype_), {bucket.size});
     kernels::fill_zero(ctx, bucket.values);
+  }
+}
+
+void ParameterStore::allocate(const Context& ctx, Arena& values, Arena& gradients) {
+  allocate_values(ctx, values);
+  for (Bucket& bucket : buckets_) {
+    if (bucket.trained) bucket.gradients = gradients.allocate(accumulator(dtype_), {bucket.size});
   }
   zero_gradients(ctx);
 }

@@ -69,6 +69,8 @@ class ParameterStore {
   // After the last declaration: takes values (dtype) and gradients (accumulator type) from arenas,
   // which may be measuring. Gradients are zero; frozen buckets have none.
   void allocate(const Context&, Arena& values, Arena& gradients);
+  // The same without gradients, which then nobody may ask for.
+  void allocate_values(const Context&, Arena& values);
   void initialize(const Context&, uint64_t seed);
   void zero_gradients(const Context&);
 
