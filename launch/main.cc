@@ -6,12 +6,13 @@
 #include "launch/cli/command.h"
 #include "launch/cli/data_command.h"
 #include "launch/doctor/doctor_command.h"
+#include "launch/generate/generate_command.h"
 #include "launch/plan/plan_command.h"
 #include "launch/train/train_command.h"
 
 int main(int argc, char** argv) {
   using namespace longhaul::launch;
-  const std::array<Command, 6> commands = {
+  const std::array<Command, 7> commands = {
       Command{.name = "train", .help = "Train a model", .add = add_train_command},
       Command{.name = "plan",
               .help = "What each strategy would cost on N ranks, without starting any",
@@ -22,6 +23,9 @@ int main(int argc, char** argv) {
       Command{.name = "data",
               .help = "Prepare, inspect or synthesize token files",
               .subcommands = data_commands()},
+      Command{.name = "generate",
+              .help = "Continue a text with a trained model",
+              .add = add_generate_command},
       Command{.name = "bench",
               .help = "Measure, beside the machine's limits",
               .subcommands = bench_commands()},

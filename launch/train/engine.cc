@@ -240,17 +240,7 @@ void Engine::evaluate(const Sample& sample, PositionLoss& buckets) {
   model::StepContext step = step_context();
   replica_.model->forward(step, shard, {.training = false});
   const Tensor row_loss = on_host(replica_.ctx.stream, replica_.model->row_loss());
-  const auto count = static_cast<int64_t>(buckets.sum.size());
-  visit_float(row_loss.view().dtype(), [&]<class T>() {
-    const T* loss = row_loss.view().data<T>();
-    for (int64_t row = 0; row < shard.rows(); ++row) {
-      if (shard.labels[static_cast<size_t>(row)] < 0) continue;
-      const int64_t position = layout().position(mesh().sequence_rank(), row);
-      const auto bucket = static_cast<size_t>(position * count / layout().tokens());
-      buckets.sum[bucket] += static_cast<double>(loss[row]);
-      buckets.count[bucket] += 1;
-    }
-  });
+  add_by_position(row_loss, shard, layout(), mesh().sequence_rank(), buckets);
 }
 
 void Engine::evaluate_nothing() {

@@ -12,6 +12,7 @@
 #include "launch/config/config.h"
 #include "launch/data/batch.h"
 #include "launch/train/attention_rank.h"
+#include "launch/train/position_loss.h"
 #include "launch/train/rank_memory.h"
 #include "launch/train/strategy_choice.h"
 #include "model/model.h"
@@ -81,13 +82,9 @@ class Engine {
   // Collective: updates the parameters and zeroes the gradients. step counts from 1.
   void update(double learning_rate, int64_t step);
 
-  // Losses of a sample without gradients and without dropout: sums and counts of this rank's
-  // labelled tokens, by position in the sample, in `buckets` equal parts. Collective over the ranks
-  // that share attention.
-  struct PositionLoss {
-    std::vector<double> sum;
-    std::vector<double> count;
-  };
+  // Adds the losses of this rank's tokens of a sample, without gradients and without dropout.
+  // Collective over the ranks that share attention.
+  using PositionLoss = launch::PositionLoss;
   void evaluate(const Sample& sample, PositionLoss& buckets);
 
   // Runs a sample forward again, looking for the first tensor with a NaN or infinity; then the

@@ -1,0 +1,51 @@
+#include "launch/generate/load_weights.h"
+
+#include <algorithm>
+
+#include "checkpoint/checkpoint.h"
+#include "kernels/pointwise.h"
+
+namespace longhaul::launch {
+
+void load_weights(dist::Group& group, const Context& ctx, const std::string& checkpoint,
+                  const std::map<std::string, std::string>& model,
+                  const parallel::ParameterStore& store) {
+  LONGHAUL_CHECK(store.shards() == group.size());
+  const DType acc = accumulator(store.dtype());
+  struct Share {
+    TensorView values;  // this rank's part of a bucket
+    Tensor wide;        // the same in the accumulator type, if the store's is another
+    TensorView read;    // of the two, what is read into
+  };
+  std::vector<Share> shares;
+  checkpoint::State state;
+  for (const parallel::ParameterStore::Bucket& bucket : store.buckets()) {
+    const int64_t size = bucket.size / store.shards(), begin = group.rank() * size;
+    Share share{.values = bucket.values.rows(begin, size), .wide = {}, .read = {}};
+    if (store.dtype() != acc) share.wide = Tensor(acc, {size}, ctx.device());
+    share.read = store.dtype() == acc ? share.values : share.wide.view();
+    if (store.dtype() != acc) kernels::fill_zero(ctx, share.read);  // also what pads a bucket
+    for (const size_t e : bucket.entries) {
+      const parallel::ParameterStore::Entry& entry = store.entries()[e];
+      const int64_t from = std::max(entry.offset, begin);
+      const int64_t to = std::min(entry.offset + entry.size(), begin + size);
+      if (from >= to) continue;
+      state.push_back({.name = entry.spec.name,
+                       .shape = entry.spec.shape,
+                       .begin = from - entry.offset,
+                       .end = to - entry.offset,
+                       .data = share.read.rows(from - begin, to - from)});
+    }
+    shares.push_back(std::move(share));
+  }
+  wait_until_idle(ctx.stream);
+  checkpoint::load(group, checkpoint, model, state);
+  Stream stream = ctx.stream;
+  for (size_t i = 0; i < shares.size(); ++i) {
+    if (store.dtype() != acc) kernels::copy(ctx, shares[i].read, shares[i].values);
+    group.all_gather(stream, shares[i].values, store.buckets()[i].values, "parameters")
+        .wait(stream);
+  }
+}
+
+}  // namespace longhaul::launch
