@@ -6,13 +6,14 @@
 #include "launch/cli/command.h"
 #include "launch/cli/data_command.h"
 #include "launch/doctor/doctor_command.h"
+#include "launch/eval/eval_command.h"
 #include "launch/generate/generate_command.h"
 #include "launch/plan/plan_command.h"
 #include "launch/train/train_command.h"
 
 int main(int argc, char** argv) {
   using namespace longhaul::launch;
-  const std::array<Command, 7> commands = {
+  const std::array<Command, 8> commands = {
       Command{.name = "train", .help = "Train a model", .add = add_train_command},
       Command{.name = "plan",
               .help = "What each strategy would cost on N ranks, without starting any",
@@ -26,6 +27,9 @@ int main(int argc, char** argv) {
       Command{.name = "generate",
               .help = "Continue a text with a trained model",
               .add = add_generate_command},
+      Command{.name = "eval",
+              .help = "Loss by position and passkey retrieval of a trained model",
+              .add = add_eval_command},
       Command{.name = "bench",
               .help = "Measure, beside the machine's limits",
               .subcommands = bench_commands()},
