@@ -46,6 +46,12 @@ void check(const PasskeyOptions& options) {
   if (options.lengths.empty()) {
     fail(ErrorCode::kConfig, "--passkey wants --lengths, e.g. --lengths 1024,4096");
   }
+  constexpr int64_t kMost = int64_t{1} << 30;
+  for (const int64_t length : options.lengths) {
+    if (length > kMost) {
+      fail(ErrorCode::kConfig, absl::StrCat("--lengths: ", length, " is more than 2^30 tokens"));
+    }
+  }
   for (const double depth : options.depths) {
     if (!(depth >= 0 && depth <= 1)) {
       fail(ErrorCode::kConfig,

@@ -36,6 +36,11 @@ void check(const Options& options) {
     fail(ErrorCode::kConfig,
          absl::StrCat("--tokens ", options.generate.tokens, " is too small; give 1 or more"));
   }
+  constexpr int64_t kMost = int64_t{1} << 40;
+  if (options.generate.tokens > kMost) {
+    fail(ErrorCode::kConfig,
+         absl::StrCat("--tokens ", options.generate.tokens, " is more than 2^40; give fewer"));
+  }
   check(options.generate.sampler);
 }
 
@@ -120,15 +125,6 @@ void run(dist::Group& world, const TrainedModel& model, const Options& options) 
               }),
               "reading the prompt");
   const bool first = world.rank() == 0;
-  const auto length = static_cast<int64_t>(prompt.size()) + how.tokens;
-  const int64_t trained = model.config.data().sequence_length();
-  if (first && trained > 0 && length > trained) {
-    std::fprintf(stderr,
-                 "longhaul: prompt and %lld new tokens are %lld tokens; the model was trained on "
-                 "%lld at a time\n",
-                 static_cast<long long>(how.tokens), static_cast<long long>(length),
-                 static_cast<long long>(trained));
-  }
   Inference inference(world, config, model.checkpoint);
   Printer printer(*tokenizer, options.ids);
   const Generated done = generate(world, inference, prompt, how, [&](int32_t token) {
@@ -136,6 +132,13 @@ void run(dist::Group& world, const TrainedModel& model, const Options& options) 
   });
   if (!first) return;
   printer.finish();
+  const int64_t length = done.prompt_tokens + static_cast<int64_t>(done.tokens.size());
+  const int64_t trained = model.config.data().sequence_length();
+  if (trained > 0 && length > trained) {
+    std::fprintf(stderr,
+                 "longhaul: the text has %lld tokens; the model was trained on %lld at a time\n",
+                 static_cast<long long>(length), static_cast<long long>(trained));
+  }
   std::fprintf(stderr,
                "longhaul: prefill %lld tokens in %.3f s (%s tokens/s), decode %lld in %.3f s (%s "
                "tokens/s), %d %s\n",
