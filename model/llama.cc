@@ -141,7 +141,7 @@ void Llama::logits(StepContext& step, int64_t row, TensorView logits) {
   const TensorView normed = ctx.scratch->allocate(options_.dtype, {1, config_.width});
   const TensorView rstd = ctx.scratch->allocate(accumulator(options_.dtype), {1});
   norm_.forward(ctx, last_.rows(row, 1), normed, rstd);
-  linear_forward(ctx, normed, output_, logits.reshape({1, config_.vocabulary}));
+  linear_forward(ctx, normed, {.weight = output_}, logits.reshape({1, config_.vocabulary}));
 }
 
 double Llama::loss(StepContext& step, const Pass& pass) {
