@@ -58,6 +58,8 @@ The run is in runs/quickstart: config.txtpb (all that was used), metrics.jsonl (
 checkpoints. The same command again goes on from the last checkpoint; a finished run stays finished.
 
 What to try next
+  use it           $longhaul generate runs/quickstart --prompt "The list" --tokens 200
+  by position      $longhaul eval runs/quickstart --svg loss.svg
   go on            ./launch/quickstart.sh --set train.steps=600
   start afresh     rm -r runs/quickstart
   ranks as threads $longhaul train --config launch/configs/quickstart.txtpb --ranks $cores
