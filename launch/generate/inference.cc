@@ -1,18 +1,16 @@
 #include "launch/generate/inference.h"
 
 #include <algorithm>
-#include <array>
 
 #include "absl/strings/str_cat.h"
-#include "checkpoint/checkpoint.h"
 #include "dist/null/null.h"
 #include "kernels/core/transfer.h"
 #include "launch/cli/launcher.h"
 #include "launch/doctor/host.h"
-#include "launch/generate/load_weights.h"
 #include "launch/train/attention_rank.h"
 #include "launch/train/device.h"
 #include "launch/train/engine.h"
+#include "launch/train/load_weights.h"
 #include "launch/train/metrics.h"
 
 namespace longhaul::launch {
@@ -84,18 +82,38 @@ Inference::Inference(dist::Group& world, const Config& config, const std::string
                  store_.allocate_values(context(scratch), *weights_);
                }),
                "reserving memory");
-  // Values of either width are saved alike.
-  std::map<std::string, std::string> description = model_config_.describe(dtype_);
-  std::string saved_dtype;
-  world_.agree(attempt([&] {
-                 const checkpoint::Info info = checkpoint::read_info(checkpoint);
-                 const auto found = info.model.find("train.dtype");
-                 if (found != info.model.end()) saved_dtype = found->second;
-               }),
-               "reading the checkpoint");
-  if (!saved_dtype.empty()) description["train.dtype"] = saved_dtype;
+  load(checkpoint);
+}
+
+// Each rank reads its share of every bucket.
+void Inference::load(const std::string& checkpoint) {
   Arena scratch("workspace", 0, stream_.get().device);
-  load_weights(world_, context(scratch), checkpoint, description, store_);
+  const Context ctx = context(scratch);
+  const auto share_of = [&](const parallel::ParameterStore::Bucket& bucket) {
+    const int64_t size = bucket.size / store_.shards();
+    return parallel::Span{world_.rank() * size, size};
+  };
+  std::vector<WeightSlice> slices;
+  for (const parallel::ParameterStore::Entry& entry : store_.entries()) {
+    const parallel::ParameterStore::Bucket& bucket = store_.bucket_of(entry);
+    const parallel::Span share = share_of(bucket);
+    const int64_t begin = std::max(entry.offset, share.begin);
+    const int64_t end = std::min(entry.offset + entry.size(), share.end());
+    if (begin >= end) continue;
+    slices.push_back({.entry = &entry,
+                      .begin = begin - entry.offset,
+                      .end = end - entry.offset,
+                      .values = bucket.values.rows(begin, end - begin)});
+  }
+  load_weights(world_, ctx, checkpoint, model_config_, dtype_, slices);
+  Stream stream = ctx.stream;
+  for (const parallel::ParameterStore::Bucket& bucket : store_.buckets()) {
+    const parallel::Span share = share_of(bucket);
+    world_
+        .all_gather(stream, bucket.values.rows(share.begin, share.length), bucket.values,
+                    "parameters")
+        .wait(stream);
+  }
 }
 
 Inference::~Inference() = default;

@@ -50,6 +50,7 @@ class Inference {
   };
   struct Passes;  // attention and memory for texts of some size
 
+  void load(const std::string& checkpoint);
   Context context(Arena& scratch);
   void prepare(const Sizes& sizes);
   void measure(Passes& passes);

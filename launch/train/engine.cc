@@ -8,6 +8,7 @@
 #include "kernels/pointwise.h"
 #include "launch/train/device.h"
 #include "launch/train/flops.h"
+#include "launch/train/load_weights.h"
 #include "launch/train/peak.h"
 #include "launch/train/server.h"
 #include "launch/train/server_buffers.h"
@@ -280,6 +281,16 @@ double Engine::sample_flops() {
 double Engine::measured_peak() {
   rank_.call({.duty = Duty::kMeasurePeak, .dropout_sample = std::nullopt}, nullptr);
   return rank_.sum_of_peaks(replica_.ctx, dtype_);
+}
+
+void Engine::start_from(const std::string& checkpoint) {
+  std::vector<WeightSlice> slices;
+  for (const parallel::ShardedOptimizer::Range& range : replica_.optimizer->ranges()) {
+    slices.push_back(
+        {.entry = range.entry, .begin = range.begin, .end = range.end, .values = range.master});
+  }
+  load_weights(mesh().trainers(), replica_.ctx, checkpoint, model_config_, dtype_, slices);
+  state_loaded();
 }
 
 checkpoint::State Engine::state() const {

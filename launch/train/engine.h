@@ -100,6 +100,8 @@ class Engine {
 
   // Views of everything that a checkpoint holds, at rest.
   checkpoint::State state() const;
+  // Collective over trainers: weights from a checkpoint, of a new run (load_weights.h).
+  void start_from(const std::string& checkpoint);
   // Collective; after the state was filled from a checkpoint.
   void state_loaded() { replica_.optimizer->publish_values(replica_.ctx); }
 

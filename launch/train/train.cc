@@ -15,6 +15,7 @@
 #include "launch/check/linear_check.h"
 #include "launch/cli/signals.h"
 #include "launch/data/batch.h"
+#include "launch/generate/trained_model.h"
 #include "launch/train/engine.h"
 #include "launch/train/metrics.h"
 #include "launch/train/process.h"
@@ -206,7 +207,19 @@ class Run {
 
   // From the newest checkpoint that rank 0 sees; load() fails on all ranks if one cannot read it.
   void resume() {
-    if (!config_.checkpoint().resume()) return;
+    if (config_.checkpoint().resume()) resume_own();
+    const std::string& initial = config_.checkpoint().initial();
+    if (!resumed_from_.empty() || initial.empty()) return;
+    std::string found;
+    trainers_.agree(attempt([&] {
+                      if (trainers_.rank() == 0) found = find_model(initial).checkpoint;
+                    }),
+                    "finding checkpoint.initial");
+    started_from_ = trainers_.broadcast(found, 0, "checkpoint.initial");
+    engine_.start_from(started_from_);
+  }
+
+  void resume_own() {
     const auto newest = checkpoint::latest(config_.checkpoint().directory());
     resumed_from_ = trainers_.broadcast(newest.value_or(""), 0, "resuming");
     if (resumed_from_.empty()) return;
@@ -390,6 +403,9 @@ class Run {
     metrics_->say(absl::StrFormat(
         "measured peak: %.0f GFLOP/s over all ranks; ready %.2f s after the process began",
         peak_flops_ / 1e9, seconds_since_process_start()));
+    if (!started_from_.empty()) {
+      metrics_->say(absl::StrCat("a new run with the weights of ", started_from_));
+    }
     if (info_.step > 0) {
       metrics_->say(absl::StrCat("resumed from ", resumed_from_, ": ", info_.step, " of ",
                                  train.steps(), " steps are done"));
@@ -403,7 +419,8 @@ class Run {
   StepSamples samples_;
   Schedule schedule_;
   checkpoint::Info info_;
-  std::string resumed_from_;
+  std::string resumed_from_;  // or
+  std::string started_from_;  // of another run
   std::optional<MetricsWriter> metrics_;
   double peak_flops_ = 0;
   double mean_seconds_ = 0;

@@ -218,6 +218,83 @@ TEST_F(TrainTest, AdaptersAreAllThatIsTrained) {
   }
 }
 
+// What a new run begins with is what the other run ended with, bit for bit: a learning rate this
+// small moves nothing.
+TEST_F(TrainTest, ANewRunStartsFromTheWeightsOfAnother) {
+  // One rank's slices are whole tensors.
+  run(1, text("first", 10));
+  const auto weights = [&](const std::string& name, int64_t step) {
+    std::map<std::string, std::vector<float>> result;
+    for (const auto& entry : fs::directory_iterator(checkpoint(name, step))) {
+      if (entry.path().extension() != ".safetensors") continue;
+      const checkpoint::SafetensorsFile file(entry.path());
+      for (const auto& [key, slice] : file.header().tensors) {
+        const DType dtype = *checkpoint::dtype_from_safetensors(slice.dtype);
+        const Tensor values(dtype, Shape{slice.shape});
+        file.read(key, 0, values);
+        std::vector<float>& to = result[key];
+        visit_float(dtype, [&]<class T>() {
+          for (const T value : values.view().span<T>()) to.push_back(static_cast<float>(value));
+        });
+      }
+    }
+    return result;
+  };
+  const auto first = weights("first", 10);
+  const std::string other_length = "data.sequence_length=53";
+  const std::vector<std::vector<std::string>> others{
+      {"model.rope_theta=50000", other_length, "train.batch_tokens=106"},
+      {"train.dtype=BF16"},
+      {"lora.rank=4", "model.attention.sliding_window=20"}};
+  for (size_t i = 0; i < others.size(); ++i) {
+    std::vector<std::string> set = others[i];
+    const std::string name = absl::StrCat("other", i);
+    set.insert(set.end(), {absl::StrCat("checkpoint.initial=", checkpoint("first", 10)),
+                           "train.steps=1", "train.learning_rate=1e-30"});
+    run(1, text(name, 1), set);
+    int64_t compared = 0;
+    for (const auto& [key, values] : weights(name, 1)) {
+      if (key.find("adam") != std::string::npos || key.find(".lora_") != std::string::npos)
+        continue;
+      EXPECT_EQ(values, first.at(key)) << key;
+      ++compared;
+    }
+    EXPECT_GT(compared, 15);
+    EXPECT_EQ(losses(name).size(), 1u);  // from step 0
+  }
+  // On other ranks, with the loss that these weights have.
+  const std::string from_first = absl::StrCat("checkpoint.initial=", folder_ / "first");
+  for (const int ranks : {1, 3}) {
+    run(ranks, text(absl::StrCat("on", ranks), 2), {from_first});
+  }
+  for (int64_t step = 1; step <= 2; ++step) {
+    EXPECT_NEAR(losses("on3").at(step), losses("on1").at(step), 1e-5 * losses("on1").at(step));
+  }
+  // A run with a checkpoint of its own goes on from that.
+  run(1, text("first", 12), {absl::StrCat("checkpoint.initial=", folder_ / "nowhere")});
+  EXPECT_EQ(losses("first").size(), 12u);
+}
+
+TEST_F(TrainTest, WeightsThatDoNotFitAreRefused) {
+  run(2, text("first", 2));
+  run(1, text("adapted", 2), {"lora.rank=4"});
+  const auto refused = [&](const std::string& from, const std::string& set) {
+    const auto error = attempt([&] {
+      run(2, text("new", 2), {absl::StrCat("checkpoint.initial=", folder_ / from), set});
+    });
+    EXPECT_TRUE(error && error->code() == ErrorCode::kCheckpoint) << set;
+    return error ? std::string(error->what()) : "nothing was refused";
+  };
+  const auto names = [](const std::string& said, const std::string& what) {
+    EXPECT_NE(said.find(what), std::string::npos) << said;
+  };
+  names(refused("nowhere", "train.steps=2"), "there is no");
+  names(refused("first", "model.mlp_width=64"), "model.mlp_width is '48' in the checkpoint");
+  // As many elements.
+  names(refused("first", "model.norm_eps=1e-3"), "model.norm_eps");
+  names(refused("adapted", "train.steps=2"), "lora.");
+}
+
 TEST_F(TrainTest, CheckpointsOfOtherPatternsAreRefused) {
   run(2, text("run", 10), {"model.pattern=LN"});
   const auto error = attempt([&] { run(2, text("run"), {"model.pattern=NL"}); });
