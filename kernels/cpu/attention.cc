@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "kernels/cpu/attention_few.h"
 #include "kernels/cpu/attention_rows.h"
 #include "kernels/cpu/attention_tiles.h"
 #include "kernels/cpu/instruction_set.h"
@@ -72,6 +73,12 @@ void merge(const Context& ctx, ConstTensorView part, ConstTensorView part_lse, T
   });
 }
 
+template <class T, void (*kTiled)(const Context&, const AttentionForward&)>
+void forward(const Context& ctx, const AttentionForward& args) {
+  const bool few = args.q.dim(0) <= kFewQueries && args.options.dropout.probability == 0;
+  few ? attention_forward_few<T>(ctx, args) : kTiled(ctx, args);
+}
+
 bool any_dim(int64_t, int64_t) { return true; }
 // Pairs lie along the rows of q, k and v.
 bool even_dim(int64_t head_dim, int64_t value_dim) {
@@ -85,7 +92,7 @@ constexpr AttentionKernel row() {
           .products = dtype_of<Accumulator<T>>,
           .available = always_available,
           .supports = any_dim,
-          .forward = attention_forward_tiled<T>,
+          .forward = forward<T, attention_forward_tiled<T>>,
           .backward = attention_backward_tiled<T>,
           .init = init<Accumulator<T>>,
           .delta = delta<T>,
@@ -98,7 +105,7 @@ constexpr AttentionKernel pairs_row() {
   kernel.products = DType::kBF16;
   kernel.available = has_bf16_products;
   kernel.supports = even_dim;
-  kernel.forward = attention_forward_pairs;
+  kernel.forward = forward<bf16, attention_forward_pairs>;
   kernel.backward = attention_backward_pairs;
   return kernel;
 }
