@@ -12,6 +12,8 @@ packages=(
   libabsl-dev libprotobuf-dev protobuf-compiler         # strings; configuration and manifests
   libhwy-dev                                            # vector code
   libcli11-dev nlohmann-json3-dev libxxhash-dev         # command line; JSON; checksums
+  libpcre2-dev libutf8proc-dev                          # tokenizers: patterns, normalisation
+  zlib1g-dev libzstd-dev                                # compressed corpora
   libgtest-dev libgmock-dev                             # the tests
   python3.11-doc jargon-text                            # the quickstart's corpus
 )
