@@ -72,6 +72,12 @@ Sample DataLoader::load(int64_t sample_index) const {
     std::fill_n(sample.labels.begin() + sample.documents.begin(i), seen_labels(sample.documents, i),
                 -1);
   }
+  if (file_.has_mask()) {
+    for (size_t i = 0; i < length; ++i) {
+      int32_t& label = sample.labels[i];
+      if (label >= 0 && !file_.learned(begin + static_cast<int64_t>(i) + 1)) label = -1;
+    }
+  }
   sample.targets = targets(sample_index);
   return sample;
 }
@@ -79,8 +85,15 @@ Sample DataLoader::load(int64_t sample_index) const {
 int64_t DataLoader::targets(int64_t sample_index) const {
   const int64_t begin = split_.begin + order_.begin(sample_index);
   const parallel::Documents documents = documents_of(begin);
-  int64_t count = sequence_length_ - documents.count() + (last_has_label(begin) ? 1 : 0);
-  for (int64_t i = 0; i < documents.count(); ++i) count -= seen_labels(documents, i);
+  int64_t count = 0;
+  for (int64_t i = 0; i < documents.count(); ++i) {
+    // Tokens after the document's first that its prefix does not take, and the next one after the
+    // sample if that goes on with it.
+    const bool goes_on = i + 1 == documents.count() && last_has_label(begin);
+    const int64_t end = begin + documents.end(i) + (goes_on ? 1 : 0);
+    const int64_t first = begin + documents.begin(i) + 1 + seen_labels(documents, i);
+    if (first < end) count += file_.learned(first, end);
+  }
   return count;
 }
 

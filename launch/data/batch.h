@@ -12,8 +12,9 @@ namespace longhaul::launch {
 
 // N tokens with what to predict from each. Labels are shifted here, before a sample is spread over
 // ranks: labels[i] is the token after tokens[i] in the corpus if that is in the same document and
-// the same split, -1 otherwise. In a prefix language model also those of a document's first tokens
-// are -1 whose next token they see: a prefix is given, not predicted.
+// the same split and to be learned (TokenFile::learned), -1 otherwise. In a prefix language model
+// also those of a document's first tokens are -1 whose next token they see: a prefix is given, not
+// predicted.
 struct Sample {
   int64_t index = 0;
   std::vector<int32_t> tokens;  // [N]

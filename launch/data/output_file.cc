@@ -18,19 +18,23 @@ constexpr size_t kBuffer = size_t{1} << 20;
 
 }  // namespace
 
-OutputFile::OutputFile(std::string path) : path_(std::move(path)), partial_(path_ + ".partial") {
+OutputFile::OutputFile(std::string path, int64_t kept)
+    : path_(std::move(path)), partial_(path_ + ".partial") {
   std::error_code error;
   const auto folder = std::filesystem::path(path_).parent_path();
   if (!folder.empty()) std::filesystem::create_directories(folder, error);
   if (error) fail_for("create the folder of", error.value());
-  file_ = ::open(partial_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  file_ = ::open(partial_.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
   if (file_ < 0) fail_for("create", errno);
+  if (::ftruncate(file_, kept) != 0 || ::lseek(file_, kept, SEEK_SET) != kept) {
+    fail_for("truncate", errno);
+  }
   buffer_.reserve(kBuffer);
 }
 
 OutputFile::~OutputFile() {
   if (file_ >= 0) ::close(file_);
-  if (!committed_) ::unlink(partial_.c_str());
+  if (!committed_ && !left_) ::unlink(partial_.c_str());
 }
 
 void OutputFile::write(std::span<const std::byte> data) {

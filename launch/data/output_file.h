@@ -13,10 +13,10 @@ namespace longhaul::launch {
 // Failures are Error(kEnvironment) that name the path and the reason.
 class OutputFile {
  public:
-  // Writes to <path>.partial; creates the folders above it. A partial file that a killed program
-  // left is overwritten.
-  explicit OutputFile(std::string path);
-  ~OutputFile();  // removes the partial file unless commit() has succeeded
+  // Writes to <path>.partial; creates the folders above it. Of a partial file that a killed program
+  // left the first `kept` bytes stay, which it must have; the rest is overwritten.
+  explicit OutputFile(std::string path, int64_t kept = 0);
+  ~OutputFile();  // removes the partial file unless commit() has succeeded, or leave() was called
   OutputFile(const OutputFile&) = delete;
   OutputFile& operator=(const OutputFile&) = delete;
 
@@ -27,8 +27,9 @@ class OutputFile {
     write(std::as_bytes(std::span<const T>(&value, 1)));
   }
 
-  void sync();    // everything written so far is on the disk
-  void commit();  // sync(), then the file takes its name
+  void sync();                    // everything written so far is on the disk
+  void commit();                  // sync(), then the file takes its name
+  void leave() { left_ = true; }  // the partial file stays if there is no commit()
 
  private:
   void flush();
@@ -37,7 +38,7 @@ class OutputFile {
   std::string path_, partial_;
   int file_ = -1;
   std::vector<std::byte> buffer_;
-  bool committed_ = false;
+  bool committed_ = false, left_ = false;
 };
 
 }  // namespace longhaul::launch

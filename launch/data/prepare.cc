@@ -6,13 +6,16 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <optional>
-#include <set>
 #include <system_error>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "kernels/core/error.h"
+#include "launch/data/encode_block.h"
+#include "launch/data/input_file.h"
+#include "launch/data/ordered_workers.h"
 #include "launch/data/output_file.h"
-#include "launch/data/readers.h"
+#include "launch/data/prepare_inputs.h"
 #include "launch/data/token_file.h"
 #include "launch/data/token_file_writer.h"
 
@@ -21,100 +24,38 @@ namespace {
 
 namespace fs = std::filesystem;
 using nlohmann::json;
+using Clock = std::chrono::steady_clock;
 
-constexpr int kRecordVersion = 1;
+constexpr int kRecordVersion = 2;
 
-std::string record_path(const PrepareOptions& options) { return options.output + ".json"; }
+bool of_rows(const std::string& path) { return without_packing_suffix(path).ends_with(".jsonl"); }
 
-[[noreturn]] void unusable(const std::string& path, const std::string& why) {
-  fail(ErrorCode::kData, absl::StrCat("input '", path, "' ", why));
+// An object of ours that is of this version; null otherwise.
+json read_record(const std::string& path) {
+  std::ifstream file(path);
+  json record = json::parse(file, nullptr, /*allow_exceptions=*/false);
+  if (!record.is_object() || record.value("version", json()) != kRecordVersion) return nullptr;
+  return record;
 }
 
-// The outputs may lie in a folder that is an input.
-bool is_output(const fs::path& path, const PrepareOptions& options) {
-  static constexpr const char* kEndings[] = {".bin",         ".idx",         ".json",
-                                             ".bin.partial", ".idx.partial", ".json.partial"};
-  const fs::path ours = fs::absolute(path).lexically_normal();
-  const std::string prefix = fs::absolute(options.output).lexically_normal().string();
-  return std::any_of(std::begin(kEndings), std::end(kEndings),
-                     [&](const char* ending) { return ours == fs::path(prefix + ending); });
+bool has_counts(const json& record, std::initializer_list<const char*> names) {
+  return std::all_of(names.begin(), names.end(), [&](const char* name) {
+    return record.contains(name) && record[name].is_number_integer() && record[name] >= 0;
+  });
 }
 
-void add_folder(const std::string& folder, const PrepareOptions& options,
-                std::vector<std::string>& files) {
-  std::vector<std::string> found;
-  std::error_code error;
-  fs::recursive_directory_iterator it(folder, error);
-  while (!error && it != fs::recursive_directory_iterator()) {
-    const bool hidden = it->path().filename().string().starts_with('.');
-    if (hidden && it->is_directory()) it.disable_recursion_pending();
-    if (!hidden && it->is_regular_file() && !is_output(it->path(), options)) {
-      found.push_back(it->path().string());
-    }
-    it.increment(error);
-  }
-  if (error) unusable(folder, absl::StrCat("cannot be listed: ", error.message()));
-  if (found.empty()) unusable(folder, "is a folder without files");
-  std::sort(found.begin(), found.end());
-  files.insert(files.end(), found.begin(), found.end());
-}
-
-std::vector<std::string> list_inputs(const PrepareOptions& options) {
-  if (options.inputs.empty()) {
-    fail(ErrorCode::kConfig, "no input: name text files, .jsonl files or folders of them");
-  }
-  if (options.output.empty()) {
-    fail(ErrorCode::kConfig, "no output: name the prefix of the files to write, e.g. data/corpus");
-  }
-  std::vector<std::string> files;
-  for (const std::string& input : options.inputs) {
-    std::error_code error;
-    const fs::file_status status = fs::status(input, error);
-    if (fs::is_directory(status)) {
-      add_folder(input, options, files);
-    } else if (fs::is_regular_file(status)) {
-      files.push_back(input);
-    } else if (fs::exists(status)) {
-      unusable(input, "is neither a file nor a folder");
-    } else {
-      unusable(input, absl::StrCat("cannot be found: ", error.message()));
-    }
-  }
-  return files;
-}
-
-// What the corpus is made from: equal records, equal corpus.
-json source_record(const PrepareOptions& options, const std::vector<std::string>& files) {
-  json inputs = json::array();
-  for (const std::string& path : files) {
-    std::error_code error;
-    const auto bytes = fs::file_size(path, error);
-    if (error) unusable(path, absl::StrCat("cannot be examined: ", error.message()));
-    const auto time = fs::last_write_time(path, error);
-    if (error) unusable(path, absl::StrCat("cannot be examined: ", error.message()));
-    inputs.push_back(
-        {{"path", fs::absolute(path).lexically_normal().string()},
-         {"bytes", bytes},
-         {"modified_ns",
-          std::chrono::duration_cast<std::chrono::nanoseconds>(time.time_since_epoch()).count()}});
-  }
-  return {{"tokenizer", "bytes"},
-          {"vocabulary", kByteVocabulary},
-          {"split_on", options.split_on},
-          {"field", options.field},
-          {"inputs", std::move(inputs)}};
+// Paths need not be UTF-8.
+std::string text_of(const json& record) {
+  return record.dump(1, ' ', false, json::error_handler_t::replace) + "\n";
 }
 
 // The report of an earlier run with the same source, if its corpus is still there.
 std::optional<PrepareReport> earlier(const PrepareOptions& options, const json& source) {
-  std::ifstream file(record_path(options));
-  const json record = json::parse(file, nullptr, /*allow_exceptions=*/false);
-  if (!record.is_object() || record.value("version", json()) != kRecordVersion ||
-      record.value("source", json()) != source) {
+  const json record = read_record(options.output + ".json");
+  if (record.is_null() || record.value("source", json()) != source ||
+      !has_counts(record, {"tokens", "documents", "empty_documents", "learned", "vocabulary"})) {
     return std::nullopt;
   }
-  PrepareReport report;
-  report.up_to_date = true;
   const auto corpus = [&]() -> std::optional<TokenFile> {
     try {
       return TokenFile::open(options.output);
@@ -122,102 +63,249 @@ std::optional<PrepareReport> earlier(const PrepareOptions& options, const json& 
       return std::nullopt;  // then it is made again
     }
   }();
-  const json empty = record.value("empty_documents", json());
-  if (!corpus || !empty.is_number_integer() || record.value("tokens", json()) != corpus->tokens() ||
-      record.value("documents", json()) != corpus->documents()) {
+  if (!corpus || record["tokens"] != corpus->tokens() ||
+      record["documents"] != corpus->documents() ||
+      record["learned"] != corpus->learned(0, corpus->tokens())) {
     return std::nullopt;
   }
+  PrepareReport report;
+  report.up_to_date = true;
   report.files = static_cast<int64_t>(source["inputs"].size());
   report.documents = corpus->documents();
   report.tokens = corpus->tokens();
-  report.empty_documents = empty.get<int64_t>();
+  report.empty_documents = record["empty_documents"];
+  report.learned = record["learned"];
+  report.vocabulary = record["vocabulary"];
   report.dtype = std::string(corpus->dtype_name());
   return report;
 }
 
-// Bytes become tokens, documents without any are left out.
-class ByteTokenizer {
- public:
-  ByteTokenizer(TokenFileWriter& writer, PrepareReport& report)
-      : writer_(writer), report_(report) {}
-
-  void add(std::string_view text) {
-    while (!text.empty()) {
-      const std::string_view part = text.substr(0, kTokensAtATime);
-      tokens_.assign(part.size(), 0);
-      std::transform(part.begin(), part.end(), tokens_.begin(),
-                     [](char byte) { return static_cast<int32_t>(static_cast<uint8_t>(byte)); });
-      writer_.extend(tokens_);
-      text.remove_prefix(part.size());
-    }
+// Where an interrupted run with these options and, as far as it came, these files has stopped.
+struct Progress {
+  int64_t files = 0, tokens = 0, documents = 0, empty_documents = 0, learned = 0;
+};
+Progress progress_of(const PrepareOptions& options, const json& source) {
+  json record = read_record(options.output + ".progress");
+  if (record.is_null() ||
+      !has_counts(record, {"files", "tokens", "documents", "empty_documents", "learned"}) ||
+      !record.contains("source") || !record["source"].is_object()) {
+    return {};
   }
-  void end() {
-    if (writer_.document_tokens() > 0) {
-      writer_.end_document();
-    } else {
-      ++report_.empty_documents;
+  json then = record["source"], now = source;
+  const json then_files = then["inputs"], now_files = now["inputs"];
+  then.erase("inputs");
+  now.erase("inputs");
+  const size_t files = record["files"];
+  if (then != now || !then_files.is_array() || files > then_files.size() ||
+      files > now_files.size() ||
+      !std::equal(now_files.begin(), now_files.begin() + static_cast<std::ptrdiff_t>(files),
+                  then_files.begin())) {
+    return {};
+  }
+  return {record["files"], record["tokens"], record["documents"], record["empty_documents"],
+          record["learned"]};
+}
+
+PrepareOptions checked(PrepareOptions options) {
+  if (!options.chat.empty() && !options.prompt_field.empty()) {
+    fail(ErrorCode::kConfig,
+         "--chat and --prompt-field exclude each other: a conversation's "
+         "prompts are what the user says in it");
+  }
+  if (options.threads < 0 || options.threads > 4096) {
+    fail(ErrorCode::kConfig,
+         absl::StrCat("--threads is ", options.threads, ", not 0 (all cores) to 4096"));
+  }
+  if (options.threads == 0) {
+    options.threads = std::max<int64_t>(1, std::thread::hardware_concurrency());
+  }
+  if (options.field.empty()) options.field = options.chat.empty() ? "text" : "messages";
+  return options;
+}
+
+class Preparation {
+ public:
+  Preparation(const PrepareOptions& options, const json& source, Progress resumed)
+      : options_(options),
+        source_(source),
+        tokenizer_(load_tokenizer(options.tokenizer, options.pattern)),
+        encode_(encode_options()),
+        writer_(options.output, tokenizer_->vocabulary(),
+                {.mask = masked(),
+                 .resumable = true,
+                 .tokens = resumed.tokens,
+                 .documents = resumed.documents}),
+        done_(resumed),
+        workers_(options.threads, [this](const Item& item) {
+          return Result{encode_block(item.block, encode_), item.ends_file};
+        }) {}
+
+  void run(const std::vector<std::string>& files) {
+    const BlockSink sink = [&](Block block) { put({std::move(block), false}); };
+    for (size_t i = static_cast<size_t>(done_.files); i < files.size(); ++i) {
+      if (of_rows(files[i])) {
+        read_rows(files[i], sink);
+      } else {
+        if (masked()) {
+          fail(ErrorCode::kData, absl::StrCat("input '", files[i],
+                                              "' is text: with --chat and --prompt-field inputs "
+                                              "are rows, in files called *.jsonl"));
+        }
+        read_text(files[i], options_.split_on, *tokenizer_, sink);
+      }
+      put({{}, true});
     }
+    while (!workers_.empty()) write(workers_.take());
+  }
+
+  PrepareReport finish(int64_t files, int64_t resumed_files) {
+    if (writer_.documents() == 0) {
+      fail(ErrorCode::kData, absl::StrCat("the ", files,
+                                          " input files have no text: there is "
+                                          "nothing to train on"));
+    }
+    PrepareReport report;
+    report.files = files;
+    report.resumed_files = resumed_files;
+    report.documents = writer_.documents();
+    report.empty_documents = done_.empty_documents;
+    report.tokens = writer_.tokens();
+    report.learned = done_.learned;
+    report.vocabulary = tokenizer_->vocabulary();
+    report.dtype = std::string(writer_.dtype_name());
+    OutputFile record(options_.output + ".json");
+    record.write(text_of({{"version", kRecordVersion},
+                          {"source", source_},
+                          {"documents", report.documents},
+                          {"empty_documents", report.empty_documents},
+                          {"tokens", report.tokens},
+                          {"learned", report.learned},
+                          {"vocabulary", report.vocabulary}}));
+    // The old record goes first: it must not vouch for a corpus that is half replaced. Nor may a
+    // run go on with files that have got their names.
+    std::error_code error;
+    fs::remove(options_.output + ".json", error);
+    fs::remove(options_.output + ".progress", error);
+    writer_.finish();
+    record.commit();
+    return report;
   }
 
  private:
-  static constexpr size_t kTokensAtATime = 65536;
-  TokenFileWriter& writer_;
-  PrepareReport& report_;
-  std::vector<int32_t> tokens_;
+  struct Item {
+    Block block;
+    bool ends_file = false;
+  };
+  struct Result {
+    EncodedBlock block;
+    bool ends_file = false;
+  };
+
+  bool masked() const { return !options_.chat.empty() || !options_.prompt_field.empty(); }
+
+  EncodeOptions encode_options() {
+    EncodeOptions encode{.tokenizer = *tokenizer_,
+                         .field = options_.field,
+                         .prompt_field = options_.prompt_field,
+                         .before = {},
+                         .after = {}};
+    if (!options_.chat.empty()) encode.chat = &chat_.emplace(options_.chat, *tokenizer_);
+    if (options_.special_as_text) encode.special = SpecialTokens::kAsText;
+    if (!options_.bare) {
+      const auto before = tokenizer_->before_text(), after = tokenizer_->after_text();
+      encode.before.assign(before.begin(), before.end());
+      encode.after.assign(after.begin(), after.end());
+      const auto end = tokenizer_->end_of_text();
+      if (end && (encode.after.empty() || encode.after.back() != *end)) {
+        encode.after.push_back(*end);
+      }
+    }
+    return encode;
+  }
+
+  void put(Item item) {
+    while (workers_.full()) write(workers_.take());
+    workers_.put(std::move(item));
+  }
+
+  void write(const Result& result) {
+    const MaskedTokens& text = result.block.text;
+    const auto part = [&](int64_t begin, int64_t end) {
+      const auto at = static_cast<size_t>(begin), count = static_cast<size_t>(end - begin);
+      const bool all = text.learned.empty();
+      const std::span<const uint8_t> learned =
+          all ? std::span<const uint8_t>() : std::span(text.learned).subspan(at, count);
+      writer_.extend(std::span(text.tokens).subspan(at, count), learned);
+      done_.learned += all ? end - begin : std::count(learned.begin(), learned.end(), 1);
+    };
+    int64_t begin = 0;
+    for (const int64_t end : result.block.ends) {
+      part(begin, end);
+      writer_.end_document();
+      begin = end;
+    }
+    part(begin, static_cast<int64_t>(text.tokens.size()));
+    done_.empty_documents += result.block.empty_documents;
+    if (result.ends_file) end_file();
+  }
+
+  void end_file() {
+    ++done_.files;
+    const std::chrono::duration<double> since = Clock::now() - recorded_;
+    if (since.count() < options_.seconds_between_records) return;
+    writer_.checkpoint();
+    OutputFile record(options_.output + ".progress");
+    record.write(text_of({{"version", kRecordVersion},
+                          {"source", source_},
+                          {"files", done_.files},
+                          {"tokens", writer_.tokens()},
+                          {"documents", writer_.documents()},
+                          {"empty_documents", done_.empty_documents},
+                          {"learned", done_.learned}}));
+    record.commit();
+    recorded_ = Clock::now();
+  }
+
+  const PrepareOptions& options_;
+  const json& source_;
+  std::unique_ptr<const Tokenizer> tokenizer_;
+  std::optional<ChatTemplate> chat_;
+  EncodeOptions encode_;
+  TokenFileWriter writer_;
+  Progress done_;
+  Clock::time_point recorded_ = Clock::now();
+  OrderedWorkers<Item, Result> workers_;  // last: its threads use the others
 };
 
 }  // namespace
 
-PrepareReport prepare(const PrepareOptions& options) {
+PrepareReport prepare(const PrepareOptions& given) {
+  const PrepareOptions options = checked(given);
   const std::vector<std::string> files = list_inputs(options);
   const json source = source_record(options, files);
   if (auto report = earlier(options, source)) return *report;
-
-  PrepareReport report;
-  TokenFileWriter writer(options.output, kByteVocabulary);
-  ByteTokenizer tokenizer(writer, report);
-  const DocumentSink sink{[&](std::string_view text) { tokenizer.add(text); },
-                          [&] { tokenizer.end(); }};
-  for (const std::string& path : files) {
-    if (path.ends_with(".jsonl")) {
-      read_jsonl(path, options.field, sink);
-    } else {
-      read_text(path, options.split_on, sink);
-    }
-  }
-  if (writer.documents() == 0) {
-    fail(ErrorCode::kData, absl::StrCat("the ", files.size(),
-                                        " input files have no text: there is nothing to train on"));
-  }
-  report.files = static_cast<int64_t>(files.size());
-  report.documents = writer.documents();
-  report.tokens = writer.tokens();
-  report.dtype = std::string(writer.dtype_name());
-
-  OutputFile record(record_path(options));
-  // Paths need not be UTF-8.
-  record.write(json({{"version", kRecordVersion},
-                     {"source", source},
-                     {"documents", report.documents},
-                     {"empty_documents", report.empty_documents},
-                     {"tokens", report.tokens}})
-                   .dump(1, ' ', false, json::error_handler_t::replace) +
-               "\n");
-  // The old record goes first: it must not vouch for a corpus that is half replaced.
-  std::error_code error;
-  fs::remove(record_path(options), error);
-  writer.finish();
-  record.commit();
-  return report;
+  const Progress resumed = progress_of(options, source);
+  Preparation preparation(options, source, resumed);
+  preparation.run(files);
+  return preparation.finish(static_cast<int64_t>(files.size()), resumed.files);
 }
 
 std::string describe(const PrepareReport& report, const PrepareOptions& options) {
-  return absl::StrCat(options.output, report.up_to_date ? " is up to date: " : ": ", report.tokens,
-                      " tokens (", report.dtype, ") in ", report.documents, " documents from ",
-                      report.files, " files",
-                      report.empty_documents > 0
-                          ? absl::StrCat("; ", report.empty_documents, " empty ones left out")
-                          : std::string());
+  std::string text = absl::StrCat(options.output, report.up_to_date ? " is up to date: " : ": ",
+                                  report.tokens, " tokens (", report.dtype, ") in ",
+                                  report.documents, " documents from ", report.files, " files");
+  if (report.empty_documents > 0) {
+    absl::StrAppend(&text, "; ", report.empty_documents, " empty ones left out");
+  }
+  if (report.learned < report.tokens) {
+    absl::StrAppendFormat(
+        &text, "; %d tokens (%.1f %%) are learned, the others given", report.learned,
+        100.0 * static_cast<double>(report.learned) / static_cast<double>(report.tokens));
+  }
+  if (report.resumed_files > 0) {
+    absl::StrAppend(&text, "; ", report.resumed_files, " files were done before");
+  }
+  return text;
 }
 
 }  // namespace longhaul::launch

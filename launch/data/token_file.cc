@@ -83,6 +83,14 @@ TokenFile TokenFile::open(const std::string& prefix) {
   file.idx_ = std::make_shared<const Mapping>(prefix + ".idx");
   file.bin_ = std::make_shared<const Mapping>(prefix + ".bin");
   file.check_index();
+  if (const std::string mask = prefix + ".mask"; ::access(mask.c_str(), F_OK) == 0) {
+    file.mask_ = std::make_shared<const Mapping>(mask);
+    if (file.mask_->bytes() != file.tokens_) {
+      bad(mask, absl::StrCat("has ", file.mask_->bytes(), " bytes for ", file.tokens_,
+                             " tokens: it belongs to another corpus", kMakeAgain,
+                             ", or remove it to learn all tokens"));
+    }
+  }
   return file;
 }
 
@@ -176,6 +184,12 @@ void TokenFile::read(int64_t begin, std::span<int32_t> out) const {
   for (int64_t i = 0; i < count; ++i) {
     out[static_cast<size_t>(i)] = bin_->get<uint16_t>((begin + i) * 2);
   }
+}
+
+int64_t TokenFile::learned(int64_t begin, int64_t end) const {
+  LONGHAUL_CHECK(begin >= 0 && begin <= end && end <= tokens_, prefix_);
+  if (mask_ == nullptr || begin == end) return end - begin;
+  return (end - begin) - std::count(mask_->at(begin), mask_->at(end), '\0');
 }
 
 }  // namespace longhaul::launch

@@ -12,6 +12,10 @@
 //   i64 byte offset of each in the .bin [S]
 //   i64 first sequence of each document, then S [D]
 // We write one sequence a document, more only if a document has over 2^31 - 1 tokens.
+//
+// <prefix>.mask, ours and only where it is needed, says which tokens are learned: a byte for each
+// token, 1 if it is a target of the loss, 0 if it is only given (a prompt). Without the file all
+// are learned.
 #pragma once
 
 #include <cstdint>
@@ -25,6 +29,7 @@ namespace longhaul::launch {
 class TokenFile {
  public:
   // Throws Error(kData) for a file that is missing, truncated, of another format, or inconsistent.
+  // With <prefix>.mask, if there is one.
   static TokenFile open(const std::string& prefix);
 
   std::string_view name() const { return prefix_; }
@@ -41,6 +46,11 @@ class TokenFile {
   // Tokens [begin, begin + out.size()). Thread-safe.
   void read(int64_t begin, std::span<int32_t> out) const;
 
+  bool has_mask() const { return mask_ != nullptr; }
+  // Whether a token is to be learned, and how many of [begin, end) are. Thread-safe.
+  bool learned(int64_t token) const { return learned(token, token + 1) == 1; }
+  int64_t learned(int64_t begin, int64_t end) const;
+
  private:
   class Mapping;
   TokenFile() = default;
@@ -48,7 +58,7 @@ class TokenFile {
   int64_t index_i64(int64_t offset) const;
 
   std::string prefix_;
-  std::shared_ptr<const Mapping> bin_, idx_;
+  std::shared_ptr<const Mapping> bin_, idx_, mask_;  // mask_ may be null
   int64_t tokens_ = 0;
   int64_t sequences_ = 0;
   int64_t documents_ = 0;

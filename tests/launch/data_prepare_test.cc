@@ -145,7 +145,7 @@ TEST(Prepare, InputsThatCannotBeUsed) {
   EXPECT_THAT(error_of({{folder / "missing"}, out}), HasSubstr("missing' cannot be found"));
   EXPECT_THAT(error_of({{folder / "nothing"}, out}), HasSubstr("is a folder without files"));
   EXPECT_THAT(error_of({{folder / "empty.txt"}, out}), HasSubstr("nothing to train on"));
-  EXPECT_THAT(error_of({{folder / "text.gz"}, out}), HasSubstr("is compressed: unpack it first"));
+  EXPECT_THAT(error_of({{folder / "text.gz"}, out}), HasSubstr("text.gz' is damaged: "));
   EXPECT_THAT(error_of({{"/dev/null"}, out}), HasSubstr("neither a file nor a folder"));
   EXPECT_THAT(error_of({{}, out}, ErrorCode::kConfig), HasSubstr("no input"));
   EXPECT_THAT(error_of({{folder / "empty.txt"}, ""}, ErrorCode::kConfig), HasSubstr("no output"));

@@ -1,0 +1,115 @@
+#include "launch/data/prepare_inputs.h"
+
+#include <algorithm>
+#include <chrono>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <system_error>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/core/error.h"
+
+namespace longhaul::launch {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+[[noreturn]] void unusable(const std::string& path, const std::string& why) {
+  fail(ErrorCode::kData, absl::StrCat("input '", path, "' ", why));
+}
+
+// The outputs may lie in a folder that is an input.
+bool is_output(const fs::path& path, const PrepareOptions& options) {
+  static constexpr const char* kEndings[] = {".bin",  ".idx",     ".mask",
+                                             ".json", ".lengths", ".progress"};
+  const fs::path ours = fs::absolute(path).lexically_normal();
+  const std::string prefix = fs::absolute(options.output).lexically_normal().string();
+  return std::any_of(std::begin(kEndings), std::end(kEndings), [&](const char* ending) {
+    return ours == fs::path(prefix + ending) || ours == fs::path(prefix + ending + ".partial");
+  });
+}
+
+void add_folder(const std::string& folder, const PrepareOptions& options,
+                std::vector<std::string>& files) {
+  std::vector<std::string> found;
+  std::error_code error;
+  fs::recursive_directory_iterator it(folder, error);
+  while (!error && it != fs::recursive_directory_iterator()) {
+    const bool hidden = it->path().filename().string().starts_with('.');
+    if (hidden && it->is_directory()) it.disable_recursion_pending();
+    if (!hidden && it->is_regular_file() && !is_output(it->path(), options)) {
+      found.push_back(it->path().string());
+    }
+    it.increment(error);
+  }
+  if (error) unusable(folder, absl::StrCat("cannot be listed: ", error.message()));
+  if (found.empty()) unusable(folder, "is a folder without files");
+  std::sort(found.begin(), found.end());
+  files.insert(files.end(), found.begin(), found.end());
+}
+
+json file_record(const std::string& path) {
+  std::error_code error;
+  const auto bytes = fs::file_size(path, error);
+  if (error) unusable(path, absl::StrCat("cannot be examined: ", error.message()));
+  const auto time = fs::last_write_time(path, error);
+  if (error) unusable(path, absl::StrCat("cannot be examined: ", error.message()));
+  return {{"path", fs::absolute(path).lexically_normal().string()},
+          {"bytes", bytes},
+          {"modified_ns",
+           std::chrono::duration_cast<std::chrono::nanoseconds>(time.time_since_epoch()).count()}};
+}
+
+}  // namespace
+
+std::vector<std::string> list_inputs(const PrepareOptions& options) {
+  if (options.inputs.empty()) {
+    fail(ErrorCode::kConfig, "no input: name text files, .jsonl files or folders of them");
+  }
+  if (options.output.empty()) {
+    fail(ErrorCode::kConfig, "no output: name the prefix of the files to write, e.g. data/corpus");
+  }
+  std::vector<std::string> files;
+  for (const std::string& input : options.inputs) {
+    std::error_code error;
+    const fs::file_status status = fs::status(input, error);
+    if (fs::is_directory(status)) {
+      add_folder(input, options, files);
+    } else if (fs::is_regular_file(status)) {
+      files.push_back(input);
+    } else if (fs::exists(status)) {
+      unusable(input, "is neither a file nor a folder");
+    } else {
+      unusable(input, absl::StrCat("cannot be found: ", error.message()));
+    }
+  }
+  return files;
+}
+
+json source_record(const PrepareOptions& options, const std::vector<std::string>& files) {
+  json inputs = json::array();
+  for (const std::string& path : files) inputs.push_back(file_record(path));
+  json tokenizer = options.tokenizer;
+  std::error_code error;
+  if (options.tokenizer != "bytes" && fs::is_regular_file(options.tokenizer, error)) {
+    tokenizer = file_record(options.tokenizer);
+  } else if (fs::is_directory(options.tokenizer, error)) {
+    tokenizer = json::array();
+    for (const char* name : {"tokenizer.json", "tokenizer_config.json"}) {
+      const fs::path path = fs::path(options.tokenizer) / name;
+      if (fs::exists(path, error)) tokenizer.push_back(file_record(path.string()));
+    }
+  }
+  return {{"tokenizer", std::move(tokenizer)},
+          {"pattern", options.pattern},
+          {"split_on", options.split_on},
+          {"field", options.field},
+          {"chat", options.chat},
+          {"prompt_field", options.prompt_field},
+          {"special_as_text", options.special_as_text},
+          {"bare", options.bare},
+          {"inputs", std::move(inputs)}};
+}
+
+}  // namespace longhaul::launch
