@@ -76,6 +76,7 @@ struct BpeTokenizer::Call {
   std::vector<int32_t>& tokens;
   bool special_as_text;
   bool beginning = true;  // of the text
+  bool goes_on = false;   // after bytes that are not UTF-8
 };
 
 BpeTokenizer::BpeTokenizer(BpeParts parts)
@@ -139,10 +140,11 @@ void BpeTokenizer::encode(std::string_view text, std::vector<int32_t>& tokens,
           while (invalid < part.size() && utf8_character(part, invalid).bytes == 0) ++invalid;
           if (invalid > valid) {
             encode_piece(part.substr(valid, invalid - valid), call);
-            call.beginning = false;
+            call.goes_on = true;
           }
           part.remove_prefix(invalid);
         }
+        call.beginning = call.goes_on = false;
       },
       [&](const AddedToken& token) {
         tokens.push_back(token.id);
@@ -152,26 +154,28 @@ void BpeTokenizer::encode(std::string_view text, std::vector<int32_t>& tokens,
 
 // UTF-8 without added tokens of the original text.
 void BpeTokenizer::encode_part(std::string_view text, Call& call) const {
-  const std::string_view normal = parts_.normalizer.apply(text, call.space.buffers);
+  const std::string_view normal = parts_.normalizer.apply(text, call.space.buffers, call.goes_on);
   if (normalized_.empty()) {
     encode_characters(normal, call);
   } else {
     normalized_.split(
         normal, call.special_as_text, [&](std::string_view part) { encode_characters(part, call); },
-        [&](const AddedToken& token) { call.tokens.push_back(token.id); });
+        [&](const AddedToken& token) {
+          call.tokens.push_back(token.id);
+          call.beginning = call.goes_on = false;
+        });
   }
-  call.beginning = false;
 }
 
 // Normalised, without any added tokens.
 void BpeTokenizer::encode_characters(std::string_view text, Call& call) const {
-  if (!parts_.prefix.empty() && !text.starts_with(parts_.prefix) &&
+  if (!parts_.prefix.empty() && !call.goes_on && !text.starts_with(parts_.prefix) &&
       (call.beginning || !parts_.prefix_at_beginning_only)) {
     call.space.prefixed = parts_.prefix;
     call.space.prefixed += text;
     text = call.space.prefixed;
   }
-  call.beginning = false;
+  call.beginning = call.goes_on = false;
   parts_.pre_tokenizer.split(text, call.space.match,
                              [&](std::string_view word) { encode_word(word, call); });
 }

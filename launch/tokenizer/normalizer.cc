@@ -69,10 +69,12 @@ bool Normalizer::by_parts() const {
                      [](const Step& step) { return step.kind == Kind::kForm; });
 }
 
-std::string_view Normalizer::apply(std::string_view text, std::string (&buffers)[2]) const {
+std::string_view Normalizer::apply(std::string_view text, std::string (&buffers)[2],
+                                   bool goes_on) const {
   int next = 0;
   for (const Step& step : steps_) {
     if (text.empty()) break;
+    if (goes_on && step.kind == Kind::kPrepend) continue;
     if (step.kind == Kind::kForm && step.form == Form::kNfc &&
         std::none_of(text.begin(), text.end(), needs_check)) {
       continue;

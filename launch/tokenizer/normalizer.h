@@ -18,7 +18,7 @@ class Normalizer {
   void add_replace(std::string what, std::string with) {
     steps_.push_back({Kind::kReplace, {}, std::move(what), std::move(with)});
   }
-  // At the beginning of every text that is not empty.
+  // Before every text that is not empty.
   void add_prepend(std::string what) {
     steps_.push_back({Kind::kPrepend, {}, {}, std::move(what)});
   }
@@ -28,8 +28,10 @@ class Normalizer {
   // a character of its own: only the forms keep that.
   bool by_parts() const;
 
-  // `text` is UTF-8. The result is a view of `text` or of one of the buffers.
-  std::string_view apply(std::string_view text, std::string (&buffers)[2]) const;
+  // `text` is UTF-8; with `goes_on` it is the rest of one, which has nothing put before it. The
+  // result is a view of `text` or of one of the buffers.
+  std::string_view apply(std::string_view text, std::string (&buffers)[2],
+                         bool goes_on = false) const;
 
  private:
   enum class Kind { kForm, kReplace, kPrepend };
