@@ -94,6 +94,14 @@ class Source {
 
 ImportReport import_llmc(const ImportOptions& options) {
   if (options.inputs.empty()) fail(ErrorCode::kConfig, "no input: name token files of llm.c");
+  for (const std::string& path : options.inputs) {
+    std::error_code error;
+    if (std::filesystem::equivalent(path, options.output + ".bin", error)) {
+      fail(ErrorCode::kConfig,
+           absl::StrCat("the input '", path, "' would be overwritten by the output '",
+                        options.output, ".bin': choose another --output"));
+    }
+  }
   const Kind& kind = Source(options.inputs.front()).kind();
   const int64_t delimiter = options.document_token.value_or(kind.document_token);
   TokenFileWriter writer(options.output, kind.vocabulary);
