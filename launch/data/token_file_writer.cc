@@ -83,7 +83,8 @@ void TokenFileWriter::extend(std::span<const int32_t> tokens, std::span<const ui
   if (wide_) {
     bin_->write(std::as_bytes(tokens));
   } else {
-    for (const int32_t token : tokens) bin_->write_value(static_cast<uint16_t>(token));
+    narrow_.assign(tokens.begin(), tokens.end());
+    bin_->write(std::as_bytes(std::span(narrow_)));
   }
   if (mask_ != nullptr) {
     if (learned.empty()) {

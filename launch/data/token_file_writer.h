@@ -62,7 +62,8 @@ class TokenFileWriter {
   std::vector<int64_t> first_sequences_;  // of the documents
   int64_t tokens_ = 0;
   int64_t document_tokens_ = 0;
-  std::vector<uint8_t> all_learned_;
+  std::vector<uint16_t> narrow_;      // tokens as they are written
+  std::vector<uint8_t> all_learned_;  // ones, for a mask
 };
 
 }  // namespace longhaul::launch
