@@ -1,8 +1,8 @@
 #include "launch/tokenizer/json_fields.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <fstream>
-#include <sstream>
 #include <system_error>
 
 #include "absl/strings/str_cat.h"
@@ -12,6 +12,7 @@ namespace longhaul::launch {
 namespace {
 
 constexpr int64_t kLargestFile = int64_t{1} << 30;
+constexpr int64_t kDeepest = 100;  // files have less than 10
 
 std::string shown(const nlohmann::json& value) {
   std::string text = value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
@@ -19,7 +20,34 @@ std::string shown(const nlohmann::json& value) {
   return text;
 }
 
+// Of arrays and objects in each other.
+int64_t depth_of(std::string_view text) {
+  int64_t depth = 0, deepest = 0;
+  bool in_string = false;
+  for (size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
+    if (in_string && c == '\\') ++i;
+    if (c == '"') in_string = !in_string;
+    if (in_string) continue;
+    if (c == '[' || c == '{') deepest = std::max(deepest, ++depth);
+    if (c == ']' || c == '}') --depth;
+  }
+  return deepest;
+}
+
 }  // namespace
+
+nlohmann::json parse_json(std::string_view text, const std::string& file) {
+  if (const int64_t depth = depth_of(text); depth > kDeepest) {
+    fail(ErrorCode::kData, absl::StrCat("'", file, "' is nested ", depth, " deep; at most ",
+                                        kDeepest, " are possible: the file is damaged"));
+  }
+  try {
+    return nlohmann::json::parse(text);
+  } catch (const nlohmann::json::exception& error) {
+    fail(ErrorCode::kData, absl::StrCat("'", file, "' is no valid JSON: ", error.what()));
+  }
+}
 
 nlohmann::json read_json_file(const std::string& path) {
   std::ifstream file(path, std::ios::binary | std::ios::ate);
@@ -32,12 +60,12 @@ nlohmann::json read_json_file(const std::string& path) {
     fail(ErrorCode::kData,
          absl::StrCat("'", path, "' is no file of at most ", kLargestFile, " bytes"));
   }
+  std::string text(static_cast<size_t>(bytes), '\0');
   file.seekg(0);
-  try {
-    return nlohmann::json::parse(file);
-  } catch (const nlohmann::json::exception& error) {
-    fail(ErrorCode::kData, absl::StrCat("'", path, "' is no valid JSON: ", error.what()));
+  if (!file.read(text.data(), bytes)) {
+    fail(ErrorCode::kData, absl::StrCat("cannot read '", path, "' to its end"));
   }
+  return parse_json(text, path);
 }
 
 JsonFields::JsonFields(const nlohmann::json& json, std::string file, std::string field)

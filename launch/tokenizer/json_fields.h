@@ -9,6 +9,9 @@
 
 namespace longhaul::launch {
 
+// Throws Error(kData) naming `file` for what is no JSON, or nested so deeply that nobody wrote it.
+nlohmann::json parse_json(std::string_view text, const std::string& file);
+
 // Reads and parses a file. Throws Error(kData).
 nlohmann::json read_json_file(const std::string& path);
 

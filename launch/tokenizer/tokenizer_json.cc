@@ -22,7 +22,7 @@ constexpr int64_t kMostTokens = int64_t{1} << 24;
 
 class Loader {
  public:
-  explicit Loader(const std::string& path) : path_(path), file_(read_json_file(path)) {
+  Loader(const std::string& path, json file) : path_(path), file_(std::move(file)) {
     parts_.name = path;
     parts_.byte_tokens.fill(-1);
   }
@@ -255,7 +255,12 @@ class Loader {
 }  // namespace
 
 std::unique_ptr<const Tokenizer> load_tokenizer_json(const std::string& path) {
-  return Loader(path).load();
+  return Loader(path, read_json_file(path)).load();
+}
+
+std::unique_ptr<const Tokenizer> parse_tokenizer_json(std::string_view text,
+                                                      const std::string& path) {
+  return Loader(path, parse_json(text, path)).load();
 }
 
 }  // namespace longhaul::launch

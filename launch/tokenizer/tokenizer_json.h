@@ -11,6 +11,7 @@
 
 #include <memory>
 #include <string>
+#include <string_view>
 
 #include "launch/tokenizer/tokenizer.h"
 
@@ -19,5 +20,9 @@ namespace longhaul::launch {
 // `path` is the file. tokenizer_config.json beside it says which tokens begin and end a text;
 // without it well-known names do ("<|endoftext|>", "</s>", ...).
 std::unique_ptr<const Tokenizer> load_tokenizer_json(const std::string& path);
+
+// The same of the file's text; `path` names it and what is beside it.
+std::unique_ptr<const Tokenizer> parse_tokenizer_json(std::string_view text,
+                                                      const std::string& path);
 
 }  // namespace longhaul::launch

@@ -538,7 +538,7 @@ TEST(Tokenizer, RefusesByNameWhatItCannotDo) {
           "have ids up to 9000000 for 258 tokens");
   json deep = "x";
   for (int i = 0; i < 20000; ++i) deep = json::array({std::move(deep)});
-  refuses("/news", deep, "news is a field that is not known");
+  refuses("/news", deep, "tokenizer.json' is nested 20001 deep");
 }
 
 TEST(Pattern, WhatIsTranslatedAndWhatRefused) {
