@@ -25,7 +25,8 @@ void turn(std::span<const double> frequencies, int64_t position, double* cos, do
 constexpr int64_t kStep = 256;
 
 template <class A>
-void fill(std::span<const double> frequencies, std::span<const int64_t> positions, A* cos, A* sin) {
+void fill(std::span<const double> frequencies, std::span<const int64_t> positions, double amplitude,
+          A* cos, A* sin) {
   const size_t half = frequencies.size();
   std::vector<double> fine_cos(kStep * half), fine_sin(kStep * half), coarse_cos(half),
       coarse_sin(half);
@@ -41,8 +42,8 @@ void fill(std::span<const double> frequencies, std::span<const int64_t> position
       turn(frequencies, coarse, coarse_cos.data(), coarse_sin.data());
     }
     for (size_t d = 0; d < half; ++d) {
-      *cos++ = static_cast<A>(coarse_cos[d] * c[d] - coarse_sin[d] * s[d]);
-      *sin++ = static_cast<A>(coarse_sin[d] * c[d] + coarse_cos[d] * s[d]);
+      *cos++ = static_cast<A>(amplitude * (coarse_cos[d] * c[d] - coarse_sin[d] * s[d]));
+      *sin++ = static_cast<A>(amplitude * (coarse_sin[d] * c[d] + coarse_cos[d] * s[d]));
     }
   }
 }
@@ -50,7 +51,8 @@ void fill(std::span<const double> frequencies, std::span<const int64_t> position
 }  // namespace
 
 void angle_table(const Stream& stream, std::span<const double> frequencies,
-                 std::span<const int64_t> positions, TensorView cos, TensorView sin) {
+                 std::span<const int64_t> positions, TensorView cos, TensorView sin,
+                 double amplitude) {
   LONGHAUL_CHECK(cos.dtype() == DType::kF32 || cos.dtype() == DType::kF64, "angles: cos");
   const Shape shape{static_cast<int64_t>(positions.size()),
                     static_cast<int64_t>(frequencies.size())};
@@ -59,9 +61,9 @@ void angle_table(const Stream& stream, std::span<const double> frequencies,
   if (cos.raw() == nullptr) return;  // a measuring run
   const auto write = [&](const TensorView& c, const TensorView& s) {
     if (c.dtype() == DType::kF32) {
-      fill(frequencies, positions, c.data<float>(), s.data<float>());
+      fill(frequencies, positions, amplitude, c.data<float>(), s.data<float>());
     } else {
-      fill(frequencies, positions, c.data<double>(), s.data<double>());
+      fill(frequencies, positions, amplitude, c.data<double>(), s.data<double>());
     }
   };
   if (stream.device == kCpu) return write(cos, sin);

@@ -10,9 +10,10 @@
 
 namespace longhaul::kernels {
 
-// cos, sin [positions, frequencies], dense, both f32 or both f64; positions >= 0. Computed on the
-// host and uploaded, whatever the tables' device.
+// Times `amplitude`; cos, sin [positions, frequencies], dense, both f32 or both f64; positions >=
+// 0. Computed on the host and uploaded, whatever the tables' device.
 void angle_table(const Stream&, std::span<const double> frequencies,
-                 std::span<const int64_t> positions, TensorView cos, TensorView sin);
+                 std::span<const int64_t> positions, TensorView cos, TensorView sin,
+                 double amplitude = 1.0);
 
 }  // namespace longhaul::kernels

@@ -17,9 +17,11 @@ enum class Activation : uint8_t {
   kV,        // [T, Hkv, D]; linear layers: [T, H, D] after activation
   kOut,      // [T, Hq, D] attention output
   kLse,      // [Hq, T] of softmax
+  kQRstd,    // [T*Hq] of the norm of queries, if there is one
+  kKRstd,    // [T*Hkv]
+  kRawQ,     // [T, H, D] as projected, where something is applied to it before RoPE or LRPE
+  kRawK,     // [T, H, D]
   // Of linear layers.
-  kRawQ,        // [T, H, D] as projected, where something is applied to it
-  kRawK,        // [T, H, D]
   kRawV,        // [T, H, D]
   kOutputGate,  // [T, H, D] before its activation
   kStates,      // [R, H, Dk, D] what enters each run of the rank's tokens
@@ -40,7 +42,7 @@ enum class Activation : uint8_t {
   kUp,       // [T, F]
   kGated,    // [T, F]
 };
-inline constexpr int kActivationCount = 27;
+inline constexpr int kActivationCount = 29;
 
 enum class ActivationPolicy : uint8_t {
   kKeep,
@@ -66,6 +68,8 @@ inline constexpr std::array<ActivationRule, kActivationCount> kActivationRules{{
     {Activation::kV, "values", true, false},
     {Activation::kOut, "attention output", true, true},
     {Activation::kLse, "attention log-sum-exp", true, true},
+    {Activation::kQRstd, "query norm scale", true, false},
+    {Activation::kKRstd, "key norm scale", true, false},
     {Activation::kRawQ, "projected queries", true, false},
     {Activation::kRawK, "projected keys", true, false},
     {Activation::kRawV, "projected values", true, false},

@@ -76,6 +76,9 @@ void check_softmax(const ModelConfig& c) {
                                       {"soft_cap", a.soft_cap > 0},
                                       {"alibi", a.alibi},
                                       {"sinks", a.sinks},
+                                      {"qkv_bias", a.qkv_bias},
+                                      {"output_bias", a.output_bias},
+                                      {"qk_norm", a.qk_norm},
                                       {"dropout", a.dropout > 0}}) {
     if (!is_set) continue;
     fail(ErrorCode::kConfig,
@@ -108,6 +111,22 @@ void check_linear(const ModelConfig& c) {
                           : absl::StrCat(", but layers are 0 to ", c.layers - 1),
                       "; name layers with linear attention"));
   }
+}
+
+std::string describe_scaling(const kernels::RopeScaling& s) {
+  using Kind = kernels::RopeScalingKind;
+  const std::string factor = absl::StrCat("factor ", s.factor);
+  const std::string original = absl::StrCat(", original length ", s.original_length);
+  if (s.kind == Kind::kLlama3) {  // as before there were others
+    return absl::StrCat(factor, ", low ", s.low_frequency_factor, ", high ",
+                        s.high_frequency_factor, original);
+  }
+  const std::string kind = absl::StrCat(std::string(name_of(s.kind)), ", ", factor);
+  if (s.kind == Kind::kLinear) return kind;
+  if (s.kind == Kind::kDynamic) return kind + original;
+  return absl::StrCat(kind, original, ", beta ", s.beta_fast, " to ", s.beta_slow,
+                      s.truncate ? "" : " not truncated", ", amplitude ",
+                      kernels::rope_amplitude({.scaling = s}));
 }
 
 // What only some models have, under the names of the configuration.
@@ -160,7 +179,10 @@ bool ModelConfig::has_lrpe(int64_t layer) const {
 
 int64_t ModelConfig::parameters() const {
   const int64_t sinks = attention.sinks ? heads : 0;
-  const int64_t softmax = width * head_dim * (2 * heads + 2 * kv_heads) + sinks;
+  const int64_t biases = (attention.qkv_bias ? head_dim * (heads + 2 * kv_heads) : 0) +
+                         (attention.output_bias ? width : 0);
+  const int64_t softmax = width * head_dim * (2 * heads + 2 * kv_heads) + sinks + biases +
+                          (attention.qk_norm ? 2 * head_dim : 0);
   const int64_t mlp = 3 * width * mlp_width;
   const int64_t norms = norm == NormKind::kRms ? (2 * layers + 1) * width : 0;
   const int64_t embeddings = vocabulary * width * (tied_embeddings ? 1 : 2);
@@ -257,14 +279,7 @@ std::map<std::string, std::string> ModelConfig::describe(DType dtype) const {
       {"model.tied_embeddings", tied_embeddings ? "true" : "false"},
       {"train.dtype", std::string(name(dtype))},
   };
-  if (rope.scaling) {
-    const kernels::RopeScaling& s = *rope.scaling;
-    fields["model.rope_scaling"] =
-        absl::StrCat("factor ", s.factor, ", low ", s.low_frequency_factor, ", high ",
-                     s.high_frequency_factor, ", original length ", s.original_length);
-  } else {
-    fields["model.rope_scaling"] = "none";
-  }
+  fields["model.rope_scaling"] = rope.scaling ? describe_scaling(*rope.scaling) : "none";
   if (attention.alibi || softmax_layers() == 0) {
     fields["model.rope_theta"] = fields["model.rope_scaling"] = "none";
   }
@@ -277,6 +292,9 @@ std::map<std::string, std::string> ModelConfig::describe(DType dtype) const {
   }
   if (attention.soft_cap > 0) fields["model.attention.soft_cap"] = absl::StrCat(attention.soft_cap);
   if (attention.sinks) fields["model.attention.sinks"] = "true";
+  if (attention.qkv_bias) fields["model.attention.qkv_bias"] = "true";
+  if (attention.output_bias) fields["model.attention.output_bias"] = "true";
+  if (attention.qk_norm) fields["model.attention.qk_norm"] = "true";
   describe_linear(*this, fields);
   if (norm != NormKind::kRms) fields["model.norm"] = name_of(norm_kinds(), norm);
   if (mlp_gate != kernels::Activation::kSilu) {

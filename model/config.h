@@ -25,7 +25,12 @@ struct AttentionConfig {
   double soft_cap = 0;  // scores become soft_cap * tanh(score / soft_cap) (Gemma 2, 2024)
   bool alibi = false;   // linear biases instead of RoPE (Press et al. 2022)
   bool sinks = false;   // a learnable sink for each query head (kernels/attention_sink.h)
-  double dropout = 0;   // of probabilities, in training (Srivastava et al. 2014)
+  // Biases of the projections to queries, keys and values (Qwen2), and of that from the output;
+  // norms of queries and keys in each head, before RoPE (Qwen3).
+  bool qkv_bias = false;
+  bool output_bias = false;
+  bool qk_norm = false;
+  double dropout = 0;  // of probabilities, in training (Srivastava et al. 2014)
 };
 
 // Of the residual stream, and of a block's end.

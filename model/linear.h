@@ -33,6 +33,10 @@ void linear_backward(const Context&, ConstTensorView dy, ConstTensorView x,
 void add_bias(const Context&, const parallel::Parameter& bias, TensorView y);
 void bias_backward(const Context&, ConstTensorView dy, const parallel::Parameter& bias);
 
+// [T, H, D] -> [T*H, D]
+inline TensorView each_head(const TensorView& x) {
+  return x.reshape({x.dim(0) * x.dim(1), x.dim(2)});
+}
 // [T, H, D] -> [T, H*D]
 inline TensorView all_heads(const TensorView& x) {
   return x.reshape({x.dim(0), x.dim(1) * x.dim(2)});

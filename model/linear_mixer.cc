@@ -16,9 +16,6 @@ using A = Activation;
 
 constexpr double kUnitEps = 1e-6;  // keeps a vector of zeros finite
 
-// [T, H, D] -> [T*H, D]
-TensorView each_head(const TensorView& x) { return x.reshape({x.dim(0) * x.dim(1), x.dim(2)}); }
-
 }  // namespace
 
 LinearMixer::LinearMixer(const ModelConfig& config, DType dtype, const BlockParameters& parameters,

@@ -18,6 +18,22 @@ SoftmaxMixer::SoftmaxMixer(const ModelConfig& config, DType dtype,
   wk_ = parameters.linear("self_attn.k_proj", kv, config.width);
   wv_ = parameters.linear("self_attn.v_proj", kv, config.width);
   wo_ = parameters.residual("self_attn.o_proj", q);
+  if (config.attention.qkv_bias) {
+    bq_ = parameters.constant("self_attn.q_proj.bias", q, 0.0);
+    bk_ = parameters.constant("self_attn.k_proj.bias", kv, 0.0);
+    bv_ = parameters.constant("self_attn.v_proj.bias", kv, 0.0);
+  }
+  if (config.attention.output_bias) {
+    bo_ = parameters.constant("self_attn.o_proj.bias", config.width, 0.0);
+  }
+  if (config.attention.qk_norm) {
+    const auto norm = [&](const char* name) {
+      return Norm(config, NormKind::kRms, parameters.prefix() + name, config.head_dim,
+                  parameters.store(), parameters.bucket());
+    };
+    q_norm_ = norm("self_attn.q_norm.weight");
+    k_norm_ = norm("self_attn.k_norm.weight");
+  }
   if (config.attention.sinks) {
     sinks_ = parameters.constant("self_attn.sinks", config.heads, 0.0);
   }
@@ -29,6 +45,12 @@ void SoftmaxMixer::allocate(Arena& arena, ActivationPolicy policy, bool kept, in
     if (keeps(policy, activation) == kept) a[activation] = arena.allocate(dtype, shape);
   };
   const int64_t dim = config_.head_dim;
+  if (config_.attention.qk_norm) {
+    take(A::kRawQ, dtype_, {rows, config_.heads, dim});
+    take(A::kRawK, dtype_, {rows, config_.kv_heads, dim});
+    take(A::kQRstd, accumulator(dtype_), {rows * config_.heads});
+    take(A::kKRstd, accumulator(dtype_), {rows * config_.kv_heads});
+  }
   take(A::kQ, dtype_, {rows, config_.heads, dim});
   take(A::kK, dtype_, {rows, config_.kv_heads, dim});
   take(A::kV, dtype_, {rows, config_.kv_heads, dim});
@@ -36,11 +58,22 @@ void SoftmaxMixer::allocate(Arena& arena, ActivationPolicy policy, bool kept, in
   take(A::kLse, accumulator(dtype_), {config_.heads, rows});
 }
 
+void SoftmaxMixer::project(const Context& ctx, const BlockActivations& a, const Projection& weight,
+                           const std::optional<parallel::Parameter>& bias, TensorView x) const {
+  linear_forward(ctx, a[A::kNormed1], weight, all_heads(x));
+  if (bias) add_bias(ctx, *bias, all_heads(x));
+}
+
 void SoftmaxMixer::before(const Context& ctx, const PositionTables& positions,
                           BlockActivations& a) const {
-  linear_forward(ctx, a[A::kNormed1], wq_, all_heads(a[A::kQ]));
-  linear_forward(ctx, a[A::kNormed1], wk_, all_heads(a[A::kK]));
-  linear_forward(ctx, a[A::kNormed1], wv_, all_heads(a[A::kV]));
+  const bool norms = config_.attention.qk_norm;
+  project(ctx, a, wq_, bq_, a[norms ? A::kRawQ : A::kQ]);
+  project(ctx, a, wk_, bk_, a[norms ? A::kRawK : A::kK]);
+  project(ctx, a, wv_, bv_, a[A::kV]);
+  if (norms) {
+    q_norm_.forward(ctx, each_head(a[A::kRawQ]), each_head(a[A::kQ]), a[A::kQRstd]);
+    k_norm_.forward(ctx, each_head(a[A::kRawK]), each_head(a[A::kK]), a[A::kKRstd]);
+  }
   if (config_.attention.alibi) return;
   kernels::rope(ctx, {.cos = positions.rope_cos, .sin = positions.rope_sin, .x = a[A::kQ]});
   kernels::rope(ctx, {.cos = positions.rope_cos, .sin = positions.rope_sin, .x = a[A::kK]});
@@ -91,6 +124,7 @@ void SoftmaxMixer::attend_to_kept(StepContext& step, const BlockActivations& a,
 
 void SoftmaxMixer::after(const Context& ctx, BlockActivations& a, TensorView y) const {
   linear_forward(ctx, all_heads(a[A::kOut]), wo_, y);
+  if (bo_) add_bias(ctx, *bo_, y);
 }
 
 MixerGradients SoftmaxMixer::gradients(Arena& arena, int64_t rows) const {
@@ -107,6 +141,7 @@ MixerGradients SoftmaxMixer::gradients(Arena& arena, int64_t rows) const {
 
 void SoftmaxMixer::backward_after(const Context& ctx, const BlockActivations& a, ConstTensorView dy,
                                   const MixerGradients& g) const {
+  if (bo_) bias_backward(ctx, dy, *bo_);
   linear_backward(ctx, dy, all_heads(a[A::kOut]), wo_, all_heads(g.dout), Write::kOverwrite);
 }
 
@@ -142,6 +177,24 @@ void SoftmaxMixer::backward_attend(StepContext& step, const BlockActivations& a,
   kernels::copy(ctx, dv_acc, g.dv);
 }
 
+TensorView SoftmaxMixer::norm_backward(const Context& ctx, const Norm& norm, TensorView dx,
+                                       ConstTensorView raw, ConstTensorView rstd) const {
+  if (!config_.attention.qk_norm) return dx;
+  const TensorView draw = ctx.scratch->allocate(dtype_, dx.shape());
+  kernels::fill_zero(ctx, draw);
+  norm.backward(ctx, each_head(dx), raw.reshape(each_head(dx).shape()), rstd, each_head(draw));
+  return draw;
+}
+
+void SoftmaxMixer::project_backward(const Context& ctx, const BlockActivations& a,
+                                    ConstTensorView dx, const Projection& weight,
+                                    const std::optional<parallel::Parameter>& bias,
+                                    TensorView dnormed, Write write) const {
+  const ConstTensorView rows = dx.reshape({dx.dim(0), dx.dim(1) * dx.dim(2)});
+  if (bias) bias_backward(ctx, rows, *bias);
+  linear_backward(ctx, rows, a[A::kNormed1], weight, dnormed, write);
+}
+
 void SoftmaxMixer::backward_before(const Context& ctx, const PositionTables& positions,
                                    const BlockActivations& a, const MixerGradients& g,
                                    TensorView dnormed) const {
@@ -151,9 +204,17 @@ void SoftmaxMixer::backward_before(const Context& ctx, const PositionTables& pos
           ctx, {.cos = positions.rope_cos, .sin = positions.rope_sin, .inverse = true, .x = x});
     }
   }
-  linear_backward(ctx, all_heads(g.dq), a[A::kNormed1], wq_, dnormed, Write::kOverwrite);
-  linear_backward(ctx, all_heads(g.dk), a[A::kNormed1], wk_, dnormed, Write::kAdd);
-  linear_backward(ctx, all_heads(g.dv), a[A::kNormed1], wv_, dnormed, Write::kAdd);
+  {
+    Arena::Scope scope(*ctx.scratch);
+    project_backward(ctx, a, norm_backward(ctx, q_norm_, g.dq, a[A::kRawQ], a[A::kQRstd]), wq_, bq_,
+                     dnormed, Write::kOverwrite);
+  }
+  {
+    Arena::Scope scope(*ctx.scratch);
+    project_backward(ctx, a, norm_backward(ctx, k_norm_, g.dk, a[A::kRawK], a[A::kKRstd]), wk_, bk_,
+                     dnormed, Write::kAdd);
+  }
+  project_backward(ctx, a, g.dv, wv_, bv_, dnormed, Write::kAdd);
 }
 
 }  // namespace longhaul::model

@@ -7,6 +7,7 @@
 #include "model/block_parameters.h"
 #include "model/linear.h"
 #include "model/mixer.h"
+#include "model/norm.h"
 
 namespace longhaul::model {
 
@@ -29,6 +30,15 @@ class SoftmaxMixer final : public Mixer {
                        const MixerGradients& g, TensorView dnormed) const override;
 
  private:
+  // With biases, and norms if there are any; x is what is projected, and before a norm.
+  void project(const Context&, const BlockActivations& a, const Projection& weight,
+               const std::optional<parallel::Parameter>& bias, TensorView x) const;
+  void project_backward(const Context&, const BlockActivations& a, ConstTensorView dx,
+                        const Projection& weight, const std::optional<parallel::Parameter>& bias,
+                        TensorView dnormed, Write write) const;
+  // Through the norm of queries or keys, if there is one: dx [T, H, D] becomes the gradient of raw.
+  TensorView norm_backward(const Context&, const Norm& norm, TensorView dx, ConstTensorView raw,
+                           ConstTensorView rstd) const;
   ConstTensorView sink() const { return sinks_ ? sinks_->use() : ConstTensorView(); }
   std::optional<RandomKey> dropout_key(const StepContext& step) const;
   void attend_to_sample(StepContext& step, const BlockActivations& a, TensorView out_acc) const;
@@ -38,6 +48,8 @@ class SoftmaxMixer final : public Mixer {
   DType dtype_;
   int64_t layer_;
   Projection wq_, wk_, wv_, wo_;
+  std::optional<parallel::Parameter> bq_, bk_, bv_, bo_;
+  Norm q_norm_, k_norm_;  // where the configuration has them
   std::optional<parallel::Parameter> sinks_;
 };
 

@@ -12,6 +12,14 @@ std::string to_text(const Config& config) {
   return text;
 }
 
+// resolve() has checked that there is one of this name.
+static kernels::RopeScalingKind kind_of(const std::string& name) {
+  for (const auto& row : kernels::rope_scaling_kinds()) {
+    if (row.name == name) return row.value;
+  }
+  check_failed(__FILE__, __LINE__, "a kind of rope_scaling", name);
+}
+
 model::ModelConfig model_config(const Config& config) {
   const Model& from = config.model();
   model::ModelConfig to;
@@ -27,10 +35,18 @@ model::ModelConfig model_config(const Config& config) {
   to.rope.theta = from.rope_theta();
   if (from.has_rope_scaling()) {
     const RopeScaling& scaling = from.rope_scaling();
-    to.rope.scaling = kernels::RopeScaling{.factor = scaling.factor(),
+    to.rope.scaling = kernels::RopeScaling{.kind = kind_of(scaling.kind()),
+                                           .factor = scaling.factor(),
                                            .low_frequency_factor = scaling.low_frequency_factor(),
                                            .high_frequency_factor = scaling.high_frequency_factor(),
-                                           .original_length = scaling.original_length()};
+                                           .original_length = scaling.original_length(),
+                                           .beta_fast = scaling.beta_fast(),
+                                           .beta_slow = scaling.beta_slow(),
+                                           .truncate = scaling.truncate(),
+                                           .attention_factor = scaling.attention_factor(),
+                                           .mscale = scaling.mscale(),
+                                           .mscale_all_dim = scaling.mscale_all_dim()};
+    to.rope.length = config.data().sequence_length();
   }
   to.tied_embeddings = from.tied_embeddings();
   const Attention& attention = from.attention();
@@ -39,7 +55,10 @@ model::ModelConfig model_config(const Config& config) {
                   .soft_cap = attention.soft_cap(),
                   .alibi = attention.alibi(),
                   .sinks = attention.sinks(),
-                  .dropout = attention.dropout()};
+                  .dropout = attention.dropout(),
+                  .qkv_bias = attention.qkv_bias(),
+                  .output_bias = attention.output_bias(),
+                  .qk_norm = attention.qk_norm()};
   linear_config(from, to);
   if (config.has_lora()) {
     const Lora& lora = config.lora();

@@ -130,6 +130,9 @@ void resolve_attention(Attention& attention, const model::AttentionConfig& base)
   if (!attention.has_alibi()) attention.set_alibi(base.alibi);
   if (!attention.has_sinks()) attention.set_sinks(base.sinks);
   if (!attention.has_dropout()) attention.set_dropout(base.dropout);
+  if (!attention.has_qkv_bias()) attention.set_qkv_bias(base.qkv_bias);
+  if (!attention.has_output_bias()) attention.set_output_bias(base.output_bias);
+  if (!attention.has_qk_norm()) attention.set_qk_norm(base.qk_norm);
   at_least("model.attention.sliding_window", attention.sliding_window(), 0);
   at_least("model.attention.prefix_length", attention.prefix_length(), 0);
   not_negative("model.attention.soft_cap", attention.soft_cap());
@@ -153,6 +156,8 @@ void resolve_positions(Model& model, const kernels::RopeOptions& base) {
   positive("model.rope_theta", model.rope_theta());
   if (!model.has_rope_scaling() && base.scaling) {
     RopeScaling& scaling = *model.mutable_rope_scaling();
+    write_defaults(scaling);
+    scaling.set_kind(std::string(name_of(base.scaling->kind)));
     scaling.set_factor(base.scaling->factor);
     scaling.set_low_frequency_factor(base.scaling->low_frequency_factor);
     scaling.set_high_frequency_factor(base.scaling->high_frequency_factor);
@@ -160,6 +165,12 @@ void resolve_positions(Model& model, const kernels::RopeOptions& base) {
   }
   if (!model.has_rope_scaling()) return;
   const RopeScaling& scaling = model.rope_scaling();
+  known("model.rope_scaling.kind", scaling.kind(), kernels::rope_scaling_kinds());
+  positive("model.rope_scaling.beta_fast", scaling.beta_fast());
+  positive("model.rope_scaling.beta_slow", scaling.beta_slow());
+  not_negative("model.rope_scaling.attention_factor", scaling.attention_factor());
+  not_negative("model.rope_scaling.mscale", scaling.mscale());
+  not_negative("model.rope_scaling.mscale_all_dim", scaling.mscale_all_dim());
   positive("model.rope_scaling.factor", scaling.factor());
   positive("model.rope_scaling.low_frequency_factor", scaling.low_frequency_factor());
   finite("model.rope_scaling.high_frequency_factor", scaling.high_frequency_factor());

@@ -55,6 +55,78 @@ TEST(Rope, TableOfAnyOrderOfPositions) {
   }
 }
 
+// The angle at position 1 is the frequency; the length of (cos, sin), the amplitude.
+std::vector<std::pair<double, double>> turns(const RopeOptions& options, int64_t dim) {
+  const DeviceTensor cos(DType::kF64, {1, dim / 2}), sin(DType::kF64, {1, dim / 2});
+  rope_table(test_stream(), options, std::vector<int64_t>{1}, dim, cos, sin);
+  std::vector<std::pair<double, double>> result;
+  for (int64_t d = 0; d < dim / 2; ++d) {
+    const double c = values(cos)[static_cast<size_t>(d)], s = values(sin)[static_cast<size_t>(d)];
+    result.emplace_back(std::atan2(s, c), std::hypot(c, s));
+  }
+  return result;
+}
+
+TEST(Rope, LinearScaling) {
+  const auto plain = turns({}, 32);
+  const auto scaled =
+      turns({.scaling = RopeScaling{.kind = RopeScalingKind::kLinear, .factor = 4}}, 32);
+  for (size_t d = 0; d < plain.size(); ++d) {
+    EXPECT_NEAR(scaled[d].first, plain[d].first / 4, 1e-15);
+    EXPECT_NEAR(scaled[d].second, 1.0, 1e-15);
+  }
+}
+
+// The base (theta * ((factor * length / original) - (factor - 1)) ^ (dim / (dim - 2))) of
+// _compute_dynamic_ntk_parameters, and what it is for: the slowest frequency turns as far over the
+// longer sample as with linear interpolation, the fastest hardly changes.
+TEST(Rope, DynamicScaling) {
+  RopeOptions options{.scaling = RopeScaling{
+                          .kind = RopeScalingKind::kDynamic, .factor = 1, .original_length = 100}};
+  options.length = 80;
+  EXPECT_EQ(turns(options, 16), turns({}, 16)) << "no longer than the original";
+  options.length = 400;
+  const auto plain = turns({}, 16), scaled = turns(options, 16);
+  for (size_t d = 0; d < plain.size(); ++d) {
+    const double base = 10000.0 * std::pow(4.0, 16.0 / 14.0);
+    EXPECT_NEAR(scaled[d].first, 1 / std::pow(base, static_cast<double>(d) / 8), 1e-15);
+  }
+  EXPECT_NEAR(scaled.back().first, plain.back().first / 4, 1e-12);
+  EXPECT_EQ(scaled.front().first, plain.front().first);
+}
+
+// Section 3.2 of the paper, by wavelengths: r(d) = original / wavelength turns are alpha at the
+// blend's slow end and beta at its fast one; without rounding to whole dimensions.
+TEST(Rope, YarnScaling) {
+  constexpr double kFactor = 8, kOriginal = 2048, kSlow = 1, kFast = 32, kBase = 10000;
+  RopeScaling yarn{.kind = RopeScalingKind::kYarn, .factor = kFactor, .original_length = 2048};
+  yarn.truncate = false;
+  const auto scaled = turns({.theta = kBase, .scaling = yarn}, 64);
+  const auto dimension = [&](double rotations) {  // where original / wavelength is so much
+    return 32 * std::log(kOriginal / (2 * std::numbers::pi * rotations)) / std::log(kBase);
+  };
+  int kept = 0, divided = 0;
+  for (size_t d = 0; d < scaled.size(); ++d) {
+    const double frequency = std::pow(kBase, -static_cast<double>(d) / 32);
+    const double at = static_cast<double>(d);
+    const double blend = (at - dimension(kFast)) / (dimension(kSlow) - dimension(kFast));
+    double expected = frequency * (1 - blend) + frequency / kFactor * blend;
+    if (blend <= 0) expected = frequency, ++kept;
+    if (blend >= 1) expected = frequency / kFactor, ++divided;
+    EXPECT_NEAR(scaled[d].first, expected, 1e-14) << d;
+    EXPECT_NEAR(scaled[d].second, 0.1 * std::log(kFactor) + 1, 1e-14);
+  }
+  EXPECT_GT(kept, 4);
+  EXPECT_GT(divided, 4);
+  yarn.attention_factor = 1.5;
+  EXPECT_NEAR(turns({.scaling = yarn}, 8)[0].second, 1.5, 1e-14);
+  yarn.attention_factor = 0;
+  yarn.mscale = 2;
+  yarn.mscale_all_dim = 1;
+  EXPECT_NEAR(turns({.scaling = yarn}, 8)[0].second,
+              (0.2 * std::log(kFactor) + 1) / (0.1 * std::log(kFactor) + 1), 1e-14);
+}
+
 // Hugging Face's _compute_llama3_parameters, in its own terms: wavelengths.
 TEST(Rope, Llama3Scaling) {
   const RopeScaling scaling{.factor = 32.0,

@@ -52,6 +52,27 @@ TEST(Llama, LossEqualsNaiveForwardWithEveryOptionOfAttention) {
   }
 }
 
+// Biases as of Qwen2, norms as of Qwen3. They start at 0 and 1: move some.
+TEST(Llama, LossEqualsNaiveForwardWithBiasesAndNormsOfHeads) {
+  for (const char* moved :
+       {"self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias",
+        "self_attn.o_proj.bias", "self_attn.q_norm.weight", "self_attn.k_norm.weight"}) {
+    SCOPED_TRACE(moved);
+    ModelCase c = base_case(true);
+    const double plain = naive_loss(c);
+    c.config.attention = {.qkv_bias = true, .output_bias = true, .qk_norm = true};
+    c.moved_parameter = absl::StrCat("model.layers.1.", moved);
+    c.moved_element = 1;
+    c.moved_by = 0.7;
+    const double expected = naive_loss(c);
+    EXPECT_NEAR(run_on_one_rank(c).loss, expected, 1e-12 * expected);
+    EXPECT_GT(std::abs(expected - plain), 1e-5);
+    ModelCase unmoved = c;
+    unmoved.moved_by = 0;
+    EXPECT_GT(std::abs(expected - naive_loss(unmoved)), 1e-6);
+  }
+}
+
 // The sequences that the paper's section 3 gives for 8 and 16 heads, and its code for 12.
 TEST(Llama, SlopesOfAlibi) {
   const auto eight = model::alibi_slopes(8), sixteen = model::alibi_slopes(16),
@@ -86,6 +107,13 @@ TEST(Llama, GradientsEqualFiniteDifferences) {
   std::vector<ModelCase> cases{base_case(true), base_case(false), base_case(true), base_case(true)};
   cases[2].config = model_with_attention_options(false);
   cases[3].config = model_with_attention_options(true);
+  cases.push_back(base_case(false));
+  cases[4].config.attention = {.qkv_bias = true, .output_bias = true, .qk_norm = true};
+  cases[4].config.rope.scaling = {.kind = kernels::RopeScalingKind::kYarn,
+                                  .factor = 4,
+                                  .original_length = 16,
+                                  .beta_fast = 2,
+                                  .beta_slow = 0.5};
   for (const ModelCase& c : cases) {
     const ModelRun run = run_on_one_rank(c);
     EXPECT_EQ(run.gradients.count("model.layers.0.self_attn.sinks"),
@@ -152,6 +180,8 @@ TEST(ModelConfig, CountsTheParametersThatTheModelDeclares) {
   for (bool tied : {true, false}) {
     ModelCase c = base_case(tied);
     c.config.attention.sinks = tied;
+    c.config.attention.qkv_bias = c.config.attention.output_bias = c.config.attention.qk_norm =
+        tied;
     int64_t declared = 0;
     for (const auto& [name, values] : initial_values(c)) {
       declared += static_cast<int64_t>(values.size());

@@ -1,5 +1,6 @@
 #include "tests/model/naive_llama.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
@@ -63,6 +64,17 @@ void rotate(Vector& x, int64_t dim, int64_t position, double theta) {
   }
 }
 
+void add_to(Vector& x, const Vector& y) {
+  for (size_t i = 0; i < x.size(); ++i) x[i] += y[i];
+}
+
+void norm_heads(Vector& x, const Vector& weight, double eps) {
+  const auto dim = static_cast<std::ptrdiff_t>(weight.size());
+  for (auto head = x.begin(); head != x.end(); head += dim) {
+    std::ranges::copy(norm(Vector(head, head + dim), weight, eps), head);
+  }
+}
+
 // What a layer with softmax adds to the residual stream, from its normed inputs.
 std::vector<Vector> softmax_attention(const model::ModelConfig& c, const ParameterValues& values,
                                       int64_t layer, const std::vector<Vector>& inputs,
@@ -76,6 +88,15 @@ std::vector<Vector> softmax_attention(const model::ModelConfig& c, const Paramet
     q.push_back(times(w("q_proj.weight"), inputs[t]));
     k.push_back(times(w("k_proj.weight"), inputs[t]));
     v.push_back(times(w("v_proj.weight"), inputs[t]));
+    if (c.attention.qkv_bias) {
+      add_to(q.back(), w("q_proj.bias"));
+      add_to(k.back(), w("k_proj.bias"));
+      add_to(v.back(), w("v_proj.bias"));
+    }
+    if (c.attention.qk_norm) {
+      norm_heads(q.back(), w("q_norm.weight"), c.norm_eps);
+      norm_heads(k.back(), w("k_norm.weight"), c.norm_eps);
+    }
     const auto position = static_cast<int64_t>(t - first[t]);
     if (c.attention.alibi) continue;
     rotate(q.back(), c.head_dim, position, c.rope.theta);
@@ -111,6 +132,7 @@ std::vector<Vector> softmax_attention(const model::ModelConfig& c, const Paramet
       }
     }
     outputs.push_back(times(w("o_proj.weight"), out));
+    if (c.attention.output_bias) add_to(outputs.back(), w("o_proj.bias"));
   }
   return outputs;
 }
