@@ -55,10 +55,10 @@ model::ModelConfig model_config(const Config& config) {
                   .soft_cap = attention.soft_cap(),
                   .alibi = attention.alibi(),
                   .sinks = attention.sinks(),
-                  .dropout = attention.dropout(),
                   .qkv_bias = attention.qkv_bias(),
                   .output_bias = attention.output_bias(),
-                  .qk_norm = attention.qk_norm()};
+                  .qk_norm = attention.qk_norm(),
+                  .dropout = attention.dropout()};
   linear_config(from, to);
   if (config.has_lora()) {
     const Lora& lora = config.lora();

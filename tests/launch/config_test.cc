@@ -256,6 +256,8 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"model.attention.sliding_window=-1", "0 or more"},
         Refusal{"model.attention.prefix_length=-1", "0 or more"},
         Refusal{"model.attention.soft_cap=-1", "below 0"},
+        Refusal{"model.rope_scaling.kind=yran", "did you mean `yarn`?"},
+        Refusal{"model.rope_scaling.beta_fast=0", "not above 0"},
         Refusal{"lora.rank=0", "set it to 1 or more"}, Refusal{"lora.alpha=0", "not above 0"},
         Refusal{"lora.projections=q_porj", "choose of q_proj"},
         Refusal{"model.attention.dropout=1", "not below 1"},
