@@ -68,6 +68,9 @@ Action add_inspect(CLI::App& app) {
   app.add_option("--document", options->document, "The document whose beginning is shown")
       ->capture_default_str()
       ->type_name("N");
+  app.add_option("--tokenizer", options->tokenizer, "Shows it as text, as data prepare's")
+      ->type_name("FILE");
+  app.add_option("--pattern", options->pattern, "As data prepare's")->type_name("NAME");
   app.add_option("--tokens", options->shown_tokens, "How much of it is shown")
       ->capture_default_str()
       ->type_name("N");

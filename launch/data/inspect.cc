@@ -8,6 +8,7 @@
 #include "absl/strings/str_join.h"
 #include "kernels/core/error.h"
 #include "launch/data/token_file.h"
+#include "launch/tokenizer/tokenizer.h"
 
 namespace longhaul::launch {
 namespace {
@@ -28,18 +29,26 @@ InspectReport::Lengths lengths_of(const TokenFile& file) {
 }
 
 // UTF-8 passes through as it is, control characters are escaped.
-std::string printable(const std::vector<int32_t>& tokens) {
+std::string printable(std::string_view bytes) {
   std::string text;
-  for (const int32_t token : tokens) {
-    if (token < 0 || token > 255) return "";
-    const bool shown = token == '\n' || token == '\t' || (token >= 0x20 && token != 0x7f);
-    if (shown) {
-      text.push_back(static_cast<char>(token));
+  for (const char c : bytes) {
+    const auto byte = static_cast<uint8_t>(c);
+    if (c == '\n' || c == '\t' || (byte >= 0x20 && byte != 0x7f)) {
+      text.push_back(c);
     } else {
-      absl::StrAppendFormat(&text, "\\x%02x", token);
+      absl::StrAppendFormat(&text, "\\x%02x", byte);
     }
   }
   return text;
+}
+
+std::string text_of(const std::vector<int32_t>& tokens, const InspectOptions& options) {
+  if (!options.tokenizer.empty()) {
+    return printable(load_tokenizer(options.tokenizer, options.pattern)->decode(tokens));
+  }
+  const bool bytes =
+      std::all_of(tokens.begin(), tokens.end(), [](int32_t t) { return t >= 0 && t <= 255; });
+  return bytes ? printable(std::string(tokens.begin(), tokens.end())) : "";
 }
 
 }  // namespace
@@ -51,6 +60,7 @@ InspectReport inspect(const InspectOptions& options) {
   report.dtype = std::string(file.dtype_name());
   report.tokens = file.tokens();
   report.documents = file.documents();
+  report.learned = file.learned(0, file.tokens());
   report.lengths = lengths_of(file);
   report.document = options.document;
   if (file.documents() == 0 && options.document == 0) return report;
@@ -64,7 +74,7 @@ InspectReport inspect(const InspectOptions& options) {
   const int64_t shown = std::clamp(options.shown_tokens, int64_t{0}, report.document_tokens);
   report.beginning.resize(static_cast<size_t>(shown));
   file.read(begin, report.beginning);
-  report.text = printable(report.beginning);
+  report.text = text_of(report.beginning, options);
   return report;
 }
 
@@ -72,9 +82,13 @@ std::string describe(const InspectReport& report) {
   const InspectReport::Lengths& lengths = report.lengths;
   std::string text =
       absl::StrCat(report.prefix, ": ", report.tokens, " tokens (", report.dtype, ") in ",
-                   report.documents, " documents\n", "tokens per document: shortest ",
-                   lengths.shortest, ", 10 % ", lengths.p10, ", median ", lengths.median, ", 90 % ",
-                   lengths.p90, ", 99 % ", lengths.p99, ", longest ", lengths.longest, "\n");
+                   report.documents, " documents\n",
+                   report.learned < report.tokens
+                       ? absl::StrCat(report.learned, " of them are learned, the others given\n")
+                       : std::string(),
+                   "tokens per document: shortest ", lengths.shortest, ", 10 % ", lengths.p10,
+                   ", median ", lengths.median, ", 90 % ", lengths.p90, ", 99 % ", lengths.p99,
+                   ", longest ", lengths.longest, "\n");
   if (report.beginning.empty()) return text;
   absl::StrAppend(&text, "document ", report.document, " (", report.document_tokens,
                   " tokens) begins:\n",

@@ -11,6 +11,8 @@ struct InspectOptions {
   std::string prefix;    // of .bin and .idx
   int64_t document = 0;  // whose beginning is shown
   int64_t shown_tokens = 200;
+  std::string tokenizer{};  // to show them as text; empty: for tokens that are all bytes
+  std::string pattern{};    // of the tokenizer
 };
 
 struct InspectReport {
@@ -18,6 +20,7 @@ struct InspectReport {
   std::string dtype;  // of a token on disk
   int64_t tokens = 0;
   int64_t documents = 0;
+  int64_t learned = 0;  // tokens
   // Tokens of a document: the shortest, quantiles (nearest rank), the longest; 0 without documents.
   struct Lengths {
     int64_t shortest = 0, p10 = 0, median = 0, p90 = 0, p99 = 0, longest = 0;
@@ -27,7 +30,8 @@ struct InspectReport {
   int64_t document = 0;
   int64_t document_tokens = 0;
   std::vector<int32_t> beginning;  // first tokens of `document`
-  // They as text, if all are bytes, with what cannot be printed as \xNN; empty otherwise.
+  // They as text, if there is a tokenizer or all are bytes, with what cannot be printed as \xNN;
+  // empty otherwise.
   std::string text;
 };
 
