@@ -39,7 +39,7 @@ class WordCache {
  private:
   static constexpr size_t kEntries = size_t{1} << 15;
   static constexpr size_t kMostBytes = 30, kMostTokens = 8;
-  struct alignas(64) Entry {  // a cache line
+  struct alignas(64) Entry {       // a cache line
     uint8_t bytes = 0, count = 0;  // bytes 0: empty
     std::array<char, kMostBytes> word{};
     std::array<int32_t, kMostTokens> tokens{};
