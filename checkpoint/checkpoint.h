@@ -22,6 +22,8 @@ struct Info {
   std::map<std::string, std::string> model;
   // The resolved configuration of the run that saved it, in text format; for people.
   std::string config;
+  // There is no optimizer's state: of an imported model. Parameters may be of any floating type.
+  bool weights_only = false;
 };
 
 // Collective. Writes <directory>/step-NNNNNNNN from all ranks' slices (each element once), then

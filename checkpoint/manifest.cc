@@ -105,6 +105,7 @@ Info info_of(const proto::Manifest& manifest) {
   info.samples = manifest.samples();
   for (const auto& [name, value] : manifest.model()) info.model.emplace(name, value);
   info.config = manifest.config();
+  info.weights_only = manifest.weights_only();
   return info;
 }
 
@@ -113,6 +114,7 @@ void set_info(proto::Manifest& manifest, const Info& info) {
   manifest.set_samples(info.samples);
   for (const auto& [name, value] : info.model) (*manifest.mutable_model())[name] = value;
   manifest.set_config(info.config);
+  manifest.set_weights_only(info.weights_only);
 }
 
 void check_model(const std::map<std::string, std::string>& running, const Info& saved,

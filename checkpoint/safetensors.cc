@@ -44,12 +44,26 @@ std::optional<DType> dtype_from_safetensors(std::string_view name) {
   return std::nullopt;
 }
 
+static void write_source(OutputFile& file, const SafetensorsTensor& tensor,
+                         const std::function<void()>& progress) {
+  int64_t elements = 1;
+  for (const int64_t dim : tensor.shape) elements *= dim;
+  const int64_t chunk = kChunk / size_of(tensor.dtype());
+  const Tensor buffer(tensor.dtype(), {std::min(chunk, elements)});
+  for (int64_t begin = 0; begin < elements; begin += chunk) {
+    const TensorView part = buffer.view().rows(0, std::min(chunk, elements - begin));
+    tensor.source->read(begin, part);
+    file.write({part.raw(), static_cast<size_t>(part.bytes())});
+    if (progress) progress();
+  }
+}
+
 void write_safetensors(OutputFile& file, std::vector<SafetensorsTensor> tensors,
                        const std::map<std::string, std::string>& metadata,
                        const std::function<void()>& progress) {
   LONGHAUL_CHECK(file.bytes() == 0, file.path());
   std::stable_sort(tensors.begin(), tensors.end(), [](const auto& a, const auto& b) {
-    return size_of(a.data.dtype()) > size_of(b.data.dtype());
+    return size_of(a.dtype()) > size_of(b.dtype());
   });
   nlohmann::json header = nlohmann::json::object();
   if (!metadata.empty()) header["__metadata__"] = metadata;
@@ -57,10 +71,12 @@ void write_safetensors(OutputFile& file, std::vector<SafetensorsTensor> tensors,
   for (const SafetensorsTensor& tensor : tensors) {
     int64_t elements = 1;
     for (const int64_t dim : tensor.shape) elements *= dim;
-    LONGHAUL_CHECK(elements == tensor.data.elements() && tensor.data.contiguous(), tensor.name);
+    LONGHAUL_CHECK(
+        tensor.source || (elements == tensor.data.elements() && tensor.data.contiguous()),
+        tensor.name);
     LONGHAUL_CHECK(!header.contains(tensor.name), tensor.name);
-    const int64_t begin = std::exchange(end, end + tensor.data.bytes());
-    header[tensor.name] = {{"dtype", std::string(safetensors_name(tensor.data.dtype()))},
+    const int64_t begin = std::exchange(end, end + elements * size_of(tensor.dtype()));
+    header[tensor.name] = {{"dtype", std::string(safetensors_name(tensor.dtype()))},
                            {"shape", tensor.shape},
                            {"data_offsets", {begin, end}}};
   }
@@ -77,6 +93,10 @@ void write_safetensors(OutputFile& file, std::vector<SafetensorsTensor> tensors,
   file.write(json);
   if (progress) progress();
   for (const SafetensorsTensor& tensor : tensors) {
+    if (tensor.source) {
+      write_source(file, tensor, progress);
+      continue;
+    }
     const ConstTensorView data = tensor.data.reshape({tensor.data.elements()});
     const int64_t chunk = kChunk / size_of(data.dtype());
     const OwnedStream stream(data.device());
@@ -96,12 +116,24 @@ void write_safetensors(OutputFile& file, std::vector<SafetensorsTensor> tensors,
 SafetensorsFile::SafetensorsFile(std::string path)
     : file_(std::move(path)), header_(read_safetensors_header(file_)) {}
 
-void SafetensorsFile::read(const std::string& name, int64_t begin, const TensorView& out) const {
+const SafetensorsEntry& SafetensorsFile::entry(const std::string& name) const {
   const auto found = header_.tensors.find(name);
   if (found == header_.tensors.end()) {
     fail(ErrorCode::kCheckpoint, absl::StrCat("'", path(), "' has no tensor '", name, "'"));
   }
-  const SafetensorsEntry& entry = found->second;
+  return found->second;
+}
+
+void SafetensorsFile::read_bytes(const std::string& name, int64_t begin,
+                                 std::span<std::byte> out) const {
+  const SafetensorsEntry& from = entry(name);
+  const auto bytes = static_cast<int64_t>(out.size());
+  LONGHAUL_CHECK(begin >= 0 && begin + bytes <= from.end - from.begin, name);
+  file_.read(from.begin + begin, out);
+}
+
+void SafetensorsFile::read(const std::string& name, int64_t begin, const TensorView& out) const {
+  const SafetensorsEntry& entry = this->entry(name);
   if (entry.dtype != safetensors_name(out.dtype())) {
     fail(ErrorCode::kCheckpoint,
          absl::StrCat("tensor '", name, "' in '", path(), "' is ", entry.dtype, ", not ",

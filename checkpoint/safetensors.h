@@ -7,11 +7,13 @@
 #include <functional>
 #include <map>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "checkpoint/files.h"
+#include "checkpoint/state.h"
 #include "kernels/core/tensor.h"
 
 namespace longhaul::checkpoint {
@@ -48,7 +50,10 @@ SafetensorsHeader parse_safetensors_header(std::string_view json, int64_t data_b
 struct SafetensorsTensor {
   std::string name;  // UTF-8
   std::vector<int64_t> shape;
-  ConstTensorView data;  // contiguous, on the CPU; as many elements as the shape
+  ConstTensorView data = {};          // contiguous; as many elements as the shape
+  std::optional<Source> source = {};  // in place of data
+
+  DType dtype() const { return source ? source->dtype : data.dtype(); }
 };
 
 // Writes header and data (wider types first, so that data is aligned) to a file that must not have
@@ -67,8 +72,12 @@ class SafetensorsFile {
   // Reads elements [begin, begin + out.elements()) of a tensor in row-major order. `out` must be
   // contiguous and have the tensor's dtype.
   void read(const std::string& name, int64_t begin, const TensorView& out) const;
+  // Reads bytes of a tensor of any type, from its byte `begin` on.
+  void read_bytes(const std::string& name, int64_t begin, std::span<std::byte> out) const;
 
  private:
+  const SafetensorsEntry& entry(const std::string& name) const;
+
   InputFile file_;
   SafetensorsHeader header_;
 };

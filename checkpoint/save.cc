@@ -117,13 +117,22 @@ class Saver {
     on_all([&] { LONGHAUL_CHECK(manifest_.ParseFromString(plan)); });
   }
 
-  // The data of elements [begin, end), which lie within one slice of this rank's state.
-  ConstTensorView data_of(const std::string& name, int64_t begin, int64_t end) const {
+  // Elements [begin, end), which lie within one slice of this rank's state.
+  SafetensorsTensor part_of(const std::string& name, int64_t begin, int64_t end) const {
     const auto [first, last] = by_name_.equal_range(name);
     for (auto it = first; it != last; ++it) {
       const Slice& slice = *it->second;
       if (slice.begin <= begin && end <= slice.end) {
-        return slice.data.reshape({slice.end - slice.begin}).rows(begin - slice.begin, end - begin);
+        SafetensorsTensor part{.name = slice_key(name, begin, end), .shape = {end - begin}};
+        const int64_t skipped = begin - slice.begin;
+        if (slice.source) {
+          part.source = {slice.source->dtype, [&slice, skipped](int64_t at, const TensorView& to) {
+                           slice.source->read(skipped + at, to);
+                         }};
+        } else {
+          part.data = slice.data.reshape({slice.end - slice.begin}).rows(skipped, end - begin);
+        }
+        return part;
       }
     }
     check_failed(__FILE__, __LINE__, "this rank holds what it is to write", name);
@@ -135,9 +144,7 @@ class Saver {
     for (const proto::Tensor& tensor : manifest_.tensors()) {
       for (const proto::Slice& slice : tensor.slices()) {
         if (slice.file() != world_.rank()) continue;
-        tensors.push_back({slice_key(tensor.name(), slice.begin(), slice.end()),
-                           {slice.end() - slice.begin()},
-                           data_of(tensor.name(), slice.begin(), slice.end())});
+        tensors.push_back(part_of(tensor.name(), slice.begin(), slice.end()));
       }
     }
     proto::File result;

@@ -69,11 +69,12 @@ proto::Holdings holdings_of(const State& state) {
     LONGHAUL_CHECK(
         slice.begin >= 0 && slice.begin <= slice.end && slice.end <= slice.shape.elements(),
         slice.name);
-    LONGHAUL_CHECK(slice.data.elements() == slice.end - slice.begin && slice.data.contiguous(),
+    LONGHAUL_CHECK(slice.source || (slice.data.elements() == slice.end - slice.begin &&
+                                    slice.data.contiguous()),
                    slice.name);
     proto::Tensor& tensor = *holdings.add_tensors();
     tensor.set_name(slice.name);
-    tensor.set_dtype(std::string(safetensors_name(slice.data.dtype())));
+    tensor.set_dtype(std::string(safetensors_name(slice.dtype())));
     for (const int64_t dim : slice.shape.dims()) tensor.add_shape(dim);
     proto::Slice& held = *tensor.add_slices();
     held.set_begin(slice.begin);

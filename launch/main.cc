@@ -3,6 +3,7 @@
 
 #include "launch/bench/bench_command.h"
 #include "launch/check/check_command.h"
+#include "launch/cli/checkpoint_command.h"
 #include "launch/cli/command.h"
 #include "launch/cli/data_command.h"
 #include "launch/doctor/doctor_command.h"
@@ -13,7 +14,7 @@
 
 int main(int argc, char** argv) {
   using namespace longhaul::launch;
-  const std::array<Command, 8> commands = {
+  const std::array<Command, 9> commands = {
       Command{.name = "train", .help = "Train a model", .add = add_train_command},
       Command{.name = "plan",
               .help = "What each strategy would cost on N ranks, without starting any",
@@ -30,6 +31,9 @@ int main(int argc, char** argv) {
       Command{.name = "eval",
               .help = "Loss by position and passkey retrieval of a trained model",
               .add = add_eval_command},
+      Command{.name = "checkpoint",
+              .help = "Import and export Hugging Face models",
+              .subcommands = checkpoint_commands()},
       Command{.name = "bench",
               .help = "Measure, beside the machine's limits",
               .subcommands = bench_commands()},

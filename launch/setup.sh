@@ -19,7 +19,7 @@ packages=(
 )
 case "${1:-}" in
   "") ;;
-  --lint) packages+=(clang-format clang-tidy shellcheck git) ;;
+  --lint) packages+=(clang-format clang-tidy clang-14 libclang-rt-14-dev shellcheck git) ;;
   *)
     echo "setup: unknown argument $1; usage: launch/setup.sh [--lint]" >&2
     exit 2

@@ -3,13 +3,12 @@
 #include <algorithm>
 #include <array>
 #include <map>
-#include <optional>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "checkpoint/checkpoint.h"
+#include "checkpoint/reader.h"
 #include "kernels/pointwise.h"
 
 namespace longhaul::launch {
@@ -38,21 +37,6 @@ Description compared(const Description& running, const Description& saved) {
   return result;
 }
 
-// The type of a saved parameter: what was trained in the accumulator type, what was frozen as it
-// was used.
-DType saved_type(const Description& saved, const std::string& path, const std::string& parameter) {
-  const auto found = saved.find("train.dtype");
-  std::optional<DType> used;
-  for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF64}) {
-    if (found != saved.end() && found->second == name(dtype)) used = dtype;
-  }
-  if (!used) {
-    fail(ErrorCode::kCheckpoint,
-         absl::StrCat("checkpoint '", path, "' says no train.dtype that is known; choose another"));
-  }
-  return has_adapters(saved) && !is_adapter(parameter) ? *used : accumulator(*used);
-}
-
 }  // namespace
 
 void load_weights(dist::Group& group, const Context& ctx, const std::string& checkpoint,
@@ -63,11 +47,14 @@ void load_weights(dist::Group& group, const Context& ctx, const std::string& che
   std::vector<std::pair<Tensor, TensorView>> converted;  // as saved, and where to
   group.agree(attempt([&] {
                 info = checkpoint::read_info(checkpoint);
+                const auto tensors = checkpoint::saved_tensors(checkpoint);
                 for (const WeightSlice& slice : slices) {
                   const parallel::ParameterSpec& spec = slice.entry->spec;
                   if (is_adapter(spec.name) && !has_adapters(info.model)) continue;
                   TensorView to = slice.values;
-                  const DType saved = saved_type(info.model, checkpoint, spec.name);
+                  // What is missing is for load() to say.
+                  const auto found = tensors.find(spec.name);
+                  const DType saved = found == tensors.end() ? to.dtype() : found->second.dtype;
                   if (saved != to.dtype()) {
                     converted.emplace_back(Tensor(saved, to.shape(), ctx.device()), to);
                     to = converted.back().first.view();

@@ -223,6 +223,14 @@ class Run {
     const auto newest = checkpoint::latest(config_.checkpoint().directory());
     resumed_from_ = trainers_.broadcast(newest.value_or(""), 0, "resuming");
     if (resumed_from_.empty()) return;
+    bool weights_only = false;
+    trainers_.agree(
+        attempt([&] { weights_only = checkpoint::read_info(resumed_from_).weights_only; }),
+        "resuming");
+    if (weights_only) {  // of an imported model: the optimizer begins
+      started_from_ = resumed_from_;
+      return engine_.start_from(started_from_);
+    }
     const checkpoint::Info info =
         checkpoint::load(trainers_, resumed_from_, info_.model, engine_.state());
     engine_.state_loaded();

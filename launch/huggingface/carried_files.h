@@ -1,0 +1,21 @@
+// The files of a Hugging Face folder that come along with a model without being changed.
+#pragma once
+
+#include <string>
+
+namespace longhaul::launch::huggingface {
+
+inline constexpr char kCarriedFolder[] = "huggingface";  // in a run folder
+
+// Copies those of tokenizer, chat template and generation that are there. Throws
+// Error(kCheckpoint).
+void copy_carried_files(const std::string& from, const std::string& to);
+
+// Throws Error(kCheckpoint) unless `path` is an empty folder or does not exist.
+void require_new_folder(const std::string& path);
+
+// The content of a file of at most 64 MiB, or "" if there is none.
+std::string text_of(const std::string& path);
+void write_text(const std::string& path, const std::string& text);
+
+}  // namespace longhaul::launch::huggingface
