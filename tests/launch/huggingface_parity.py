@@ -19,6 +19,8 @@ except ImportError as missing:
     print(f"SKIPPED: {missing}; install torch and transformers to compare with them")
     sys.exit(77)
 
+transformers.utils.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
 PROGRAM, GRADIENTS = sys.argv[1:3]
 LENGTH = 48
 SIZES = dict(vocab_size=61, hidden_size=32, intermediate_size=56, num_hidden_layers=2,
