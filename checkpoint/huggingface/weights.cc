@@ -61,12 +61,7 @@ void Weights::add_file(const std::string& path) {
 void Weights::read(const std::string& name, int64_t begin, const TensorView& out) const {
   const Entry& entry = tensors_.at(name);
   const int64_t size = float_bytes(entry.dtype);
-  if (size == 0) {
-    fail(ErrorCode::kCheckpoint,
-         absl::StrCat("tensor '", name, "' in '", entry.file, "' is ", entry.dtype,
-                      "; only F64, F32, BF16 and F16 can be read: get the model without "
-                      "quantization"));
-  }
+  LONGHAUL_CHECK(size > 0, name);
   const TensorView flat = out.reshape({out.elements()});
   std::vector<std::byte> buffer(static_cast<size_t>(std::min(kChunk, flat.elements()) * size));
   for (int64_t at = 0; at < flat.elements(); at += kChunk) {

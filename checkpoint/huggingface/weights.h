@@ -24,8 +24,8 @@ class Weights {
   const std::map<std::string, Entry>& tensors() const { return tensors_; }
 
   // Fills `out` (bf16, f32 or f64; contiguous, on the CPU) with elements [begin, begin +
-  // out.elements()) in row-major order, converted from F64, F32, BF16 or F16. Throws
-  // Error(kCheckpoint) for another type.
+  // out.elements()) in row-major order, converted from F64, F32, BF16 or F16: of a tensor whose
+  // type float_bytes() knows.
   void read(const std::string& name, int64_t begin, const TensorView& out) const;
 
  private:

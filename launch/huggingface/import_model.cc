@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/files.h"
+#include "checkpoint/huggingface/floats.h"
 #include "checkpoint/huggingface/weights.h"
 #include "dist/local/local.h"
 #include "launch/huggingface/carried_files.h"
@@ -36,6 +37,12 @@ void check_tensors(const Weights& weights, const std::vector<NamedShape>& parame
                         "', which a model of its config.json has; download the folder again"));
     }
     const Weights::Entry& entry = found->second;
+    if (checkpoint::huggingface::float_bytes(entry.dtype) == 0) {
+      fail(ErrorCode::kCheckpoint,
+           absl::StrCat("tensor '", parameter.name, "' in '", entry.file, "' is ", entry.dtype,
+                        "; only F64, F32, BF16 and F16 can be read: get the model without "
+                        "quantization"));
+    }
     const auto dims = parameter.shape.dims();
     if (!std::ranges::equal(entry.shape, dims)) {
       std::string shape;

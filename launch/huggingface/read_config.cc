@@ -159,6 +159,12 @@ void read_window(const Fields& fields, const std::string& type, bool null_window
   attention.set_sliding_window(window);
 }
 
+// Of a config.json that does not say it, in transformers.
+int64_t default_kv_heads(const std::string& type, int64_t heads) {
+  if (type == "llama") return heads;
+  return type == "mistral" ? 8 : 32;
+}
+
 }  // namespace
 
 Model read_config(const std::string& text, const std::string& path) {
@@ -182,7 +188,10 @@ Model read_config(const std::string& text, const std::string& path) {
   model.set_width(fields.integer("hidden_size"));
   model.set_heads(fields.integer("num_attention_heads"));
   if (model.heads() < 1) fields.refuse("num_attention_heads", "it must be at least 1");
-  model.set_kv_heads(fields.integer("num_key_value_heads", model.heads()));
+  model.set_kv_heads(
+      fields.integer("num_key_value_heads", json.contains("num_key_value_heads")
+                                                ? model.heads()  // null
+                                                : default_kv_heads(type, model.heads())));
   model.set_head_dim(
       fields.integer("head_dim", type == "qwen3" ? 128 : model.width() / model.heads()));
   model.set_mlp_width(fields.integer("intermediate_size"));
