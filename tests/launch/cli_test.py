@@ -93,7 +93,8 @@ class Shell(CommandLine):
                    command=["check", "--config", self.config, "--set", "parallel.strategy=rign"])
 
     def test_unknown_names(self):
-        self.error(2, "one of: train, plan, check, data, generate, eval, bench, doctor", command=[])
+        self.error(2, "one of: train, plan, check, data, generate, eval, checkpoint, bench, "
+                      "doctor", command=[])
         self.error(2, "unknown subcommand `tran`", "did you mean `train`?", command=["tran"])
         self.error(2, "longhaul data: unknown subcommand `prpare`", "did you mean `prepare`?",
                    command=["data", "prpare"])
