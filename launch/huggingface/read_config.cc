@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <array>
+#include <tuple>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/core/error.h"
@@ -159,6 +160,29 @@ void read_window(const Fields& fields, const std::string& type, bool null_window
   attention.set_sliding_window(window);
 }
 
+// Products of two sizes are far from the limits of 64 bits then, and layers can be counted.
+void check_sizes(const Fields& fields, const Model& model) {
+  constexpr int64_t kLargest = int64_t{1} << 31, kMostLayers = 10'000;
+  for (const auto& [name, value, most] :
+       {std::tuple("vocab_size", model.vocabulary(), kLargest - 1),
+        {"num_hidden_layers", model.layers(), kMostLayers},
+        {"hidden_size", model.width(), kLargest},
+        {"num_attention_heads", model.heads(), kLargest},
+        {"num_key_value_heads", model.kv_heads(), kLargest},
+        {"head_dim", model.head_dim(), kLargest},
+        {"intermediate_size", model.mlp_width(), kLargest}}) {
+    if (value < 1 || value > most) {
+      fields.refuse(
+          name, absl::StrCat("for this model it would be ", value, ", and it must be 1 to ", most));
+    }
+  }
+  // Of both, which are projected to.
+  if (model.heads() > kLargest / model.head_dim() ||
+      model.kv_heads() > kLargest / model.head_dim()) {
+    fields.refuse("head_dim", absl::StrCat("all heads together would be wider than ", kLargest));
+  }
+}
+
 // Of a config.json that does not say it, in transformers.
 int64_t default_kv_heads(const std::string& type, int64_t heads) {
   if (type == "llama") return heads;
@@ -195,6 +219,7 @@ Model read_config(const std::string& text, const std::string& path) {
   model.set_head_dim(
       fields.integer("head_dim", type == "qwen3" ? 128 : model.width() / model.heads()));
   model.set_mlp_width(fields.integer("intermediate_size"));
+  check_sizes(fields, model);
   model.set_norm_eps(fields.number("rms_norm_eps", 1e-6));
   model.set_tied_embeddings(fields.flag("tie_word_embeddings", false));
 

@@ -46,7 +46,8 @@ std::string type_of(const Model& model, const Json& base) {
   if (output && !bias) refuse("attention.output_bias");
   if (output && window) refuse("attention.sliding_window");
   // The two are the same otherwise; transformers wants Llama's width to be a multiple of the heads.
-  const bool was_mistral = base.value("model_type", "") == "mistral";
+  const auto before = base.find("model_type");
+  const bool was_mistral = before != base.end() && *before == "mistral";
   return !output && (window || was_mistral || model.width() % model.heads() != 0) ? "mistral"
                                                                                   : "llama";
 }

@@ -256,10 +256,11 @@ class HuggingFace(unittest.TestCase):
         changes = {
             "quantization_config": {"bits": 4}, "num_experts": 8, "mlp_bias": True,
             "model_type": "mixtral", "hidden_act": "gelu", "partial_rotary_factor": 0.5,
-            "architectures": ["Qwen2ForSequenceClassification"], "vocab_size": "many",
-            "num_hidden_layers": None, "hidden_size": 1e300, "rms_norm_eps": "small",
+            "architectures": ["Qwen2ForSequenceClassification"], "num_key_value_heads": "many",
+            "hidden_size": 1e300, "rms_norm_eps": "small",
             "rope_scaling": {"rope_type": "longrope"}, "rope_parameters": 7,
-            "tie_word_embeddings": 1,
+            "tie_word_embeddings": 1, "vocab_size": -1, "num_attention_heads": 0,
+            "num_hidden_layers": 1 << 40, "head_dim": 1 << 31, "intermediate_size": 1 << 63,
         }
         for i, (field, value) in enumerate(changes.items()):
             with self.subTest(field):
@@ -269,6 +270,10 @@ class HuggingFace(unittest.TestCase):
                 self.refused([f"{i}/config.json", field], "checkpoint", "import", i, "--output",
                              "run")
         write_model(self.folder / "w", CONFIG, "F32")
+        for field in ("vocab_size", "num_hidden_layers", "model_type"):
+            lacking = {name: value for name, value in CONFIG.items() if name != field}
+            (self.folder / "w/config.json").write_text(json.dumps(lacking))
+            self.refused([field, "missing"], "checkpoint", "import", "w", "--output", "run")
         window = dict(CONFIG, use_sliding_window=True, sliding_window=8, max_window_layers=1)
         (self.folder / "w/config.json").write_text(json.dumps(window))
         self.refused(["max_window_layers", "8"], "checkpoint", "import", "w", "--output", "run")

@@ -23,10 +23,9 @@ int main(int argc, char** argv) {
   for (const auto& [name, saved] : reader.tensors()) {
     const Tensor values(saved.dtype, saved.shape);
     reader.read(name, 0, values);
+    std::vector<double>& to = c.values[name];
     visit_float(saved.dtype, [&]<class T>() {
-      for (const T value : values.view().span<T>()) {
-        c.values[name].push_back(static_cast<double>(value));
-      }
+      for (const T value : values.view().span<T>()) to.push_back(static_cast<double>(value));
     });
   }
   const test::ModelRun run = test::run_on_one_rank(c);
