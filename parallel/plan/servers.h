@@ -23,9 +23,8 @@ struct Servers {
   DType dtype = DType::kF32;  // of q, k and v, for bytes
   // Measured costs of attention; null: work is counted in (query, key) pairs.
   const KernelProfile* profile = nullptr;
-  // Rounds in which tasks are sent to others (plan_tasks). With more than one, rows of later rounds
-  // arrive in slots that are being computed on. No task needs these rows yet, but the CPU's
-  // attention kernel reads whole blocks of keys, also those that it then masks away.
+  // Rounds in which tasks are sent to others (plan_tasks): while one is computed, the rows of the
+  // next arrive and the results of the one before return.
   int nano_batches = 1;
   // Rows of the kernel's tiles: tasks are cut at multiples of it.
   int64_t tile = 128;

@@ -19,21 +19,15 @@ struct Part {
   bool operator==(const Part&) const = default;
 };
 
-// Rows that tasks of one server need of one owner, for heads that all need the same rows: what is
-// sent once, and lies in one slot of the server, part after part.
+// Rows that tasks of one server need of one owner from one round to another, for heads that all
+// need the same rows: what is sent once, and lies in one slot of the server, part after part. So
+// while a slot is computed on, none of its rows travels: kernels may read and write whole blocks of
+// it.
 struct Parcel {
   Span heads;
-  std::vector<Part> parts;  // ascending, disjoint
+  std::vector<Part> parts;  // ascending, disjoint; of equal rounds
 
   int64_t rows() const { return parts.back().slot_row + parts.back().home_rows.length; }
-  // Where a home row that is in the parcel lies in its slot.
-  int64_t slot_row(int64_t home_row) const {
-    const auto part = std::ranges::partition_point(
-        parts, [home_row](const Part& p) { return p.home_rows.end() <= home_row; });
-    LONGHAUL_CHECK(part != parts.end() && part->home_rows.begin <= home_row,
-                   "a task's rows are in its parcel");
-    return part->slot_row + home_row - part->home_rows.begin;
-  }
 };
 
 struct Need {
@@ -42,7 +36,8 @@ struct Need {
   int round = 0;
 };
 
-// The union of the rows, cut where the first or the last round that needs them changes.
+// The union of the rows, cut where the first or the last round that needs them changes. Slot rows
+// are not set yet.
 std::vector<Part> parts_of(const std::vector<Need>& needs, int rounds) {
   struct Border {
     int64_t row;
@@ -58,7 +53,6 @@ std::vector<Part> parts_of(const std::vector<Need>& needs, int rounds) {
   std::ranges::sort(borders, {}, &Border::row);
   std::vector<int> of_round(static_cast<size_t>(rounds), 0);
   std::vector<Part> parts;
-  int64_t slot_row = 0;
   for (size_t i = 0; i < borders.size();) {
     const int64_t row = borders[i].row;
     for (; i < borders.size() && borders[i].row == row; ++i) {
@@ -69,10 +63,8 @@ std::vector<Part> parts_of(const std::vector<Need>& needs, int rounds) {
     if (first == of_round.end()) continue;
     const auto last = std::find_if(of_round.rbegin(), of_round.rend(), needed);
     const Part part{.home_rows = {row, borders[i].row - row},
-                    .slot_row = slot_row,
                     .first = static_cast<int>(first - of_round.begin()),
                     .last = static_cast<int>(of_round.rend() - last) - 1};
-    slot_row += part.home_rows.length;
     if (!parts.empty() && parts.back().home_rows.end() == row && parts.back().first == part.first &&
         parts.back().last == part.last) {
       parts.back().home_rows.length += part.home_rows.length;
@@ -81,6 +73,19 @@ std::vector<Part> parts_of(const std::vector<Need>& needs, int rounds) {
     }
   }
   return parts;
+}
+
+// The parts that are needed from one round to another, one list for each such time.
+std::vector<std::vector<Part>> by_rounds(const std::vector<Part>& parts) {
+  std::map<std::pair<int, int>, std::vector<Part>> lists;
+  for (Part part : parts) {
+    std::vector<Part>& list = lists[{part.first, part.last}];
+    if (!list.empty()) part.slot_row = list.back().slot_row + list.back().home_rows.length;
+    list.push_back(part);
+  }
+  std::vector<std::vector<Part>> result;
+  for (auto& [rounds, list] : lists) result.push_back(std::move(list));
+  return result;
 }
 
 // Cuts the needed rows x heads into parcels, such that nothing is in two of them.
@@ -98,13 +103,15 @@ std::vector<Parcel> parcels_of(const std::vector<Need>& needs, int rounds) {
     for (const Need& need : needs) {
       if (need.heads.begin <= cuts[i] && cuts[i] < need.heads.end()) of_heads.push_back(need);
     }
-    std::vector<Part> parts = parts_of(of_heads, rounds);
-    if (parts.empty()) continue;
-    if (!parcels.empty() && parcels.back().heads.end() == cuts[i] &&
-        parcels.back().parts == parts) {
-      parcels.back().heads.length += cuts[i + 1] - cuts[i];
-    } else {
-      parcels.push_back({{cuts[i], cuts[i + 1] - cuts[i]}, std::move(parts)});
+    for (std::vector<Part>& parts : by_rounds(parts_of(of_heads, rounds))) {
+      const auto same = std::ranges::find_if(parcels, [&](const Parcel& parcel) {
+        return parcel.heads.end() == cuts[i] && parcel.parts == parts;
+      });
+      if (same != parcels.end()) {
+        same->heads.length += cuts[i + 1] - cuts[i];
+      } else {
+        parcels.push_back({{cuts[i], cuts[i + 1] - cuts[i]}, std::move(parts)});
+      }
     }
   }
   return parcels;
@@ -248,7 +255,7 @@ class Tasks {
     }
   }
 
-  // A task's heads may lie in several slots, on either side: it is cut by heads.
+  // A task's rows and heads may lie in several slots, on either side: it is cut by both.
   void place_tasks() {
     struct Key {
       int step;
@@ -258,27 +265,46 @@ class Tasks {
       bool operator<(const Key& other) const { return order() < other.order(); }
     };
     std::map<Key, std::vector<Segment>> merged;
-    const Side home{{}, 0};
     for (const PlacedTask& task : tasks_) {
       for (Span q_heads : head_cuts(task)) {
-        const Side& q = side(query_slots_, task.q_owner, q_heads, task.q_rows, home);
-        const Side& k =
-            side(key_slots_, task.k_owner, kv_heads_of(q_heads, problem_.heads), task.k_rows, home);
-        const int64_t q_row =
-            q.slot == 0 ? task.q_rows.begin : q.parcel.slot_row(task.q_rows.begin);
-        const int64_t k_row =
-            k.slot == 0 ? task.k_rows.begin : k.parcel.slot_row(task.k_rows.begin);
-        const int step = q.slot != 0 || k.slot != 0 ? task.round + 1 : 0;
-        std::vector<Segment>& list = merged[{step, q.slot, k.slot, q_heads}];
-        for (const Segment& segment : cut_task(problem_, task, q_row, k_row))
-          list.push_back(segment);
+        const Span kv_heads = kv_heads_of(q_heads, problem_.heads);
+        for (const Place& q : places(query_slots_, task.q_owner, q_heads, task.q_rows)) {
+          for (const Place& k : places(key_slots_, task.k_owner, kv_heads, task.k_rows)) {
+            PlacedTask part = task;
+            part.q_rows = q.home_rows;
+            part.k_rows = k.home_rows;
+            const std::vector<Segment> segments = cut_task(problem_, part, q.slot_row, k.slot_row);
+            if (segments.empty()) continue;
+            const int step = q.slot != 0 || k.slot != 0 ? task.round + 1 : 0;
+            std::vector<Segment>& list = merged[{step, q.slot, k.slot, q_heads}];
+            list.insert(list.end(), segments.begin(), segments.end());
+          }
+        }
       }
     }
-    // What needs nothing of others is computed while the parcels travel.
     for (auto& [key, list] : merged) {
-      plan_.steps[static_cast<size_t>(key.step)].tasks.push_back(
-          {key.q_slot, key.k_slot, key.heads, std::move(list)});
+      if (key.step == 0) {
+        place_own({key.q_slot, key.k_slot, key.heads, std::move(list)});
+      } else {
+        plan_.steps[static_cast<size_t>(key.step)].tasks.push_back(
+            {key.q_slot, key.k_slot, key.heads, std::move(list)});
+      }
     }
+  }
+
+  // What needs nothing of others is computed while rows travel: half of the heads while the first
+  // parcels do, the rest while the last results return, since nobody waits for it.
+  void place_own(Task task) {
+    const auto moves = [](const Step& step) { return !step.transfers.empty(); };
+    const int64_t unit = problem_.heads.kv_heads > 1 ? problem_.heads.group() : 1;
+    const int64_t later = task.q_heads.length / unit / 2 * unit;
+    if (later > 0 && std::ranges::any_of(plan_.steps, moves)) {
+      Task rest = task;
+      rest.q_heads = {task.q_heads.end() - later, later};
+      task.q_heads.length -= later;
+      plan_.steps.back().tasks.push_back(std::move(rest));
+    }
+    plan_.steps.front().tasks.push_back(std::move(task));
   }
 
   // The task's query heads, cut where a parcel of its queries or keys begins or ends.
@@ -306,14 +332,30 @@ class Tasks {
     return spans;
   }
 
-  const Side& side(const std::map<int, std::vector<Side>>& slots, int owner, Span heads, Span rows,
-                   const Side& home) const {
-    if (owner == rank_) return home;
+  // Where rows of an owner lie here that a task needs of these heads, all of one parcel.
+  struct Place {
+    Span home_rows;
+    int slot = 0;
+    int64_t slot_row = 0;
+  };
+  std::vector<Place> places(const std::map<int, std::vector<Side>>& slots, int owner, Span heads,
+                            Span rows) const {
+    if (owner == rank_) return {{rows, 0, rows.begin}};
+    std::vector<Place> list;
+    int64_t found = 0;
     for (const Side& s : slots.at(owner)) {
-      if (s.parcel.heads.begin <= heads.begin && heads.end() <= s.parcel.heads.end()) return s;
+      if (s.parcel.heads.begin > heads.begin || heads.end() > s.parcel.heads.end()) continue;
+      for (const Part& part : s.parcel.parts) {
+        const int64_t begin = std::max(rows.begin, part.home_rows.begin);
+        const int64_t end = std::min(rows.end(), part.home_rows.end());
+        if (begin >= end) continue;
+        list.push_back(
+            {{begin, end - begin}, s.slot, part.slot_row + begin - part.home_rows.begin});
+        found += end - begin;
+      }
     }
-    check_failed(__FILE__, __LINE__, "a task's heads are in a parcel",
-                 absl::StrCat("rows ", rows.begin, " + ", rows.length, " of rank ", owner));
+    LONGHAUL_CHECK(found == rows.length, "a task's rows and heads are in parcels");
+    return list;
   }
 
   bool forward() const { return direction_ == Direction::kForward; }

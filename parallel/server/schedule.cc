@@ -195,29 +195,55 @@ class Balancer {
   std::vector<bool> stuck_;  // memory leaves nothing to move from it
 };
 
-// Each server's tasks on rows of others, in parts of equally many pairs.
-void share_rounds(const Problem& problem, int rounds, std::vector<PlacedTask>& tasks) {
-  if (rounds == 1) return;
+// Shares each server's tasks on rows of others out over the rounds, by pairs. A task in which a
+// round ends is cut there by heads, which takes no more bytes; one of a single kv head goes whole.
+std::vector<PlacedTask> in_rounds(const Problem& problem, int rounds,
+                                  const std::vector<PlacedTask>& tasks) {
+  if (rounds == 1) return tasks;
   const auto ranks = static_cast<size_t>(problem.layout.ranks());
-  std::vector<double> all(ranks, 0), done(ranks, 0);
-  const auto weight = [](const PlacedTask& task) {  // about; no task has more pairs
-    return static_cast<double>(task.q_rows.length) * static_cast<double>(task.k_rows.length) *
-           static_cast<double>(task.q_heads.length);
-  };
+  const int64_t group = problem.heads.group();
   const auto is_remote = [](const PlacedTask& task) {
     return task.server != task.q_owner || task.server != task.k_owner;
   };
+  std::vector<double> of_head;  // by task: pairs of one query head
+  std::vector<double> all(ranks, 0), done(ranks, 0);
   for (const PlacedTask& task : tasks) {
-    if (is_remote(task)) all[static_cast<size_t>(task.server)] += weight(task);
+    double pairs = 0;
+    if (is_remote(task)) {
+      for (const Segment& s : cut_task(problem, task, 0, 0)) pairs += static_cast<double>(area(s));
+    }
+    of_head.push_back(pairs);
+    all[static_cast<size_t>(task.server)] += pairs * static_cast<double>(task.q_heads.length);
   }
-  for (PlacedTask& task : tasks) {
-    if (!is_remote(task)) continue;
-    double& before = done[static_cast<size_t>(task.server)];
-    const double middle = before + weight(task) / 2;
-    task.round = std::min(
-        rounds - 1, static_cast<int>(middle / all[static_cast<size_t>(task.server)] * rounds));
-    before += weight(task);
+  std::vector<PlacedTask> result;
+  for (size_t i = 0; i < tasks.size(); ++i) {
+    PlacedTask rest = tasks[i];
+    if (of_head[i] == 0) {
+      result.push_back(rest);
+      continue;
+    }
+    double& before = done[static_cast<size_t>(rest.server)];
+    const double a_round = all[static_cast<size_t>(rest.server)] / rounds;
+    while (rest.q_heads.length > 0) {
+      // The round in which the next kv head's middle lies, and the kv heads whose middles it has.
+      const double of_group =
+          of_head[i] * static_cast<double>(std::min(group, rest.q_heads.length));
+      const auto round_at = [&](double pairs) {
+        return std::min(rounds - 1, static_cast<int>(pairs / a_round));
+      };
+      PlacedTask part = rest;
+      part.round = round_at(before + of_group / 2);
+      part.q_heads.length = 0;
+      while (part.q_heads.length < rest.q_heads.length &&
+             round_at(before + of_group / 2) == part.round) {
+        part.q_heads.length += std::min(group, rest.q_heads.length - part.q_heads.length);
+        before += of_group;
+      }
+      rest.q_heads = {part.q_heads.end(), rest.q_heads.end() - part.q_heads.end()};
+      result.push_back(part);
+    }
   }
+  return result;
 }
 
 int largest_memory(const Placement& placement, int ranks) {
@@ -253,7 +279,7 @@ Schedule schedule_tasks(const Problem& problem, Direction direction) {
   schedule.moves = balancer.moves();
   schedule.limited_by_memory = balancer.limited();
   schedule.rounds = problem.servers.nano_batches;
-  share_rounds(problem, schedule.rounds, schedule.tasks);
+  schedule.tasks = in_rounds(problem, schedule.rounds, schedule.tasks);
   return schedule;
 }
 

@@ -149,10 +149,28 @@ class World {
     if (task.segments.empty() || task.q_heads.length == 0) {
       throw PlanViolation(absl::StrCat("rank ", rank, " has a task without work"));
     }
+    require_still(rank, task);
     for (const Segment& s : task.segments) {
       for (int64_t h = task.q_heads.begin; h < task.q_heads.end(); ++h) {
         direction_ == Direction::kForward ? forward(rank, task, s, h) : backward(rank, task, s, h);
       }
+    }
+  }
+
+  // Kernels may touch any row of a buffer's slot.
+  void require_still(int rank, const Task& task) {
+    const auto require = [&](int slot, std::initializer_list<Field> read,
+                             std::initializer_list<Field> written) {
+      if (slot == 0) return;
+      for (Field field : read) ranks_.require_still(rank, slot, field, false);
+      for (Field field : written) ranks_.require_still(rank, slot, field, true);
+    };
+    if (direction_ == Direction::kForward) {
+      require(task.q_slot, {Field::kQ}, {Field::kOut, Field::kLse});
+      require(task.k_slot, {Field::kK, Field::kV}, {});
+    } else {
+      require(task.q_slot, {Field::kQ, Field::kDOut, Field::kLse, Field::kDelta}, {Field::kDQ});
+      require(task.k_slot, {Field::kK, Field::kV}, {Field::kDK, Field::kDV});
     }
   }
 

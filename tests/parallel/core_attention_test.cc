@@ -224,7 +224,8 @@ AttentionCase every_option(std::string_view strategy, const char* layout, DType 
           .options = score_options(4).back().options};
 }
 
-// In place and on dedicated servers, documents and tiles at random; bytes are the plan's.
+// In place and on dedicated servers, in one round or several, documents and tiles at random; bytes
+// are the plan's.
 TEST(CoreAttention, DisaggregatedEqualsNaiveAttention) {
   std::mt19937 random(7);
   int remote = 0;
@@ -244,8 +245,10 @@ TEST(CoreAttention, DisaggregatedEqualsNaiveAttention) {
     c.documents = parallel::Documents(c.tokens, begins);
     c.servers.imbalance = 0.05;
     c.servers.tile = 1 + static_cast<int64_t>(random() % 8);
+    c.servers.nano_batches = 1 + round % 4;
     for (int s = ranks - dedicated; s < ranks; ++s) c.servers.ranks.push_back(s);
-    SCOPED_TRACE(absl::StrCat(c.name(), " P=", ranks, ", ", dedicated, " servers"));
+    SCOPED_TRACE(absl::StrCat(c.name(), " P=", ranks, ", ", dedicated, " servers, ",
+                              c.servers.nano_batches, " rounds"));
     const AttentionTruth truth = truth_of(c, 5);
     for (double e : errors_of(c, truth, ranks)) EXPECT_LE(e, 1e-12);
     const std::vector<AttentionResult> results = results_of(c, truth, ranks);

@@ -116,6 +116,15 @@ std::span<double> PlanInterpreter::write(int rank, int slot, Field field, int64_
   return at(rank, slot, field, row, head);
 }
 
+void PlanInterpreter::require_still(int rank, int slot, Field field, bool written) {
+  const FieldMemory& m = memory(rank, slot, field);
+  const auto busy = [](int count) { return count != 0; };
+  require(
+      !std::ranges::any_of(m.storing, busy) && !(written && std::ranges::any_of(m.sending, busy)),
+      absl::StrCat("rank ", rank, " computes on slot ", slot, " ", std::string(name(field)),
+                   " while rows of it travel"));
+}
+
 template <class F>
 void PlanInterpreter::for_each_element(const Transfer& transfer, F&& visit) {
   for (Field field : transfer.fields.list()) {

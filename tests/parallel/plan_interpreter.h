@@ -63,6 +63,11 @@ class PlanInterpreter {
                                int64_t head);
   std::span<double> write(int rank, int slot, parallel::Field field, int64_t row, int64_t head);
 
+  // Throws PlanViolation if any row of a buffer's field travels in a way that forbids reading it
+  // (or writing): kernels read and write whole blocks of rows, also beside those of a task. Nothing
+  // of home is received, and its inputs are sent while they are read.
+  void require_still(int rank, int slot, parallel::Field field, bool written);
+
   const std::vector<parallel::Plan>& plans() const { return plans_; }
 
  private:

@@ -38,9 +38,11 @@ TEST(PlanTasks, RandomPlacementsEqualNaiveAttention) {
     const parallel::Mask masks[] = {{true, 0}, {false, 0}, {true, 7}};
     const Problem problem{layout, documents, masks[random() % 3],
                           shape(kHeads[random() % std::size(kHeads)])};
-    const auto tasks = random_tasks(layout, problem.heads, random, all_ranks(ranks));
-    SCOPED_TRACE(absl::StrCat("round ", round, ": ", std::string(kind.name), ", ", ranks,
-                              " ranks, ", tokens, " tokens"));
+    auto tasks = random_tasks(layout, problem.heads, random, all_ranks(ranks));
+    const int rounds = 1 + round % 4;
+    for (PlacedTask& task : tasks) task.round = static_cast<int>(random() % 4) % rounds;
+    SCOPED_TRACE(absl::StrCat("case ", round, ": ", std::string(kind.name), ", ", ranks, " ranks, ",
+                              tokens, " tokens, ", rounds, " rounds"));
     const AttentionTruth truth = attention_truth(documents, problem.mask, problem.heads, random());
     ASSERT_NO_THROW(verify_attention(
         problem,
@@ -90,18 +92,22 @@ TEST(PlanTasks, RowsGoToAServerOnce) {
     const TokenLayout layout = TokenLayout::zigzag(47, 4);
     const Documents documents = Documents::whole(47);
     const Problem problem{layout, documents, {false, 0}, shape({8, 2})};
-    const auto tasks = random_tasks(layout, problem.heads, random, all_ranks(4));
+    auto tasks = random_tasks(layout, problem.heads, random, all_ranks(4));
+    const int rounds = 1 + round % 4;
+    for (PlacedTask& task : tasks) task.round = static_cast<int>(random() % 4) % rounds;
     for (Direction direction : {Direction::kForward, Direction::kBackward}) {
       for (int r = 0; r < 4; ++r) {
         using Element = std::tuple<int, Field, int64_t, int64_t>;
         std::set<Element> sent, needed;
         const Plan plan = plan_tasks(problem, direction, tasks, r);
-        for (const parallel::Transfer& t : plan.steps[0].transfers) {
-          if (!t.send) continue;
-          const Field field = t.fields.has(Field::kQ) ? Field::kQ : Field::kK;
-          for (int64_t row = t.rows.begin; row < t.rows.end(); ++row) {
-            for (int64_t head = t.heads.begin; head < t.heads.end(); ++head) {
-              EXPECT_TRUE(sent.insert({t.peer, field, row, head}).second) << "sent twice";
+        for (const parallel::Step& step : plan.steps) {
+          for (const parallel::Transfer& t : step.transfers) {
+            if (!t.send || t.slot != 0) continue;
+            const Field field = t.fields.has(Field::kQ) ? Field::kQ : Field::kK;
+            for (int64_t row = t.rows.begin; row < t.rows.end(); ++row) {
+              for (int64_t head = t.heads.begin; head < t.heads.end(); ++head) {
+                EXPECT_TRUE(sent.insert({t.peer, field, row, head}).second) << "sent twice";
+              }
             }
           }
         }
