@@ -6,22 +6,18 @@
 // (parallel/cost/simulate.h). Real (--real, exactly two ranks): one layer, timed.
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <cstdio>
-#include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "kernels/instruction_set.h"
+#include "launch/bench/cad_bench.h"
 #include "launch/bench/kernel_bench.h"
 #include "launch/bench/kernel_benches.h"
 #include "launch/bench/layout_mixes.h"
-#include "launch/bench/sequence_timer.h"
 #include "launch/cli/ranks.h"
 #include "parallel/cost/choose.h"
-#include "parallel/cost/measure.h"
 #include "parallel/cost/simulate.h"
 #include "parallel/server/schedule.h"
 
@@ -35,31 +31,10 @@ using parallel::Problem;
 using parallel::RunList;
 using parallel::Schedule;
 using parallel::TokenLayout;
+using Options = CadOptions;
 using Clock = std::chrono::steady_clock;
 
-constexpr double kNoMoves = 1e18;  // an imbalance that everything keeps to
 constexpr int kMostContextRanks = 8;
-
-struct Options {
-  std::vector<std::string> mixes;
-  std::vector<int64_t> servers = {8, 64, 512};
-  int64_t tokens_per_rank = 65536, samples = 2;
-  int64_t heads = 32, kv_heads = 8, head_dim = 128;
-  std::string dtype = "bf16";
-  double imbalance = 0.05;
-  double tflops = 400, gigabytes = 50;  // of a rank, to simulate with
-  int64_t simulated = 64;               // up to so many servers
-  bool real = false;
-  double least_seconds = 1;
-  int64_t threads = 1, nano_batches = 1;
-  bool json = false;
-};
-
-parallel::HeadShape shape(const Options& o) {
-  return {
-      .q_heads = o.heads, .kv_heads = o.kv_heads, .head_dim = o.head_dim, .value_dim = o.head_dim};
-}
-DType dtype(const Options& o) { return o.dtype == "bf16" ? DType::kBF16 : DType::kF32; }
 
 // Groups of up to eight ranks share their samples: each document in zigzag over all of a group, as
 // per-document context parallelism does.
@@ -156,7 +131,7 @@ class PlannedBench {
         parallel::Link{.seconds_per_message = 5e-6, .bytes_per_second = 1e9 * options_.gigabytes};
     cluster.between_nodes = cluster.within_node;
     cluster.memory_bytes_per_second = 1e12;
-    cluster.profiles.push_back({.dtype = dtype(options_),
+    cluster.profiles.push_back({.dtype = cad_dtype(options_),
                                 .head_dim = options_.head_dim,
                                 .lengths = {128},
                                 .forward = {pair},
@@ -169,7 +144,7 @@ class PlannedBench {
         parallel::simulate(plans, cluster,
                            {.direction = Direction::kForward,
                             .heads = problem.heads,
-                            .dtype = dtype(options_),
+                            .dtype = cad_dtype(options_),
                             .node_of = parallel::nodes_in_order(problem.layout.ranks(), 1),
                             .in_place = false});
     return std::ranges::max(times, {}, &parallel::RankTime::seconds).seconds;
@@ -187,9 +162,9 @@ class PlannedBench {
       Problem problem{.layout = packed,
                       .documents = documents,
                       .mask = {.causal = true},
-                      .heads = shape(options_)};
-      problem.servers.dtype = dtype(options_);
-      problem.servers.imbalance = kNoMoves;
+                      .heads = cad_heads(options_)};
+      problem.servers.dtype = cad_dtype(options_);
+      problem.servers.imbalance = kNoCadMoves;
       add("fixed packing", problem, ours);
       if (servers % std::min(servers, kMostContextRanks) == 0) {
         const TokenLayout spread = context_parallel(documents, servers);
@@ -272,164 +247,6 @@ class PlannedBench {
   bool header_ = false;
 };
 
-// Rank 0's measured costs, on every rank.
-parallel::KernelProfile agreed(dist::Group& group, parallel::KernelProfile profile) {
-  std::vector<double*> values{&profile.forward_border, &profile.backward_border};
-  for (double& value : profile.forward) values.push_back(&value);
-  for (double& value : profile.backward) values.push_back(&value);
-  const auto count = static_cast<int64_t>(values.size());
-  Tensor mine(DType::kF64, {count}), all(DType::kF64, {group.size() * count});
-  for (size_t i = 0; i < values.size(); ++i) mine.span<double>()[i] = *values[i];
-  Stream stream;
-  group.all_gather(stream, mine, all, "kernel costs").wait(stream);
-  for (size_t i = 0; i < values.size(); ++i) *values[i] = all.span<double>()[i];
-  return profile;
-}
-
-class RealBench {
- public:
-  RealBench(dist::Group& world, const Options& options)
-      : world_(world), options_(options), pool_(static_cast<int>(options.threads)) {}
-
-  void run() {
-    if (world_.size() != 2) {
-      fail(
-          ErrorCode::kConfig,
-          absl::StrCat("bench cad --real times exactly 2 ranks, each on cores of its own, but has ",
-                       world_.size(), "; start it with mpirun -n 2 --bind-to core"));
-    }
-    Arena none("nothing", 0);  // kernels of the host need no workspace
-    const Context ctx{.pool = &pool_, .scratch = &none};
-    profile_ = agreed(world_, parallel::measure_kernel(ctx, shape(options_), dtype(options_),
-                                                       options_.tokens_per_rank)
-                                  .profile);
-    for (const LengthMix& mix : length_mixes()) {
-      if (!options_.mixes.empty() &&
-          std::ranges::find(options_.mixes, mix.name) == options_.mixes.end()) {
-        continue;
-      }
-      run_case(mix);
-    }
-  }
-
- private:
-  struct Entry {
-    std::string policy;
-    std::unique_ptr<SequenceTimer> timer;
-    std::vector<double> seconds, busy, most_busy;
-    int64_t bytes = 0;
-  };
-
-  void run_case(const LengthMix& mix) {
-    const int64_t tokens = 2 * options_.tokens_per_rank;
-    const Documents documents = mixed_documents(mix, tokens, 1, 1);
-    std::vector<Entry> entries;
-    for (const bool moves : {false, true}) {
-      parallel::CoreAttentionOptions attention{
-          .heads = shape(options_),
-          .mask = {.causal = true},
-          .dtype = dtype(options_),
-          .scale = 1 / std::sqrt(static_cast<double>(options_.head_dim)),
-          .strategy = "disaggregated",
-          .in_place = false};
-      attention.servers.imbalance = moves ? options_.imbalance : kNoMoves;
-      attention.servers.nano_batches = static_cast<int>(options_.nano_batches);
-      // Enough that memory decides nothing here: some copies of all rows.
-      constexpr int64_t kCopies = 8;
-      attention.servers.buffer_bytes =
-          kCopies * tokens * options_.heads * options_.head_dim * size_of(DType::kF32) +
-          (int64_t{1} << 22);
-      attention.profile = profile_;
-      const SequenceCase one{.layout = TokenLayout::contiguous(tokens, 2),
-                             .documents = documents,
-                             .attention = attention};
-      entries.push_back(
-          {.policy = moves ? "ours" : "fixed packing",
-           .timer = std::make_unique<SequenceTimer>(world_, Context{.pool = &pool_}, one),
-           .seconds = {},
-           .busy = {},
-           .most_busy = {}});
-    }
-    for (const SequencePass pass : {SequencePass::kForward, SequencePass::kBoth}) {
-      for (Entry& entry : entries) entry.seconds = entry.busy = entry.most_busy = {};
-      double total = 0;
-      while (total < options_.least_seconds || entries[0].seconds.size() < 5) {
-        for (Entry& entry : entries) {  // in turns
-          const GroupTiming time = entry.timer->time(pass);
-          entry.seconds.push_back(time.seconds);
-          entry.busy.push_back(time.busy);
-          entry.most_busy.push_back(time.most_busy);
-          entry.bytes = time.moved_bytes;
-          total += time.seconds;
-        }
-      }
-      if (world_.rank() != 0) continue;
-      const double fixed = median(entries[0].seconds), perfect = median(entries[0].busy);
-      for (const Entry& entry : entries) {
-        print(mix, documents, pass == SequencePass::kForward ? "forward" : "both", entry, fixed,
-              perfect);
-      }
-      std::fflush(stdout);
-    }
-  }
-
-  void print(const LengthMix& mix, const Documents& documents, const std::string& op,
-             const Entry& entry, double fixed, double perfect) {
-    const double seconds = median(entry.seconds), busy = median(entry.busy);
-    const double balance = median(entry.most_busy) / busy, idle = 100 * (1 - busy / seconds);
-    const double gained = fixed > perfect ? (fixed - seconds) / (fixed - perfect) : 0;
-    const double bytes = static_cast<double>(entry.bytes) / static_cast<double>(documents.tokens());
-    if (options_.json) {
-      const nlohmann::ordered_json json = {
-          {"bench", "cad"},
-          {"case",
-           {{"op", op},
-            {"mix", std::string(mix.name)},
-            {"servers", 2},
-            {"n", documents.tokens()},
-            {"documents", documents.count()},
-            {"policy", entry.policy},
-            {"imbalance", options_.imbalance},
-            {"heads", options_.heads},
-            {"kv_heads", options_.kv_heads},
-            {"d", options_.head_dim},
-            {"dtype", options_.dtype},
-            {"threads", options_.threads},
-            {"isa", std::string(kernels::instruction_set())}}},
-          {"value", seconds},
-          {"unit", "s"},
-          {"limit", perfect},
-          {"limit_name", "mean of the ranks' busy seconds with fixed packing"},
-          {"ratio", perfect / seconds},
-          {"busy_max_over_mean", balance},
-          {"idle_percent", idle},
-          {"gained_of_perfect", gained},
-          {"bytes_per_token_mean", bytes},
-          {"planned_max_over_mean", entry.timer->imbalance()}};
-      std::printf("%s\n", json.dump().c_str());
-      return;
-    }
-    if (!header_) {
-      std::printf(
-          "| mix | op | policy | wall ms | busy ms | max/mean busy | planned | idle %% | gained of "
-          "perfect | KB/token |\n|---|---|---|--:|--:|--:|--:|--:|--:|--:|\n");
-      header_ = true;
-    }
-    std::printf("%s\n",
-                absl::StrFormat("| %s | %s | %s | %.2f | %.2f | %.3f | %.3f | %.1f | %.0f%% | "
-                                "%.2f |",
-                                std::string(mix.name), op, entry.policy, 1e3 * seconds, 1e3 * busy,
-                                balance, entry.timer->imbalance(), idle, 100 * gained, 1e-3 * bytes)
-                    .c_str());
-  }
-
-  dist::Group& world_;
-  const Options options_;
-  ThreadPool pool_;
-  parallel::KernelProfile profile_;
-  bool header_ = false;
-};
-
 int run(const Options& o) {
   std::vector<std::string> mixes;
   for (const LengthMix& mix : length_mixes()) mixes.emplace_back(mix.name);
@@ -462,9 +279,12 @@ int run(const Options& o) {
                         ": at most 4096 servers and 2^40 tokens"));
     }
   }
+  if (!o.trace.empty() && !o.real) {
+    fail(ErrorCode::kConfig, "--trace is of what ran: give --real, too");
+  }
   if (o.real) {
     return run_ranks(0, std::chrono::minutes(10),
-                     [&](dist::Group& world) { RealBench(world, o).run(); });
+                     [&](dist::Group& world) { run_real_cad(world, o); });
   }
   PlannedBench(o).run();
   return 0;
@@ -493,6 +313,10 @@ Action add_cad_bench(CLI::App& app) {
   number("--seconds", o->least_seconds, "Seconds to time a case for, with --real");
   number("--threads", o->threads, "Threads of a rank, with --real");
   number("--nano-batches", o->nano_batches, "Rounds of tasks, with --real");
+  app.add_option(
+         "--trace", o->trace,
+         "With --real: a trace of each rank for Chrome or Perfetto, to PREFIX.MIX.rankN.json")
+      ->type_name("PREFIX");
   app.add_flag("--json", o->json, "One JSON object a line instead of the table");
   return [o] { return run(*o); };
 }

@@ -66,8 +66,8 @@ void SequenceTimer::run(const Context& ctx, Arena& communication, SequencePass p
                        .dv_acc = dv_});
 }
 
-GroupTiming SequenceTimer::time(SequencePass pass) {
-  return time_together(group_, ctx_, [&] { run(ctx_, communication_, pass); });
+GroupTiming SequenceTimer::time(SequencePass pass, dist::Group& together) {
+  return time_together(together, ctx_, [&] { run(ctx_, communication_, pass); });
 }
 
 }  // namespace longhaul::launch

@@ -27,11 +27,18 @@ class SequenceTimer {
   SequenceTimer(dist::Group& group, const Context& ctx, const SequenceCase& c);
 
   // delta is not computed and gradients need no forward of their own: backward may be timed alone.
-  GroupTiming time(SequencePass pass);
+  GroupTiming time(SequencePass pass) { return time(pass, group_); }
+  // Together with others that have groups of their own, such as of one rank each.
+  GroupTiming time(SequencePass pass, dist::Group& together);
+  // What the attention's passes are recorded in from now on; null: nothing.
+  void record(parallel::ActivityLog* log) { attention_.record(log); }
 
   // (query, key) pairs x query heads of all ranks, and the largest of any rank over the mean.
   int64_t pairs() const { return pairs_; }
   double imbalance() const { return imbalance_; }
+  const parallel::Plan& plan(parallel::Direction direction) const {
+    return attention_.plan(direction);
+  }
 
  private:
   void run(const Context& ctx, Arena& communication, SequencePass pass);

@@ -41,6 +41,7 @@ TensorView input(const ConstTensorView& view) {
 int64_t needed_bytes(const Context& ctx, ExecutionSetup setup, const FieldViews& home) {
   Arena measured = Arena::measure("plan", setup.communication->device());
   setup.communication = &measured;
+  setup.log = nullptr;
   { const Execution execution(ctx, setup, home); }
   return measured.peak();
 }
@@ -207,7 +208,8 @@ ExecutionSetup CoreAttention::setup(const Context& ctx, Direction direction, Are
           .dtype = options_.dtype,
           .kernel_options = kernel_options,
           .in_place = {window_.get(), &node_of_, epoch_},
-          .communication = &communication};
+          .communication = &communication,
+          .log = log_};
 }
 
 // Once for a sample that is remembered. An error of one rank ends the job.

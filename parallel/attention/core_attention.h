@@ -17,6 +17,7 @@
 #include "kernels/attention.h"
 #include "kernels/core/context.h"
 #include "kernels/core/random.h"
+#include "parallel/attention/activity.h"
 #include "parallel/attention/plan_cache.h"
 #include "parallel/cost/cluster.h"
 #include "parallel/plan/strategy.h"
@@ -82,6 +83,9 @@ class CoreAttention {
   CoreAttention(dist::Group& group, const TokenLayout& layout, const CoreAttentionOptions& options,
                 std::span<const Strategy> table = strategies());
   ~CoreAttention();
+
+  // Passes from now on are recorded in it; null: none are. Must outlive them.
+  void record(ActivityLog* log) { log_ = log; }
 
   // Says where this rank is, for messages about hangs.
   void announce(int64_t layer, Direction direction);
@@ -149,7 +153,8 @@ class CoreAttention {
   Tensor bias_slopes_;                    // on the device, from the first pass on
   std::vector<int> node_of_;              // a node number per rank; equal: shared memory
   std::unique_ptr<dist::Window> window_;  // k and v of the running operation
-  uint64_t epoch_ = 0;                    // attention operations begun; equal on all ranks
+  ActivityLog* log_ = nullptr;
+  uint64_t epoch_ = 0;  // attention operations begun; equal on all ranks
   int64_t forward_count_ = 0, planned_count_ = 0;
   SamplePlans measured_;  // memory is measured on these
   PlanCache plans_;       // of samples

@@ -326,6 +326,7 @@ void Execution::start_transfers(const Context& ctx, int step) {
     }
     if (!ctx.measuring() && (!sends.empty() || !recvs.empty())) {
       pending.request = setup_.group->exchange(stream(), sends, recvs, setup_.what);
+      if (setup_.log != nullptr) pending.started = ActivityLog::now();
     }
     pending_.push_back(std::move(pending));
   }
@@ -336,7 +337,11 @@ void Execution::start_transfers(const Context& ctx, int step) {
 void Execution::complete_until(const Context& ctx, int step) {
   for (Pending& pending : pending_) {
     if (pending.done_by > step) continue;
-    pending.request.wait(stream());
+    {
+      const auto waiting = recording(Activity::Kind::kWait);
+      pending.request.wait(stream());
+    }
+    log_if_complete(pending);
     const auto slot = static_cast<int>(setup_.in_place.epoch % 2);
     for (int owner : pending.published_by) {
       setup_.group->wait_until(
@@ -347,6 +352,7 @@ void Execution::complete_until(const Context& ctx, int step) {
                    " (its keys and values)";
           });
     }
+    const auto folding = recording(Activity::Kind::kCopy);
     land(ctx, pending);
   }
   std::erase_if(pending_, [&](const Pending& pending) { return pending.done_by <= step; });
@@ -446,6 +452,7 @@ void Execution::clear(const Context& ctx, const Clear& clear) {
 }
 
 void Execution::compute(const Context& ctx, const Task& task) {
+  const auto computing = recording(Activity::Kind::kCompute);
   const Slot& q_slot = setup_.plan->slots[static_cast<size_t>(task.q_slot)];
   const Slot& k_slot = setup_.plan->slots[static_cast<size_t>(task.k_slot)];
   FieldViews& qs = slots_[static_cast<size_t>(task.q_slot)];
@@ -488,13 +495,29 @@ void Execution::compute(const Context& ctx, const Task& task) {
 }
 
 void Execution::poll() {
-  for (Pending& pending : pending_) pending.request.test();
+  const ActivityLog::Polling polling(setup_.log);
+  for (Pending& pending : pending_) {
+    pending.request.test();
+    log_if_complete(pending);
+  }
+}
+
+void Execution::log_if_complete(Pending& pending) {
+  if (pending.started < 0 || !pending.request.done()) return;
+  setup_.log->add({.kind = Activity::Kind::kMessages,
+                   .direction = setup_.direction,
+                   .step = entered_,
+                   .begin = pending.started,
+                   .end = ActivityLog::now(),
+                   .processor = 0});
+  pending.started = -1;
 }
 
 // Completes what is due at the step and starts its transfers.
 void Execution::enter(const Context& ctx, int step) {
   entered_ = step;
   if (step > 0) complete_until(ctx, step);
+  const auto preparing = recording(Activity::Kind::kCopy);
   for (const Clear& c : setup_.plan->steps[static_cast<size_t>(step)].clears) clear(ctx, c);
   start_transfers(ctx, step);
 }

@@ -12,6 +12,7 @@
 #include "kernels/attention.h"
 #include "kernels/core/arena.h"
 #include "kernels/core/context.h"
+#include "parallel/attention/activity.h"
 #include "parallel/plan/plan.h"
 #include "parallel/plan/strategy.h"
 
@@ -86,6 +87,7 @@ struct ExecutionSetup {
   kernels::AttentionOptions kernel_options;  // bias_slopes: of all query heads
   InPlace in_place;
   Arena* communication = nullptr;
+  ActivityLog* log = nullptr;  // of what is done, if anybody wants to know
 };
 
 class Execution {
@@ -126,6 +128,7 @@ class Execution {
     std::optional<StagingBlock> staging;  // taken by the first message that needs it
     std::vector<Packed> packed;
     std::vector<int> published_by;  // ranks whose published keys and values are about to be read
+    double started = -1;            // to be logged once it is complete
   };
 
   bool reads_in_place(const Transfer& transfer) const;
@@ -140,6 +143,7 @@ class Execution {
                   const TensorView& part);
   void start_transfers(const Context&, int step);
   void complete_until(const Context&, int step);
+  void log_if_complete(Pending& pending);
   void land(const Context&, Pending& pending);
   void fold(const Context&, const Landing& out, const Landing* lse, StagingBlock& staging);
   void compose(const Context&, const Landing& state, const Landing* decay);
@@ -147,6 +151,9 @@ class Execution {
   void compute(const Context&, const Task& task);
   void enter(const Context&, int step);
   bool may_enter(int step) const;
+  ActivityLog::Recording recording(Activity::Kind kind) {
+    return {setup_.log, kind, setup_.direction, entered_};
+  }
   Stream& stream() { return stream_; }
 
   ExecutionSetup setup_;
