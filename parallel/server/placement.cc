@@ -99,12 +99,8 @@ Placement::Placement(const Problem& problem, Direction direction)
 
   // With rounds, one exchange may be on its way there, one back, and one about to be folded.
   staging_ = servers.nano_batches == 1 ? 1 : 3;
-  // Rows have a slot for each first and each last round in which they are needed, and tasks may be
-  // cut by heads where a round ends.
-  const int64_t rounds = servers.nano_batches;
-  parts_ = rounds == 1 ? 1 : rounds * rounds * (rounds + 1) / 2;
   // As Execution reserves for aligning parts.
-  const int64_t margin = staging_ * 16 * 192 * ranks + 2 * parts_ * kSlotMargin * ranks;
+  const int64_t margin = staging_ * 16 * 192 * ranks + 2 * kSlotMargin * ranks;
   memory_.assign(static_cast<size_t>(ranks), ranks == 1 ? 0 : margin);
   work_.resize(ranks_.size());
   load_.assign(ranks_.size(), 0);
@@ -173,10 +169,10 @@ std::vector<Placement::Added> Placement::added_memory(const WorkPiece& piece, in
   std::vector<Added> added;
   int64_t here = 0;
   // Rows that continue others share their ranges.
-  const auto margin = [this](const RowSet& set, const Interval& gap) {
+  const auto margin = [](const RowSet& set, const Interval& gap) {
     const bool continues =
         set.missing(gap.begin - 1, gap.begin) == 0 || set.missing(gap.end, gap.end + 1) == 0;
-    return continues ? (parts_ - 1) * kRangeMargin : parts_ * kRangeMargin;
+    return continues ? 0 : kRangeMargin;
   };
   for (const HeadRows& rows : rows_[static_cast<size_t>(server)]) {
     const int64_t count =
@@ -202,10 +198,10 @@ std::vector<Placement::Added> Placement::added_memory(const WorkPiece& piece, in
     }
   }
   // Heads that go alone have slots of their own, and so have those beside them.
-  if (here > 0 && (parts_ > 1 || piece.heads.length < problem_.heads.q_heads)) {
+  if (here > 0 && piece.heads.length < problem_.heads.q_heads) {
     const size_t owners =
         1 + list.at(piece.band.k_row + piece.band.k_len - 1) - list.at(piece.band.k_row);
-    here += 2 * parts_ * static_cast<int64_t>(1 + owners) * kSlotMargin;
+    here += 2 * static_cast<int64_t>(1 + owners) * kSlotMargin;
   }
   if (here > 0) added.push_back({rank(server), here});
   return added;

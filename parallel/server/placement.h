@@ -92,7 +92,6 @@ class Placement {
   std::vector<int> ranks_, server_of_;
   int64_t query_in_ = 0, query_out_ = 0, statistics_ = 0, key_in_ = 0, key_out_ = 0;
   int64_t staging_ = 1;                      // blocks of staging memory
-  int64_t parts_ = 1;                        // that rounds may cut a parcel into
   std::vector<std::vector<HeadRows>> rows_;  // by server; the heads' ranges are ascending
   std::vector<std::vector<Work>> work_;
   std::vector<double> load_;

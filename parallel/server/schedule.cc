@@ -10,6 +10,7 @@
 #include "kernels/core/error.h"
 #include "parallel/plan/parts.h"
 #include "parallel/server/cut.h"
+#include "parallel/server/rounds.h"
 #include "parallel/server/schedule_of.h"
 #include "parallel/server/start.h"
 
@@ -195,57 +196,6 @@ class Balancer {
   std::vector<bool> stuck_;  // memory leaves nothing to move from it
 };
 
-// Shares each server's tasks on rows of others out over the rounds, by pairs. A task in which a
-// round ends is cut there by heads, which takes no more bytes; one of a single kv head goes whole.
-std::vector<PlacedTask> in_rounds(const Problem& problem, int rounds,
-                                  const std::vector<PlacedTask>& tasks) {
-  if (rounds == 1) return tasks;
-  const auto ranks = static_cast<size_t>(problem.layout.ranks());
-  const int64_t group = problem.heads.group();
-  const auto is_remote = [](const PlacedTask& task) {
-    return task.server != task.q_owner || task.server != task.k_owner;
-  };
-  std::vector<double> of_head;  // by task: pairs of one query head
-  std::vector<double> all(ranks, 0), done(ranks, 0);
-  for (const PlacedTask& task : tasks) {
-    double pairs = 0;
-    if (is_remote(task)) {
-      for (const Segment& s : cut_task(problem, task, 0, 0)) pairs += static_cast<double>(area(s));
-    }
-    of_head.push_back(pairs);
-    all[static_cast<size_t>(task.server)] += pairs * static_cast<double>(task.q_heads.length);
-  }
-  std::vector<PlacedTask> result;
-  for (size_t i = 0; i < tasks.size(); ++i) {
-    PlacedTask rest = tasks[i];
-    if (of_head[i] == 0) {
-      result.push_back(rest);
-      continue;
-    }
-    double& before = done[static_cast<size_t>(rest.server)];
-    const double a_round = all[static_cast<size_t>(rest.server)] / rounds;
-    while (rest.q_heads.length > 0) {
-      // The round in which the next kv head's middle lies, and the kv heads whose middles it has.
-      const double of_group =
-          of_head[i] * static_cast<double>(std::min(group, rest.q_heads.length));
-      const auto round_at = [&](double pairs) {
-        return std::min(rounds - 1, static_cast<int>(pairs / a_round));
-      };
-      PlacedTask part = rest;
-      part.round = round_at(before + of_group / 2);
-      part.q_heads.length = 0;
-      while (part.q_heads.length < rest.q_heads.length &&
-             round_at(before + of_group / 2) == part.round) {
-        part.q_heads.length += std::min(group, rest.q_heads.length - part.q_heads.length);
-        before += of_group;
-      }
-      rest.q_heads = {part.q_heads.end(), rest.q_heads.end() - part.q_heads.end()};
-      result.push_back(part);
-    }
-  }
-  return result;
-}
-
 int largest_memory(const Placement& placement, int ranks) {
   int most = 0;
   for (int r = 1; r < ranks; ++r) {
@@ -278,8 +228,7 @@ Schedule schedule_tasks(const Problem& problem, Direction direction) {
   schedule.tile = balancer.tile();
   schedule.moves = balancer.moves();
   schedule.limited_by_memory = balancer.limited();
-  schedule.rounds = problem.servers.nano_batches;
-  schedule.tasks = in_rounds(problem, schedule.rounds, schedule.tasks);
+  set_rounds(problem, schedule);
   return schedule;
 }
 

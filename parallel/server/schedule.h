@@ -16,7 +16,7 @@ struct Schedule {
   std::vector<double> load;
   double tile = 0;  // the same of the costliest tile x tile pairs of all query heads
   int64_t moves = 0;
-  int rounds = 1;  // of the tasks
+  int rounds = 1;  // of the tasks: nano_batches, or what buffers leave room for
   // Memory kept the most loaded server above the bound: otherwise always
   //     max(load) <= (1 + imbalance) mean(load) + tile.
   bool limited_by_memory = false;

@@ -246,6 +246,8 @@ TEST(CoreAttention, DisaggregatedEqualsNaiveAttention) {
     c.servers.imbalance = 0.05;
     c.servers.tile = 1 + static_cast<int64_t>(random() % 8);
     c.servers.nano_batches = 1 + round % 4;
+    // With several rounds room to align more parts; with one, what is always enough.
+    if (c.servers.nano_batches > 1) c.servers.buffer_bytes = int64_t{8} << 20;
     for (int s = ranks - dedicated; s < ranks; ++s) c.servers.ranks.push_back(s);
     SCOPED_TRACE(absl::StrCat(c.name(), " P=", ranks, ", ", dedicated, " servers, ",
                               c.servers.nano_batches, " rounds"));
@@ -264,11 +266,15 @@ TEST(CoreAttention, DisaggregatedEqualsNaiveAttention) {
     measured.documents = parallel::Documents::whole(c.tokens);
     if (c.layout == "balanced") measured.layout = "contiguous";
     const parallel::TokenLayout of_any = layout_of(measured, ranks);
-    problem.servers.buffer_bytes = parallel::least_buffer_bytes({.layout = of_any,
-                                                                 .documents = measured.documents,
-                                                                 .mask = c.mask,
-                                                                 .heads = c.heads,
-                                                                 .servers = problem.servers});
+    if (c.servers.nano_batches == 1) {
+      problem.servers.buffer_bytes = parallel::least_buffer_bytes({.layout = of_any,
+                                                                   .documents = measured.documents,
+                                                                   .mask = c.mask,
+                                                                   .heads = c.heads,
+                                                                   .servers = problem.servers});
+    }
+    EXPECT_EQ(parallel::schedule_tasks(problem, parallel::Direction::kBackward).rounds,
+              c.servers.nano_batches);
     for (int r = 0; r < ranks; ++r) {
       int64_t bytes = 0;
       for (const auto direction : {parallel::Direction::kForward, parallel::Direction::kBackward}) {

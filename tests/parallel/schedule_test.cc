@@ -249,6 +249,31 @@ TEST(Schedule, BuffersAreBounded) {
   EXPECT_LT(limited, 100);
 }
 
+// Every round of a server has work, about as much as the others.
+TEST(Schedule, RoundsAreAlike) {
+  const TokenLayout layout = TokenLayout::contiguous(16384, 4);
+  const Documents documents(16384, {0, 300, 9000});
+  for (const int rounds : {1, 2, 4}) {
+    Problem problem{layout, documents, {true, 0}, {.q_heads = 16, .kv_heads = 8}};
+    problem.servers.nano_batches = rounds;
+    const Schedule schedule = schedule_tasks(problem, Direction::kForward);
+    EXPECT_EQ(schedule.rounds, rounds);
+    std::vector<std::vector<double>> pairs(4, std::vector<double>(static_cast<size_t>(rounds)));
+    for (const PlacedTask& task : schedule.tasks) {
+      if (task.server == task.q_owner && task.server == task.k_owner) continue;
+      for (const Segment& s : cut_task(problem, task, 0, 0)) {
+        pairs[static_cast<size_t>(task.server)][static_cast<size_t>(task.round)] +=
+            static_cast<double>(area(s) * task.q_heads.length);
+      }
+    }
+    for (const std::vector<double>& of_server : pairs) {
+      if (std::ranges::max(of_server) == 0) continue;
+      // Some kv heads of a few tasks: one more or less.
+      EXPECT_GT(std::ranges::min(of_server), 0.49 * std::ranges::max(of_server)) << rounds;
+    }
+  }
+}
+
 TEST(Schedule, BuffersThatAreTooSmallSayByHowMuch) {
   const TokenLayout layout = TokenLayout::contiguous(4096, 4);
   const Documents documents = Documents::whole(4096);
