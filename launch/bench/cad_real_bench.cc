@@ -94,7 +94,7 @@ class RealCad {
     double planning = 0;   // seconds, both directions
     double simulated = 0;  // seconds of the pass; 0: not
     int64_t bytes = 0;
-    std::vector<double> wall, busy, most_busy, kernels, blocked;
+    std::vector<double> wall{}, busy{}, most_busy{}, kernels{}, blocked{};
   };
 
   parallel::CoreAttentionOptions attention(double imbalance) const {
