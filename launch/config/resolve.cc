@@ -260,6 +260,17 @@ void resolve_servers(const Parallel& parallel, int ranks) {
     refuse("parallel.server_buffer_mib",
            "is set, but only strategy disaggregated has such buffers; remove it");
   }
+  constexpr int kMostNanoBatches = 64;
+  at_least("parallel.nano_batches", parallel.nano_batches(), 1);
+  if (parallel.nano_batches() > kMostNanoBatches) {
+    refuse("parallel.nano_batches",
+           absl::StrCat(parallel.nano_batches(), " is more than ", kMostNanoBatches));
+  }
+  if (parallel.nano_batches() > 1 && !forward) {
+    refuse("parallel.nano_batches",
+           absl::StrCat(parallel.nano_batches(),
+                        ", but only strategy disaggregated has rounds of tasks; remove it"));
+  }
 }
 
 void resolve_parallel(Parallel& parallel, int ranks, int threads) {

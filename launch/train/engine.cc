@@ -81,6 +81,7 @@ parallel::CoreAttentionOptions attention_options(const Config& config,
                                                    config.parallel().sequence());
     options.servers.buffer_bytes = server_buffer_bytes(config);
     options.servers.ranks = server_ranks(config);
+    options.servers.nano_batches = config.parallel().nano_batches();
     options.profile = settled.profile;
   } else {
     options.sample_layout = sample_layout(config, settled.row_price);

@@ -46,6 +46,7 @@ int64_t least_server_buffer_bytes(const Config& config) {
       .layout = layout, .documents = documents, .mask = options.mask, .heads = options.heads};
   problem.servers.ranks = server_ranks(config);
   problem.servers.dtype = options.dtype;
+  problem.servers.nano_batches = config.parallel().nano_batches();
   return parallel::least_buffer_bytes(problem);
 }
 
@@ -66,9 +67,11 @@ int64_t server_buffer_bytes(const Config& config) {
   const int64_t held = queries * bytes.query + keys * bytes.key;
   // A row's queries may be cut among some servers, and its keys be seen by those of its replica.
   constexpr int64_t kParts = 3;
-  const int64_t results =
-      mine * (std::min(servers, kParts) * bytes.query_result +
-              std::min(servers, kParts + parallel.sequence()) * bytes.key_result);
+  // With rounds, results of one may return while those of another are folded.
+  const int64_t blocks = parallel.nano_batches() > 1 ? 2 : 1;
+  const int64_t results = blocks * mine *
+                          (std::min(servers, kParts) * bytes.query_result +
+                           std::min(servers, kParts + parallel.sequence()) * bytes.key_result);
   return std::max(least_server_buffer_bytes(config),
                   dedicated ? std::max(held, results) : held + results);
 }
