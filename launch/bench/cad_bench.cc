@@ -251,6 +251,7 @@ int run(const Options& o) {
   std::vector<std::string> mixes;
   for (const LengthMix& mix : length_mixes()) mixes.emplace_back(mix.name);
   check_known("--mix", o.mixes, mixes);
+  check_known("--op", o.ops, {"forward", "both"});
   check_known("--dtype", std::span(&o.dtype, 1), {"f32", "bf16"});
   check_positive("--servers", o.servers);
   const std::pair<const char*, int64_t> positive[] = {
@@ -310,6 +311,7 @@ Action add_cad_bench(CLI::App& app) {
   number("--gigabytes", o->gigabytes, "GB/s of a rank in each direction, to simulate with");
   number("--simulated", o->simulated, "Cases with up to so many servers are simulated");
   app.add_flag("--real", o->real, "Time one layer on exactly two ranks (mpirun -n 2)");
+  add_list(app, "--op", o->ops, "With --real: forward, both (forward and backward)");
   number("--seconds", o->least_seconds, "Seconds to time a case for, with --real");
   number("--threads", o->threads, "Threads of a rank, with --real");
   number("--nano-batches", o->nano_batches, "Rounds of tasks, with --real");

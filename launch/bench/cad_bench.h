@@ -20,6 +20,7 @@ struct CadOptions {
   double tflops = 400, gigabytes = 50;  // of a rank, to simulate with
   int64_t simulated = 64;               // up to so many servers
   bool real = false;
+  std::vector<std::string> ops = {"forward", "both"};
   double least_seconds = 1;
   int64_t threads = 1, nano_batches = 1;
   std::string trace;  // prefix of files; empty: none

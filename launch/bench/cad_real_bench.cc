@@ -9,7 +9,9 @@
 // (CLOCK_THREAD_CPUTIME_ID) of the thread that runs a rank's attention, in kernels (`kernels`), in
 // packing and folding and in letting messages progress meanwhile, but not in waits for messages,
 // which are `blocked` by the clock. With more threads the others compute beside it, uncounted. Idle
-// is the share of the wall time in which the mean rank is not busy.
+// is the share of the wall time in which the mean rank is not busy. Lost is the share of it in
+// which a rank had work but no processor, as other programs had it (of the rank that lost most): of
+// the passes timed, the figures are medians of the half that lost least.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -57,8 +59,23 @@ parallel::KernelProfile agreed(dist::Group& group, parallel::KernelProfile profi
 
 // Of one pass, the same on every rank; but for wall and the largest, means over the ranks.
 struct PassFigures {
-  double wall = 0, busy = 0, most_busy = 0, kernels = 0, blocked = 0;
+  double wall = 0, busy = 0, most_busy = 0, kernels = 0, blocked = 0, lost = 0;
 };
+
+// Medians of the half of the passes that lost least.
+PassFigures typical(std::vector<PassFigures> passes) {
+  std::ranges::stable_sort(passes, {}, [](const PassFigures& f) { return f.lost / f.wall; });
+  passes.resize((passes.size() + 1) / 2);
+  PassFigures result;
+  for (double PassFigures::*field :
+       {&PassFigures::wall, &PassFigures::busy, &PassFigures::most_busy, &PassFigures::kernels,
+        &PassFigures::blocked, &PassFigures::lost}) {
+    std::vector<double> values;
+    for (const PassFigures& pass : passes) values.push_back(pass.*field);
+    result.*field = median(values);
+  }
+  return result;
+}
 
 class RealCad {
  public:
@@ -94,7 +111,7 @@ class RealCad {
     double planning = 0;   // seconds, both directions
     double simulated = 0;  // seconds of the pass; 0: not
     int64_t bytes = 0;
-    std::vector<double> wall{}, busy{}, most_busy{}, kernels{}, blocked{};
+    std::vector<PassFigures> passes{};
   };
 
   parallel::CoreAttentionOptions attention(double imbalance) const {
@@ -152,14 +169,18 @@ class RealCad {
     entry.bytes = time.moved_bytes;
     const double kernels = log_.processor(Activity::Kind::kCompute);
     const double busy = kernels + log_.processor(Activity::Kind::kCopy) + log_.polling();
+    const double working =
+        log_.seconds(Activity::Kind::kCompute) + log_.seconds(Activity::Kind::kCopy);
     const auto mean = [&](double mine) { return world_.sum(mine, kWhat) / world_.size(); };
-    const double most =
-        1e-9 * static_cast<double>(world_.max(static_cast<int64_t>(1e9 * busy), kWhat));
+    const auto most = [&](double mine) {
+      return 1e-9 * static_cast<double>(world_.max(static_cast<int64_t>(1e9 * mine), kWhat));
+    };
     return {.wall = entry.share * time.seconds,
             .busy = entry.share * mean(busy),
-            .most_busy = entry.share * most,
+            .most_busy = entry.share * most(busy),
             .kernels = entry.share * mean(kernels),
-            .blocked = entry.share * mean(log_.seconds(Activity::Kind::kWait))};
+            .blocked = entry.share * mean(log_.seconds(Activity::Kind::kWait)),
+            .lost = entry.share * most(std::max(working - busy, 0.0))};
   }
 
   void run_case(const LengthMix& mix) {
@@ -168,28 +189,24 @@ class RealCad {
     entries.push_back(perfect(documents));
     entries.push_back(scheduled("fixed packing", documents, kNoCadMoves));
     entries.push_back(scheduled("ours", documents, options_.imbalance));
-    for (const SequencePass pass : {SequencePass::kForward, SequencePass::kBoth}) {
+    for (const std::string& op : options_.ops) {
+      const SequencePass pass = op == "forward" ? SequencePass::kForward : SequencePass::kBoth;
       for (Entry& entry : entries) {
-        entry.wall = entry.busy = entry.most_busy = entry.kernels = entry.blocked = {};
+        entry.passes.clear();
         if (entry.group == &world_) simulate(documents, pass, entry);
       }
-      constexpr size_t kLeast = 3;
+      constexpr size_t kLeast = 5;
       double total = 0;
-      while (total < options_.least_seconds || entries[0].wall.size() < kLeast) {
+      while (total < options_.least_seconds || entries[0].passes.size() < kLeast) {
         for (Entry& entry : entries) {  // in turns
-          const PassFigures figures = time(entry, pass);
-          entry.wall.push_back(figures.wall);
-          entry.busy.push_back(figures.busy);
-          entry.most_busy.push_back(figures.most_busy);
-          entry.kernels.push_back(figures.kernels);
-          entry.blocked.push_back(figures.blocked);
-          total += figures.wall;
+          entry.passes.push_back(time(entry, pass));
+          total += entry.passes.back().wall;
         }
       }
       if (world_.rank() != 0) continue;
       for (const Entry& entry : entries) {
-        print(mix, documents, pass == SequencePass::kForward ? "forward" : "both", entry,
-              median(entries[1].wall), median(entries[0].wall));
+        print(mix, documents, op, entry, typical(entries[1].passes).wall,
+              typical(entries[0].passes).wall);
       }
       std::fflush(stdout);
     }
@@ -241,9 +258,10 @@ class RealCad {
 
   void print(const LengthMix& mix, const Documents& documents, const std::string& op,
              const Entry& entry, double fixed, double perfect) {
-    const double wall = median(entry.wall), busy = median(entry.busy);
-    const double kernels = median(entry.kernels), blocked = median(entry.blocked);
-    const double balance = median(entry.most_busy) / busy, idle = 100 * (1 - busy / wall);
+    const PassFigures figures = typical(entry.passes);
+    const double wall = figures.wall, busy = figures.busy;
+    const double balance = figures.most_busy / busy, idle = 100 * (1 - busy / wall);
+    const double lost = 100 * figures.lost / wall;
     // Fixed packing may be balanced by chance: then there is nothing to gain.
     const double gained = fixed > perfect ? (fixed - wall) / (fixed - perfect) : 0;
     const double bytes = static_cast<double>(entry.bytes) / static_cast<double>(documents.tokens());
@@ -271,8 +289,9 @@ class RealCad {
           {"limit_name", "both ranks with half of the heads each and no messages"},
           {"ratio", perfect / wall},
           {"busy_seconds", busy},
-          {"kernel_seconds", kernels},
-          {"blocked_seconds", blocked},
+          {"kernel_seconds", figures.kernels},
+          {"blocked_seconds", figures.blocked},
+          {"lost_percent", lost},
           {"busy_max_over_mean", balance},
           {"idle_percent", idle},
           {"gained_of_perfect", gained},
@@ -288,21 +307,23 @@ class RealCad {
       std::printf(
           "| mix | op | policy | wall ms | busy ms | kernels ms | blocked ms | max/mean busy | "
           "idle "
-          "%% | gained of perfect | KB/token | simulated ms | simulated/wall | planning ms |\n"
-          "|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n");
+          "%% | lost %% | gained of perfect | KB/token | simulated ms | simulated/wall | planning "
+          "ms |\n"
+          "|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n");
       header_ = true;
     }
     const std::string simulated =
         entry.simulated > 0 ? absl::StrFormat("%.1f | %.3f | %.2f", 1e3 * entry.simulated,
                                               entry.simulated / wall, 1e3 * entry.planning)
                             : " | | ";
-    std::printf("%s\n",
-                absl::StrFormat("| %s | %s | %s | %.1f | %.1f | %.1f | %.1f | %.3f | %.1f | %.0f%% "
-                                "| %.2f | %s |",
-                                std::string(mix.name), op, entry.policy, 1e3 * wall, 1e3 * busy,
-                                1e3 * kernels, 1e3 * blocked, balance, idle, 100 * gained,
-                                1e-3 * bytes, simulated)
-                    .c_str());
+    std::printf(
+        "%s\n",
+        absl::StrFormat("| %s | %s | %s | %.1f | %.1f | %.1f | %.1f | %.3f | %.1f | %.1f | %.0f%% "
+                        "| %.2f | %s |",
+                        std::string(mix.name), op, entry.policy, 1e3 * wall, 1e3 * busy,
+                        1e3 * figures.kernels, 1e3 * figures.blocked, balance, idle, lost,
+                        100 * gained, 1e-3 * bytes, simulated)
+            .c_str());
   }
 
   dist::Group& world_;
