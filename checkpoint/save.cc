@@ -123,16 +123,18 @@ class Saver {
     for (auto it = first; it != last; ++it) {
       const Slice& slice = *it->second;
       if (slice.begin <= begin && end <= slice.end) {
-        SafetensorsTensor part{.name = slice_key(name, begin, end), .shape = {end - begin}};
+        const std::string key = slice_key(name, begin, end);
         const int64_t skipped = begin - slice.begin;
-        if (slice.source) {
-          part.source = {slice.source->dtype, [&slice, skipped](int64_t at, const TensorView& to) {
-                           slice.source->read(skipped + at, to);
-                         }};
-        } else {
-          part.data = slice.data.reshape({slice.end - slice.begin}).rows(skipped, end - begin);
+        if (!slice.source) {
+          const ConstTensorView all = slice.data.reshape({slice.end - slice.begin});
+          return {.name = key, .shape = {end - begin}, .data = all.rows(skipped, end - begin)};
         }
-        return part;
+        const auto read = [&slice, skipped](int64_t at, const TensorView& to) {
+          slice.source->read(skipped + at, to);
+        };
+        return {.name = key,
+                .shape = {end - begin},
+                .source = Source{.dtype = slice.source->dtype, .read = read}};
       }
     }
     check_failed(__FILE__, __LINE__, "this rank holds what it is to write", name);
