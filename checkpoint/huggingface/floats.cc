@@ -28,10 +28,21 @@ struct Half {
   }
 };
 
+// The f32 next to `value` whose last digit is odd, or `value` itself: from there to a shorter type
+// rounds as from `value` (Boldo and Melquiond 2008, "Emulation of FMA and correctly rounded sums",
+// section 3). Rounded to nearest twice, what was just above a tie could go down.
+float rounded_to_odd(double value) {
+  const auto nearest = static_cast<float>(value);
+  if (nearest == value || std::isnan(value)) return nearest;
+  auto bits = std::bit_cast<uint32_t>(nearest);
+  if (std::abs(static_cast<double>(nearest)) > std::abs(value)) --bits;  // towards zero
+  return std::bit_cast<float>(bits | 1U);
+}
+
 template <class From, class To>
 To converted(From value) {
   if constexpr (std::is_same_v<To, bf16> && std::is_same_v<From, double>) {
-    return bf16(static_cast<float>(value));
+    return bf16(rounded_to_odd(value));
   } else if constexpr (std::is_same_v<From, Half> || std::is_same_v<From, bf16>) {
     return static_cast<To>(static_cast<float>(value));
   } else {
