@@ -46,9 +46,10 @@ double agree_on_slowest(dist::Group& group, double seconds) {
   return 1e-9 * static_cast<double>(group.max(static_cast<int64_t>(seconds * 1e9), kWhat));
 }
 
-Tensor random_values(const Context& ctx, DType dtype, const Shape& shape) {
+// Zeros beyond the first `rows` rows.
+Tensor random_values(const Context& ctx, DType dtype, const Shape& shape, int64_t rows) {
   Tensor there(dtype, shape, ctx.device());
-  const Tensor values(dtype, shape);
+  const Tensor values(dtype, {rows, shape[1], shape[2]});
   visit_float(dtype, [&]<class T>() {
     uint64_t index = 0;
     for (T& value : values.span<T>()) {
@@ -56,7 +57,7 @@ Tensor random_values(const Context& ctx, DType dtype, const Shape& shape) {
           static_cast<float>(random_uniform({.seed = 1, .stream = 2}, index++ % 4096) - 0.5));
     }
   });
-  upload(ctx.stream, values, there);
+  upload(ctx.stream, values, there.view().slice(0, 0, rows));
   wait_until_idle(ctx.stream);
   return there;
 }
@@ -73,17 +74,30 @@ HeadShape measured_heads(const Context& ctx, const HeadShape& heads) {
   return fewer;
 }
 
-// Attention of `rows` queries and keys, as segments of any size. The heads that are computed lie
-// among all others, as they do in a model.
+// Rows of tensors with `measured` heads that the kernel cuts into tiles as large as those of a
+// rank's `rows` with `all` heads, or as what is visited: the CPU's backward kernel has so many
+// tiles for each thread, also of rows that no segment visits (kernels/cpu/attention_schedule.cc),
+// and pairs cost less in large ones.
+int64_t tensor_rows(const Context& ctx, const HeadShape& all, const HeadShape& measured,
+                    int64_t rows, int64_t visited) {
+  if (ctx.device() != kCpu) return visited;
+  constexpr int64_t kTilesPerThread = 8;
+  const int64_t as_large = rows * all.kv_heads / measured.kv_heads;
+  const int64_t enough = kTilesPerThread * ctx.pool->threads() * visited / measured.kv_heads;
+  return std::max(visited, std::min(as_large, enough));
+}
+
+// Attention of the first `visited` of `rows` queries and keys, as segments of any size. The heads
+// that are computed lie among all others, as they do in a model.
 class KernelWork {
  public:
-  KernelWork(const Context& ctx, const HeadShape& all, DType dtype, int64_t rows)
-      : rows_(rows),
+  KernelWork(const Context& ctx, const HeadShape& all, DType dtype, int64_t rows, int64_t visited)
+      : visited_(visited),
         heads_(measured_heads(ctx, all)),
-        q_(random_values(ctx, dtype, {rows, all.q_heads, all.head_dim})),
-        k_(random_values(ctx, dtype, {rows, all.kv_heads, all.head_dim})),
-        v_(random_values(ctx, dtype, {rows, all.kv_heads, all.value_dim})),
-        dout_(random_values(ctx, dtype, {rows, all.q_heads, all.value_dim})),
+        q_(random_values(ctx, dtype, {rows, all.q_heads, all.head_dim}, visited)),
+        k_(random_values(ctx, dtype, {rows, all.kv_heads, all.head_dim}, visited)),
+        v_(random_values(ctx, dtype, {rows, all.kv_heads, all.value_dim}, visited)),
+        dout_(random_values(ctx, dtype, {rows, all.q_heads, all.value_dim}, visited)),
         out_(accumulator(dtype), {rows, heads_.q_heads, all.value_dim}, ctx.device()),
         lse_(accumulator(dtype), {heads_.q_heads, rows}, ctx.device()),
         delta_(accumulator(dtype), {heads_.q_heads, rows}, ctx.device()),
@@ -95,10 +109,10 @@ class KernelWork {
 
   int64_t q_heads() const { return heads_.q_heads; }
 
-  // Segments of queries x keys, all pairs seen, so many that they visit every row.
+  // Segments of queries x keys, all pairs seen, so many that they visit every row that is visited.
   std::vector<Segment> segments(int64_t queries, int64_t keys) const {
     std::vector<Segment> result;
-    const int64_t q_parts = rows_ / queries, k_parts = rows_ / keys;
+    const int64_t q_parts = visited_ / queries, k_parts = visited_ / keys;
     for (int64_t i = 0; i < std::max(q_parts, k_parts); ++i) {
       result.push_back({.q_row = i % q_parts * queries,
                         .q_len = queries,
@@ -162,7 +176,7 @@ class KernelWork {
     return tensor.view().slice(1, 0, heads);
   }
 
-  int64_t rows_;
+  int64_t visited_;
   HeadShape heads_;
   Tensor q_, k_, v_, dout_, out_, lse_, delta_, dq_, dk_, dv_;
 };
@@ -187,7 +201,7 @@ double processor_share(dist::Group& group, const Context& ctx, const std::vector
                        int64_t bytes, double alone) {
   constexpr int64_t kRows = 256;
   const HeadShape heads{.q_heads = ctx.device() == kCpu ? ctx.pool->threads() : 32};
-  const KernelWork work(ctx, heads, DType::kF32, kRows);
+  const KernelWork work(ctx, heads, DType::kF32, kRows, kRows);
   const std::vector<Segment> segments = work.segments(kRows, kRows);
   Arena scratch = work.scratch_for(ctx, Direction::kForward, segments);
   Context computing = ctx;
@@ -332,7 +346,7 @@ std::vector<int> next_ranks(const std::vector<int>& node_of, bool same) {
 
 KernelCosts measure_kernel(const Context& ctx, const HeadShape& heads, DType dtype, int64_t rows) {
   // As long as takes some milliseconds a head.
-  const int64_t most = ctx.device() == kCpu ? 512 : 4096;
+  const int64_t most = ctx.device() == kCpu ? 1024 : 4096;
   KernelCosts costs;
   KernelProfile& profile = costs.profile;
   profile.dtype = dtype;
@@ -340,7 +354,8 @@ KernelCosts measure_kernel(const Context& ctx, const HeadShape& heads, DType dty
   const int64_t longest = std::clamp<int64_t>(rows, 1, most);
   for (int64_t length = 16; length < longest; length *= 4) profile.lengths.push_back(length);
   profile.lengths.push_back(longest);
-  const KernelWork work(ctx, heads, dtype, longest);
+  const int64_t tensors = tensor_rows(ctx, heads, measured_heads(ctx, heads), rows, longest);
+  const KernelWork work(ctx, heads, dtype, tensors, longest);
   for (Direction direction : {Direction::kForward, Direction::kBackward}) {
     std::vector<double>& seconds =
         direction == Direction::kForward ? profile.forward : profile.backward;

@@ -20,8 +20,8 @@ int ranks_per_node(const std::vector<int>& node_of);
 // Each rank's next one: on its own node, or at the same place of the next node that has as many.
 std::vector<int> next_ranks(const std::vector<int>& node_of, bool same_node);
 
-// Seconds of the kernel over segments of up to `rows` rows, beside the cost of a call. Takes some
-// 0.1 to 0.3 s.
+// Seconds of the kernel over segments among `rows` rows, beside the cost of a call. Takes some
+// 0.2 to 0.7 s.
 struct KernelCosts {
   KernelProfile profile;
   double seconds_per_task = 0;
