@@ -81,8 +81,8 @@ AttentionPlan plan_attention(const Config& config) {
   plan.balance = area_balance(problem);
   if (is_disaggregated(config)) {
     plan.sources.push_back(
-        "strategy disaggregated: priced among the ranks of one sample; plan does not yet price "
-        "what replicas and servers share (`longhaul bench cad` does)");
+        "strategy disaggregated: what replicas and servers share is not priced here, but by "
+        "`longhaul bench cad`");
   }
   const auto choose = [&](parallel::Direction direction) {
     return parallel::choose(problem, direction, options.dtype, plan.cluster, nodes,

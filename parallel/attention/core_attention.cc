@@ -104,15 +104,17 @@ CoreAttention::CoreAttention(dist::Group& group, const TokenLayout& layout,
   for (const Direction direction : {Direction::kForward, Direction::kBackward}) {
     const bool forward = direction == Direction::kForward;
     (forward ? measured_.forward : measured_.backward) =
-        bounded(direction)
-            ? Plan{.slots = {Slot{}}, .steps = {}, .home_readers = {}}
-            : (forward ? strategy_ : backward_strategy_).plan(any, direction, group_.rank());
+        bounded(direction) ? Plan{.slots = {Slot{}}, .steps = {}, .home_readers = {}}
+                           : strategy_for(direction).plan(any, direction, group_.rank());
   }
 }
 
+const Strategy& CoreAttention::strategy_for(Direction direction) const {
+  return direction == Direction::kForward ? strategy_ : backward_strategy_;
+}
+
 bool CoreAttention::bounded(Direction direction) const {
-  return (direction == Direction::kForward ? strategy_ : backward_strategy_).plan ==
-         plan_disaggregated;
+  return strategy_for(direction).plan == plan_disaggregated;
 }
 
 CoreAttention::~CoreAttention() = default;
@@ -214,19 +216,20 @@ ExecutionSetup CoreAttention::setup(const Context& ctx, Direction direction, Are
 
 // Once for a sample that is remembered. An error of one rank ends the job.
 void CoreAttention::check_memory(Direction direction, int64_t needed, int64_t free) {
-  if (needed > free && bounded(direction)) {
-    fail(ErrorCode::kEnvironment,
-         absl::StrCat("strategy ", std::string(strategy_.name), " needs ", needed,
-                      " bytes of buffers for a sample of ", sample_->documents.count(),
-                      " documents, ", needed - free,
-                      " more than were reserved; raise parallel.server_buffer_mib by ",
-                      (needed - free + kMiB - 1) / kMiB));
-  }
   if (needed > free) {
+    const std::string problem = absl::StrCat(
+        "strategy ", std::string(strategy_for(direction).name), " needs ", needed,
+        " bytes of buffers for a sample of ", sample_->documents.count(), " documents");
+    if (bounded(direction)) {
+      fail(ErrorCode::kEnvironment,
+           absl::StrCat(problem, ", ", needed - free,
+                        " more than were reserved; raise parallel.server_buffer_mib by ",
+                        (needed - free + kMiB - 1) / kMiB));
+    }
+    const char* field = direction == Direction::kForward ? "strategy" : "backward_strategy";
     fail(ErrorCode::kEnvironment,
-         absl::StrCat("strategy ", std::string(strategy_.name), " needs ", needed,
-                      " bytes of buffers for a sample of ", sample_->documents.count(),
-                      " documents, but ", free, " were reserved; set parallel.strategy: \"ring\""));
+         absl::StrCat(problem, ", but ", free, " were reserved; set parallel.", field,
+                      ": \"ring\""));
   }
   sample_->fits[static_cast<size_t>(direction)] = true;
 }

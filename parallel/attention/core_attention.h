@@ -141,6 +141,7 @@ class CoreAttention {
   ExecutionSetup setup(const Context&, Direction direction, Arena& communication,
                        const std::optional<RandomKey>& dropout_key);
   void check_memory(Direction direction, int64_t needed, int64_t free);
+  const Strategy& strategy_for(Direction direction) const;
   // Whether memory is given by servers' limit, not by a plan.
   bool bounded(Direction direction) const;
   void measure_bounded(const Context&, Arena& communication, Direction direction) const;

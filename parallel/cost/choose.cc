@@ -95,6 +95,15 @@ Candidate planned(const Strategy& strategy, const Problem& problem, Direction di
   return candidate;
 }
 
+Candidate passed_over(const Strategy& strategy) {
+  Candidate candidate;
+  candidate.strategy = strategy.name;
+  candidate.refusal =
+      absl::StrCat("auto passes over ", candidate.strategy, ", ",
+                   std::string(strategy.only_by_name), "; name it in parallel.strategy to have it");
+  return candidate;
+}
+
 void simulate_all(const Strategy& strategy, const Problem& problem, Direction direction,
                   DType dtype, const Cluster& cluster, const std::vector<int>& node_of,
                   bool in_place, Candidate& candidate) {
@@ -152,7 +161,11 @@ Choice choose(const Problem& problem, Direction direction, DType dtype, const Cl
               const std::vector<int>& node_of, bool in_place) {
   Choice choice{.direction = direction, .candidates = {}, .why = {}};
   for (const Strategy& strategy : strategies()) {
-    choice.candidates.push_back(planned(strategy, problem, direction));
+    if (strategy.only_by_name.empty()) {
+      choice.candidates.push_back(planned(strategy, problem, direction));
+    } else {
+      choice.candidates.push_back(passed_over(strategy));
+    }
   }
   pass_over_many_bands(choice.candidates);
   std::vector<std::string> refusals;

@@ -41,9 +41,9 @@ struct Choice {
 inline constexpr int64_t kMostBands = int64_t{1} << 16;
 inline constexpr int64_t kTimesFewestBands = 8;
 
-// Every strategy of the table, on the same cluster. node_of: a node number for each rank.
-// Deterministic, but for `planning`, which nothing depends on. Throws Error(kConfig) if all
-// strategies refuse, naming the reasons.
+// Every strategy of the table that need not be asked for by name, on the same cluster. node_of: a
+// node number for each rank. Deterministic, but for `planning`, which nothing depends on. Throws
+// Error(kConfig) if all strategies refuse, naming the reasons.
 Choice choose(const Problem& problem, Direction direction, DType dtype, const Cluster& cluster,
               const std::vector<int>& node_of, bool in_place);
 

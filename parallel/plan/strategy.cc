@@ -22,7 +22,8 @@ constexpr std::array kStrategies{
     Strategy{"usp", plan_usp, usp_refusal},
     Strategy{"all_gather", plan_all_gather, all_gather_refusal},
     Strategy{"query_ring", plan_query_ring, does_everything},
-    Strategy{"disaggregated", plan_disaggregated, disaggregated_refusal, all_plans_disaggregated},
+    Strategy{"disaggregated", plan_disaggregated, disaggregated_refusal, all_plans_disaggregated,
+             "which shares attention among all ranks of a job, not only those of a sample"},
 };
 
 }  // namespace

@@ -41,6 +41,9 @@ struct Strategy {
   std::optional<std::string> (*refusal)(const Problem& problem);
   // The plans of all ranks, where that takes less than one after the other; null: it does not.
   std::vector<Plan> (*all_plans)(const Problem& problem, Direction direction) = nullptr;
+  // Why it is taken only where it is asked for, as the end of a sentence; empty: "auto" may choose
+  // it.
+  std::string_view only_by_name = {};
 };
 // Of any strategy.
 std::vector<Plan> all_plans(const Strategy& strategy, const Problem& problem, Direction direction);

@@ -259,6 +259,22 @@ TEST(Choose, RefusedStrategiesStandLastWithTheirReason) {
   EXPECT_EQ(choice.candidates.size(), strategies().size());
 }
 
+// Named, it is about all ranks of a job; priced here, it would be about those of a sample.
+TEST(Choose, PassesOverWhatIsOnlyTakenByName) {
+  const Choice choice =
+      chosen({.ranks = 4, .heads = shape(8, 8)}, Direction::kForward, bandwidth_bound());
+  int passed_over = 0;
+  for (const Strategy& strategy : strategies()) {
+    const Candidate& candidate = of(choice, std::string(strategy.name));
+    if (strategy.only_by_name.empty()) continue;
+    ++passed_over;
+    EXPECT_TRUE(candidate.refused());
+    EXPECT_THAT(candidate.refusal, HasSubstr("name it in parallel.strategy"));
+  }
+  EXPECT_TRUE(of(choice, "disaggregated").refused());
+  EXPECT_GT(passed_over, 0);
+}
+
 TEST(Choose, OneRankHasAChoiceWithoutLinks) {
   Cluster cluster = free_cluster(1e-6, DType::kBF16, kDim);
   cluster.within_node.reset();
