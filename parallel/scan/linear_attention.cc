@@ -85,6 +85,10 @@ void LinearAttention::prepare(const Documents& documents, const TokenLayout& of_
   for (int r = 0; r < runs.ranks(); ++r) layout.push_back(runs.runs(r));
   if (documents_ == documents && layout_ == layout) return;
   documents_ = documents;
+  if (layout_ == layout) {  // and with it the plans
+    sample_->own = own_runs(*sample_->runs, documents, group_.rank());
+    return;
+  }
   layout_ = std::move(layout);
   auto sample = std::make_unique<Sample>();
   if (has_stripes(runs) || most_runs(runs) > most_runs_) {
