@@ -1,11 +1,18 @@
 #include "parallel/attention/core_attention.h"
 
 #include <algorithm>
+#include <array>
+#include <bit>
+#include <system_error>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/attention_sink.h"
 #include "kernels/core/transfer.h"
 #include "parallel/attention/execution.h"
+#include "parallel/attention/plan_agreement.h"
+#include "parallel/attention/sample_planner.h"
+#include "parallel/plan/digest.h"
 #include "parallel/plan/planners.h"
 #include "parallel/server/schedule.h"
 
@@ -69,7 +76,9 @@ CoreAttention::CoreAttention(dist::Group& group, const TokenLayout& layout,
                 .layout = layout,
                 .forward = {},
                 .backward = {}},
-      sample_(&measured_) {
+      sample_(&measured_),
+      planner_(std::make_shared<SamplePlanner>(options_, strategy_, backward_strategy_, layout,
+                                               group.rank())) {
   LONGHAUL_CHECK(layout.ranks() == group.size());
   LONGHAUL_CHECK(options_.bias_slopes.empty() ||
                      static_cast<int64_t>(options_.bias_slopes.size()) == options_.heads.q_heads,
@@ -77,8 +86,8 @@ CoreAttention::CoreAttention(dist::Group& group, const TokenLayout& layout,
                               " query heads"));
   const Documents& whole = measured_.documents;
   const auto refusal = [&](const TokenLayout& rows, const Mask& mask) {
-    const auto why = strategy_.refusal(problem(whole, rows, mask));
-    return why ? why : backward_strategy_.refusal(problem(whole, rows, mask));
+    const auto why = strategy_.refusal(planner_->problem(whole, rows, mask));
+    return why ? why : backward_strategy_.refusal(planner_->problem(whole, rows, mask));
   };
   // Layouts of samples may mix the tokens of ranks as zigzag does.
   const TokenLayout mixed =
@@ -94,13 +103,17 @@ CoreAttention::CoreAttention(dist::Group& group, const TokenLayout& layout,
   // Schedules keep to a limit; what is needed without moving anything is enough for any sample.
   const bool scheduled = bounded(Direction::kForward) || bounded(Direction::kBackward);
   if (scheduled && options_.servers.buffer_bytes == 0) {
-    options_.servers.buffer_bytes = least_buffer_bytes(problem(whole, layout, options_.mask));
+    options_.servers.buffer_bytes =
+        least_buffer_bytes(planner_->problem(whole, layout, options_.mask));
+    planner_ = std::make_shared<SamplePlanner>(options_, strategy_, backward_strategy_, layout,
+                                               group.rank());
   }
   // Until the first sample, plans are for measuring memory: whatever its documents, prefixes and
   // layout, no rank needs more than all keys of all others, as under a mask that hides nothing.
   // Plans of a strategy that refuses such a mask move no more for some documents than for one.
   const Mask open{.causal = false};
-  const Problem any = problem(whole, layout, refusal(layout, open) ? options_.mask : open);
+  const Problem any =
+      planner_->problem(whole, layout, refusal(layout, open) ? options_.mask : open);
   for (const Direction direction : {Direction::kForward, Direction::kBackward}) {
     const bool forward = direction == Direction::kForward;
     (forward ? measured_.forward : measured_.backward) =
@@ -124,51 +137,64 @@ void CoreAttention::announce(int64_t layer, Direction direction) {
                                     direction == Direction::kForward ? "forward" : "backward");
 }
 
-TokenLayout CoreAttention::layout_of(const Documents& documents) const {
-  TokenLayout layout = options_.sample_layout
-                           ? options_.sample_layout(documents, options_.mask, group_.size())
-                           : measured_.layout;
-  // What was measured and reserved for one sample serves all.
-  for (int r = 0; r < group_.size(); ++r) {
-    LONGHAUL_CHECK(layout.rows(r) == measured_.layout.rows(r) || layout.rows(r) == 0,
-                   absl::StrCat("rank ", r, " has ", layout.rows(r), " rows of this sample and ",
-                                measured_.layout.rows(r), " of others"));
+bool CoreAttention::is_ahead(const Documents& documents) const {
+  return ahead_ && ahead_->documents == documents;
+}
+
+void CoreAttention::prefetch(const Documents& documents) {
+  if (plans_.contains(documents) || is_ahead(documents)) return;
+  try {
+    ahead_ = Ahead{documents, std::async(std::launch::async, [planner = planner_, documents] {
+                     return planner->plans(documents);
+                   })};
+  } catch (const std::system_error& error) {
+    fail(ErrorCode::kEnvironment,
+         absl::StrCat("cannot start the thread that plans the next sample: ", error.what(),
+                      "; allow one more thread a rank"));
   }
-  LONGHAUL_CHECK(documents.tokens() == layout.tokens());
-  return layout;
+}
+
+SamplePlans CoreAttention::make_plans(const Documents& documents) {
+  const bool ahead = is_ahead(documents);
+  SamplePlans plans =
+      ahead ? std::exchange(ahead_, std::nullopt)->plans.get() : planner_->plans(documents);
+  ++planned_count_;
+  if (ahead) ++planned_ahead_count_;
+  return plans;
 }
 
 void CoreAttention::prepare(const Documents& documents) {
-  if (SamplePlans* known = plans_.find(documents)) {
-    sample_ = known;
-    return;
+  SamplePlans* plans = plans_.find(documents);
+  std::optional<SamplePlans> made;
+  const auto make = [&] {
+    if (plans == nullptr) made.emplace(make_plans(documents));
+  };
+  if (must_agree(documents)) {
+    const std::optional<Error> error = attempt(make);
+    const auto digest_of_both = [](const SamplePlans& both) {
+      const auto as_number = [](const Plan& plan) { return std::bit_cast<int64_t>(plan.digest); };
+      return digest_of(std::array{as_number(both.forward), as_number(both.backward)});
+    };
+    agree_on_plans(group_, error, error ? 0 : digest_of_both(made ? *made : *plans));
+  } else {
+    make();
   }
-  sample_ = &plans_.add(make_plans(documents, layout_of(documents), options_.mask));
-  measured_.forward = measured_.backward = {};  // their time is over
-  ++planned_count_;
+  if (made) {
+    plans = &plans_.add(std::move(*made));
+    measured_.forward = measured_.backward = {};  // their time is over
+  }
+  sample_ = plans;
 }
 
-Problem CoreAttention::problem(const Documents& documents, const TokenLayout& layout,
-                               const Mask& mask) const {
-  Servers servers = options_.servers;
-  servers.dtype = options_.dtype;
-  servers.profile = options_.profile ? &*options_.profile : nullptr;
-  return {.layout = layout,
-          .documents = documents,
-          .mask = mask,
-          .heads = options_.heads,
-          .ranks_per_node = options_.ranks_per_node,
-          .gather_heads = options_.gather_heads,
-          .servers = std::move(servers)};
-}
-
-SamplePlans CoreAttention::make_plans(const Documents& documents, const TokenLayout& layout,
-                                      const Mask& mask) const {
-  const Problem made = problem(documents, layout, mask);
-  return {.documents = documents,
-          .layout = layout,
-          .forward = strategy_.plan(made, Direction::kForward, group_.rank()),
-          .backward = backward_strategy_.plan(made, Direction::kBackward, group_.rank())};
+bool CoreAttention::must_agree(const Documents& documents) {
+  if (group_.size() == 1 || !(bounded(Direction::kForward) || bounded(Direction::kBackward))) {
+    return false;
+  }
+  constexpr size_t kMostRemembered = 1 << 16;
+  if (agreed_.size() == kMostRemembered) agreed_.clear();
+  std::vector<int64_t> borders = documents.begins();
+  borders.push_back(documents.tokens());
+  return agreed_.insert(digest_of(borders)).second;
 }
 
 const Plan& CoreAttention::plan(Direction direction) const {
@@ -289,7 +315,7 @@ void CoreAttention::measure_bounded(const Context& ctx, Arena& communication,
 
 int64_t CoreAttention::buffer_bytes(const Context& measuring, const Documents& documents) const {
   LONGHAUL_CHECK(measuring.measuring());
-  const SamplePlans plans = make_plans(documents, layout_of(documents), options_.mask);
+  const SamplePlans plans = planner_->plans(documents);
   const HeadShape& h = options_.heads;
   const int64_t rows = plans.layout.rows(group_.rank());
   FieldViews home;

@@ -7,10 +7,12 @@
 
 #include <cstdint>
 #include <functional>
+#include <future>
 #include <memory>
 #include <optional>
 #include <span>
 #include <string>
+#include <unordered_set>
 #include <vector>
 
 #include "dist/group.h"
@@ -25,6 +27,7 @@
 namespace longhaul::parallel {
 
 class Execution;
+class SamplePlanner;
 struct ExecutionSetup;
 
 struct CoreAttentionOptions {
@@ -103,7 +106,14 @@ class CoreAttention {
   // or the limit that servers' buffers are given. If a plan needs more after all, begin and
   // backward throw Error(kEnvironment) on that rank. A sample may have fewer rows than others, also
   // none, on ranks that bring none then.
+  //
+  // Of strategy disaggregated: collective, and ranks make sure that they plan a sample alike
+  // (plan_agreement.h), once; throws Error(kEnvironment) on every rank if they do not.
   void prepare(const Documents& documents);
+  // Plans for a sample that comes later, on a thread of its own beneath what this rank does until
+  // that sample's prepare(), which has what planning throws. Other samples may come in between.
+  // Local; one sample at a time: waits for the last one if that has not come.
+  void prefetch(const Documents& documents);
 
   // A forward pass under way: its first transfers move while the caller does other work.
   class Pending {
@@ -127,6 +137,8 @@ class CoreAttention {
   // Samples that plans were made for since construction: proves that those of a sample that comes
   // again are not made again.
   int64_t planned_count() const { return planned_count_; }
+  // Of these, the ones that prefetch() made.
+  int64_t planned_ahead_count() const { return planned_ahead_count_; }
   // Exact (query, key) pairs of this rank's forward tasks, times query heads: the causal work.
   int64_t forward_area() const;
 
@@ -135,9 +147,16 @@ class CoreAttention {
   const Plan& plan(Direction direction) const;
 
  private:
-  Problem problem(const Documents& documents, const TokenLayout& layout, const Mask& mask) const;
-  SamplePlans make_plans(const Documents& documents, const TokenLayout& layout,
-                         const Mask& mask) const;
+  // A sample's plans that are being made.
+  struct Ahead {
+    Documents documents;
+    std::future<SamplePlans> plans;  // of std::async: joins
+  };
+
+  bool is_ahead(const Documents& documents) const;
+  SamplePlans make_plans(const Documents& documents);
+  // Whether ranks have yet to compare what they planned for these; they do then.
+  bool must_agree(const Documents& documents);
   ExecutionSetup setup(const Context&, Direction direction, Arena& communication,
                        const std::optional<RandomKey>& dropout_key);
   void check_memory(Direction direction, int64_t needed, int64_t free);
@@ -145,7 +164,6 @@ class CoreAttention {
   // Whether memory is given by servers' limit, not by a plan.
   bool bounded(Direction direction) const;
   void measure_bounded(const Context&, Arena& communication, Direction direction) const;
-  TokenLayout layout_of(const Documents& documents) const;
 
   dist::Group& group_;
   CoreAttentionOptions options_;
@@ -156,10 +174,15 @@ class CoreAttention {
   std::unique_ptr<dist::Window> window_;  // k and v of the running operation
   ActivityLog* log_ = nullptr;
   uint64_t epoch_ = 0;  // attention operations begun; equal on all ranks
-  int64_t forward_count_ = 0, planned_count_ = 0;
+  int64_t forward_count_ = 0, planned_count_ = 0, planned_ahead_count_ = 0;
   SamplePlans measured_;  // memory is measured on these
   PlanCache plans_;       // of samples
   SamplePlans* sample_;   // in use
+  std::shared_ptr<const SamplePlanner> planner_;
+  std::optional<Ahead> ahead_;
+  // Digests of the documents that ranks agree on the plans of. Not what plans_ holds: that goes by
+  // the sizes of a rank's own plans, and all ranks must compare at the same samples.
+  std::unordered_set<uint64_t> agreed_;
 };
 
 }  // namespace longhaul::parallel

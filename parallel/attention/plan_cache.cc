@@ -1,5 +1,6 @@
 #include "parallel/attention/plan_cache.h"
 
+#include <algorithm>
 #include <utility>
 #include <vector>
 
@@ -38,6 +39,11 @@ SamplePlans* PlanCache::find(const Documents& documents) {
     return &entries_.front().plans;
   }
   return nullptr;
+}
+
+bool PlanCache::contains(const Documents& documents) const {
+  return std::ranges::any_of(
+      entries_, [&](const Entry& entry) { return entry.plans.documents == documents; });
 }
 
 SamplePlans& PlanCache::add(SamplePlans plans) {

@@ -36,6 +36,8 @@ class PlanCache {
   // Of these documents, the one in use from then on; null if there are none. What either returns
   // stays where it is until the next add().
   SamplePlans* find(const Documents& documents);
+  // Whether there are some: uses none.
+  bool contains(const Documents& documents) const;
   // The one in use from then on. Drops those that were used longest ago, as far as it must.
   SamplePlans& add(SamplePlans plans);
 

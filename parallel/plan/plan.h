@@ -133,6 +133,9 @@ struct Plan {
   // Ranks that receive rows of this rank's home k and v with `origin` set, each once: the possible
   // in-place readers.
   std::vector<int> home_readers;
+  // Of what all ranks must have decided alike for their plans to match, where ranks may decide
+  // otherwise: costs in floating point (plan_disaggregated). 0: nothing of the kind.
+  uint64_t digest = 0;
   bool operator==(const Plan&) const = default;
 };
 

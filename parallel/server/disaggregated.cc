@@ -2,9 +2,40 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/core/error.h"
+#include "parallel/plan/digest.h"
 #include "parallel/server/schedule.h"
 
 namespace longhaul::parallel {
+
+namespace {
+
+// Which rows lie where, and who computes what of them.
+uint64_t digest(const Problem& problem, const std::vector<PlacedTask>& tasks) {
+  std::vector<int64_t> numbers;
+  for (int rank = 0; rank < problem.layout.ranks(); ++rank) {
+    const RunList& runs = problem.layout.runs(rank);
+    numbers.push_back(static_cast<int64_t>(runs.size()));
+    for (const Run& run : runs) {
+      numbers.insert(numbers.end(), {run.global_begin, run.length, run.stride});
+    }
+  }
+  for (const PlacedTask& task : tasks) {
+    numbers.insert(
+        numbers.end(),
+        {task.q_owner, task.q_rows.begin, task.q_rows.length, task.k_owner, task.k_rows.begin,
+         task.k_rows.length, task.q_heads.begin, task.q_heads.length, task.server, task.round});
+  }
+  return digest_of(numbers);
+}
+
+Plan plan_of(const Problem& problem, Direction direction, const std::vector<PlacedTask>& tasks,
+             int rank, uint64_t digest) {
+  Plan plan = plan_tasks(problem, direction, tasks, rank);
+  plan.digest = digest;
+  return plan;
+}
+
+}  // namespace
 
 std::optional<std::string> disaggregated_refusal(const Problem& problem) {
   const std::vector<int>& servers = problem.servers.ranks;
@@ -17,15 +48,17 @@ std::optional<std::string> disaggregated_refusal(const Problem& problem) {
 
 Plan plan_disaggregated(const Problem& problem, Direction direction, int rank) {
   if (const auto why = disaggregated_refusal(problem)) fail(ErrorCode::kConfig, *why);
-  return plan_tasks(problem, direction, schedule_tasks(problem, direction).tasks, rank);
+  const std::vector<PlacedTask> tasks = schedule_tasks(problem, direction).tasks;
+  return plan_of(problem, direction, tasks, rank, digest(problem, tasks));
 }
 
 std::vector<Plan> all_plans_disaggregated(const Problem& problem, Direction direction) {
   if (const auto why = disaggregated_refusal(problem)) fail(ErrorCode::kConfig, *why);
   const std::vector<PlacedTask> tasks = schedule_tasks(problem, direction).tasks;
+  const uint64_t of_all = digest(problem, tasks);
   std::vector<Plan> plans;
   for (int rank = 0; rank < problem.layout.ranks(); ++rank) {
-    plans.push_back(plan_tasks(problem, direction, tasks, rank));
+    plans.push_back(plan_of(problem, direction, tasks, rank, of_all));
   }
   return plans;
 }

@@ -24,9 +24,9 @@ struct Schedule {
   std::vector<int64_t> bytes;   // by server: what it receives and sends back
 };
 
-// A pure function of its arguments: every rank computes the same. Throws Error(kConfig) if the
-// servers' buffers are too small even for what is to be computed where nothing is moved, saying by
-// how much.
+// A pure function of its arguments: every rank computes the same, on machines whose logarithms have
+// the same bits (parallel/attention/plan_agreement.h). Throws Error(kConfig) if the servers' buffers
+// are too small even for what is to be computed where nothing is moved, saying by how much.
 Schedule schedule_tasks(const Problem& problem, Direction direction);
 
 // The smallest Servers::buffer_bytes with which there is a schedule for every sample of this layout

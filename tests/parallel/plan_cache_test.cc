@@ -108,6 +108,16 @@ TEST(PlanCache, DropsTheSampleThatWasUsedLongestAgo) {
   for (int64_t i : {1, 3, 4}) EXPECT_TRUE(has(cache, i)) << i;
 }
 
+TEST(PlanCache, LookingUsesNothing) {
+  PlanCache cache(2);
+  for (int64_t i : {1, 2}) cache.add(plans_of(i));
+  EXPECT_TRUE(cache.contains(Documents(kTokens, {0, 1})));
+  EXPECT_FALSE(cache.contains(Documents(kTokens, {0, 3})));
+  cache.add(plans_of(3));
+  EXPECT_FALSE(cache.contains(Documents(kTokens, {0, 1})));
+  EXPECT_TRUE(cache.contains(Documents(kTokens, {0, 2})));
+}
+
 TEST(PlanCache, MemoryIsBounded) {
   constexpr int64_t kMost = 20000;
   constexpr int64_t kLarge = 100;  // segments

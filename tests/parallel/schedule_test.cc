@@ -360,7 +360,8 @@ TEST(Schedule, MovesFewerBytesThanThePublishedGreedy) {
   EXPECT_GT(worst, 1.06) << "its imbalance is 0.05";
 }
 
-TEST(Schedule, IsPlannedWhileAStepRuns) {
+// For the log: what is planned ahead (CoreAttention::prefetch) takes no step's time.
+TEST(Schedule, OfManyRanksAndDocumentsMovesTasks) {
   std::mt19937_64 random(5);
   for (const auto& [ranks, limit] : {std::pair(64, 0.005), {512, 0.050}}) {
     const int64_t tokens = int64_t{65536} * ranks;
