@@ -82,6 +82,10 @@ Sample DataLoader::load(int64_t sample_index) const {
   return sample;
 }
 
+parallel::Documents DataLoader::documents(int64_t sample_index) const {
+  return documents_of(split_.begin + order_.begin(sample_index));
+}
+
 int64_t DataLoader::targets(int64_t sample_index) const {
   const int64_t begin = split_.begin + order_.begin(sample_index);
   const parallel::Documents documents = documents_of(begin);

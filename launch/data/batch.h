@@ -41,6 +41,8 @@ class DataLoader {
 
   int64_t samples_per_epoch() const { return order_.samples_per_epoch(); }
   Sample load(int64_t sample_index) const;
+  // Sample::documents without reading tokens: what the next sample is planned by.
+  parallel::Documents documents(int64_t sample_index) const;
   // Sample::targets without reading tokens: the loss denominator of samples of other ranks.
   int64_t targets(int64_t sample_index) const;
 

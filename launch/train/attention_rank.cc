@@ -21,18 +21,16 @@ namespace longhaul::launch {
 namespace {
 
 // What each rank says in a call; numbers, of which all are gathered.
-enum HeaderField : size_t { kDuty, kDropoutSample, kDocuments, kStep, kStopRequested, kFields };
-constexpr int64_t kNone = -1;
-
-// What each rank brings, one after the other.
-std::vector<int64_t> gather(dist::Group& group, const std::vector<int64_t>& mine) {
-  const auto count = static_cast<int64_t>(mine.size());
-  const Tensor send(DType::kI64, {count}), all(DType::kI64, {group.size(), count});
-  std::ranges::copy(mine, send.span<int64_t>().begin());
-  Stream host;
-  group.all_gather(host, send, all, "call").wait(host);
-  return {all.span<int64_t>().begin(), all.span<int64_t>().end()};
-}
+enum HeaderField : size_t {
+  kDuty,
+  kDropoutSample,
+  kDocuments,
+  kNextDocuments,
+  kStep,
+  kStopRequested,
+  kFields
+};
+constexpr int64_t kNone = SampleExchange::kNone;
 
 }  // namespace
 
@@ -116,6 +114,7 @@ AttentionRank::AttentionRank(dist::Group& world, const Config& config, const Eng
       mesh_(world, mesh_shape(config)),
       pool_(config.parallel().threads()),
       strategies_(settle_on(mesh_, stream_.get(), pool_, config, options)),
+      samples_(world, mesh_.shape(), config.data().sequence_length()),
       attention_(group(), attention_layout(config), attention_options(config, strategies_)) {
   if (disaggregated_ && mesh_.is_trainer()) {
     own_layout_ = make_layout(config_, config_.parallel().sequence());
@@ -181,30 +180,34 @@ double AttentionRank::sum_of_peaks(const Context& ctx, DType dtype) {
   return mesh_.world().sum(measured_peak(ctx, dtype), "peak");
 }
 
-void AttentionRank::call(const Call& call, const parallel::Documents* sample) {
+void AttentionRank::call(const Call& call, const parallel::Documents* sample,
+                         const parallel::Documents* next) {
   if (disaggregated_) {
-    exchange(call, sample);
-  } else if (sample != nullptr) {
-    attention_.prepare(*sample);
+    exchange(call, sample, next);
+    return;
   }
+  if (sample != nullptr) attention_.prepare(*sample);
+  if (next != nullptr) attention_.prefetch(*next);
 }
 
 Call AttentionRank::await() {
   LONGHAUL_CHECK(!mesh_.is_trainer());
   mesh_.world().job().place = "waiting for trainers";
-  return exchange({}, nullptr);
+  return exchange({}, nullptr, nullptr);
 }
 
-Call AttentionRank::exchange(const Call& mine, const parallel::Documents* sample) {
+Call AttentionRank::exchange(const Call& mine, const parallel::Documents* sample,
+                             const parallel::Documents* next) {
   dist::Group& world = mesh_.world();
   const bool trainer = mesh_.is_trainer();
   std::vector<int64_t> header(kFields);
   header[kDuty] = trainer ? static_cast<int64_t>(mine.duty) : kNone;
   header[kDropoutSample] = mine.dropout_sample.value_or(kNone);
-  header[kDocuments] = sample != nullptr ? sample->count() : kNone;
+  header[kDocuments] = samples_.count_of(sample);
+  header[kNextDocuments] = SampleExchange::count_of_next(next);
   header[kStep] = world.job().step;
   header[kStopRequested] = !trainer && StopRequest::requested() ? 1 : 0;
-  const std::vector<int64_t> all = gather(world, header);
+  const std::vector<int64_t> all = gather_numbers(world, header);
   const auto said = [&](int rank, HeaderField field) {
     return all[static_cast<size_t>(rank) * kFields + field];
   };
@@ -223,37 +226,20 @@ Call AttentionRank::exchange(const Call& mine, const parallel::Documents* sample
   Call call{.duty = static_cast<Duty>(said(0, kDuty)), .dropout_sample = {}};
   if (said(0, kDropoutSample) != kNone) call.dropout_sample = said(0, kDropoutSample);
   if (call.duty == Duty::kForward || call.duty == Duty::kForwardAndBackward) {
-    std::vector<int64_t> counts;
-    for (int rank = 0; rank < trainers; ++rank) counts.push_back(said(rank, kDocuments));
-    prepare(counts, sample);
+    std::vector<int64_t> counts, next_counts;
+    for (int rank = 0; rank < trainers; ++rank) {
+      counts.push_back(said(rank, kDocuments));
+      next_counts.push_back(said(rank, kNextDocuments));
+    }
+    samples_.tell(counts, sample, next_counts, next);
+    prepare(sample);
+    if (std::ranges::max(next_counts) != kNone) attention_.prefetch(samples_.next());
   }
   return call;
 }
 
-// counts: of documents, of each trainer's sample.
-void AttentionRank::prepare(std::span<const int64_t> counts, const parallel::Documents* sample) {
-  const auto most = static_cast<size_t>(std::ranges::max(counts));
-  // Where every sample is one document, nothing is left to be said.
-  std::vector<int64_t> begins(counts.size() * most);
-  if (most > 1) {
-    std::vector<int64_t> mine(most);
-    if (sample != nullptr) std::ranges::copy(sample->begins(), mine.begin());
-    begins = gather(mesh_.world(), mine);
-  }
-  std::vector<parallel::Documents> samples;
-  const auto sequence = static_cast<size_t>(mesh_.shape().sequence);
-  for (size_t first = 0; first < counts.size(); first += sequence) {
-    const int64_t count = counts[first];
-    for (size_t rank = first; rank < first + sequence; ++rank) {
-      LONGHAUL_CHECK(counts[rank] == count, "ranks of a replica have different samples");
-    }
-    if (count == kNone) continue;
-    LONGHAUL_CHECK(samples.size() == first / sequence, "a replica before this one has no sample");
-    const auto begin = begins.begin() + static_cast<std::ptrdiff_t>(first * most);
-    samples.emplace_back(config_.data().sequence_length(),
-                         std::vector<int64_t>(begin, begin + static_cast<std::ptrdiff_t>(count)));
-  }
-  attention_.prepare(parallel::side_by_side(samples));
+void AttentionRank::prepare(const parallel::Documents* sample) {
+  attention_.prepare(samples_.now());
   if (sample == nullptr) return;
   own_documents_ = *sample;
   own_layout_ = make_layout(config_, config_.parallel().sequence(), *sample, strategies_.row_price);

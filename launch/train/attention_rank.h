@@ -10,7 +10,6 @@
 #include <cstdint>
 #include <functional>
 #include <optional>
-#include <span>
 #include <string>
 
 #include "dist/mesh.h"
@@ -19,6 +18,7 @@
 #include "kernels/core/thread_pool.h"
 #include "launch/config/config.h"
 #include "launch/train/rank_memory.h"
+#include "launch/train/sample_exchange.h"
 #include "launch/train/strategy_choice.h"
 #include "parallel/attention/core_attention.h"
 #include "parallel/layout/documents.h"
@@ -82,8 +82,11 @@ class AttentionRank {
 
   // A trainer's part of a call, on all of them for the same duty. `sample`: the documents of its
   // replica's sample, for passes; null: its replica has none, as may be the case for the last
-  // replicas, and it takes part in the pass by serve(). Then attention is prepared.
-  void call(const Call& call, const parallel::Documents* sample);
+  // replicas, and it takes part in the pass by serve(). Then attention is prepared. `next`: the
+  // documents of the sample that its replica will call with next, apart from evaluation, if that is
+  // known: all ranks plan for it beneath this pass.
+  void call(const Call& call, const parallel::Documents* sample,
+            const parallel::Documents* next = nullptr);
   // A server's part: what trainers call for.
   Call await();
   // Collective over all ranks, in a call for it: the sum of measured_peak() (peak.h).
@@ -98,8 +101,9 @@ class AttentionRank {
 
  private:
   void require_buffers();
-  Call exchange(const Call& mine, const parallel::Documents* sample);
-  void prepare(std::span<const int64_t> counts, const parallel::Documents* sample);
+  Call exchange(const Call& mine, const parallel::Documents* sample,
+                const parallel::Documents* next);
+  void prepare(const parallel::Documents* sample);
 
   Config config_;
   bool disaggregated_;
@@ -107,6 +111,7 @@ class AttentionRank {
   dist::Mesh mesh_;
   ThreadPool pool_;
   SettledStrategies strategies_;
+  SampleExchange samples_;
   parallel::CoreAttention attention_;
   // Of a trainer, if disaggregated.
   std::optional<parallel::TokenLayout> own_layout_;

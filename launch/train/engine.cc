@@ -211,18 +211,20 @@ std::optional<RandomKey> Engine::dropout_key(const Sample& sample) const {
   return model::dropout_key(seed_, sample.index);
 }
 
-parallel::Shard Engine::shard_of(const Sample& sample, Duty duty, bool dropout) {
+parallel::Shard Engine::shard_of(const Sample& sample, Duty duty, bool dropout,
+                                 const parallel::Documents* next) {
   const bool drops = dropout && model_config_.attention.dropout > 0;
   rank_.call({.duty = duty, .dropout_sample = drops ? std::optional(sample.index) : std::nullopt},
-             &sample.documents);
+             &sample.documents, next);
   linear_->prepare(sample.documents, layout());
   return parallel::take(layout(), sample.documents, sample.tokens, sample.labels,
                         mesh().sequence_rank());
 }
 
-double Engine::accumulate(const Sample& sample, double grad_scale, model::NumericsProbe* probe) {
+double Engine::accumulate(const Sample& sample, double grad_scale, model::NumericsProbe* probe,
+                          const parallel::Documents* next) {
   Arena::Scope scope(memory_.activations);
-  const parallel::Shard shard = shard_of(sample, Duty::kForwardAndBackward, /*dropout=*/true);
+  const parallel::Shard shard = shard_of(sample, Duty::kForwardAndBackward, /*dropout=*/true, next);
   model::StepContext step = step_context(probe);
   step.dropout_key = dropout_key(sample);
   const double loss =

@@ -70,8 +70,10 @@ class Engine {
 
   // Forward and backward over one sample of this replica: adds the gradients of
   // grad_scale * (sum of token losses) and returns this rank's part of that sum of losses. A probe
-  // looks at every layer's output.
-  double accumulate(const Sample& sample, double grad_scale, model::NumericsProbe* probe = nullptr);
+  // looks at every layer's output. `next`: the documents of the sample that is accumulated next, if
+  // that is known; attention to it is planned meanwhile.
+  double accumulate(const Sample& sample, double grad_scale, model::NumericsProbe* probe = nullptr,
+                    const parallel::Documents* next = nullptr);
 
   // Of a replica that has no sample while others evaluate theirs: takes part in what ranks do
   // together.
@@ -117,7 +119,8 @@ class Engine {
   RankMemory measure(const Config& config);
   model::StepContext step_context(model::NumericsProbe* probe = nullptr);
   // Begins a pass over a sample, on all ranks that share attention.
-  parallel::Shard shard_of(const Sample& sample, Duty duty, bool dropout);
+  parallel::Shard shard_of(const Sample& sample, Duty duty, bool dropout,
+                           const parallel::Documents* next = nullptr);
   // Of a training pass; none if the model has no dropout.
   std::optional<RandomKey> dropout_key(const Sample& sample) const;
 

@@ -88,25 +88,35 @@ Server::Server(dist::Group& world, const Config& config)
       })) {}
 
 void Server::run() {
-  const Context ctx = rank_.context(memory_.workspace);
-  for (;;) {
-    const Call call = rank_.await();
-    switch (call.duty) {
-      case Duty::kForward:
-      case Duty::kForwardAndBackward:
-        serve(rank_, ctx, memory_.communication, model_, call, config_.train().seed());
-        break;
-      case Duty::kCheckAttention:
-        check_attention(rank_.group(), ctx, checked_attention(config_, rank_.strategies()));
-        break;
-      case Duty::kMeasurePeak:
-        rank_.sum_of_peaks(ctx, dtype(config_));
-        break;
-      case Duty::kEnd:
-        rank_.end(std::nullopt);
-        return;
+  bool ended = false;
+  while (!ended) {
+    try {
+      ended = !serve_call();
+    } catch (const SharedError&) {
+      // Trainers have it, too: they end with it, and call servers to the end.
     }
   }
+  rank_.end(std::nullopt);
+}
+
+bool Server::serve_call() {
+  const Context ctx = rank_.context(memory_.workspace);
+  const Call call = rank_.await();
+  switch (call.duty) {
+    case Duty::kForward:
+    case Duty::kForwardAndBackward:
+      serve(rank_, ctx, memory_.communication, model_, call, config_.train().seed());
+      break;
+    case Duty::kCheckAttention:
+      check_attention(rank_.group(), ctx, checked_attention(config_, rank_.strategies()));
+      break;
+    case Duty::kMeasurePeak:
+      rank_.sum_of_peaks(ctx, dtype(config_));
+      break;
+    case Duty::kEnd:
+      return false;
+  }
+  return true;
 }
 
 }  // namespace longhaul::launch

@@ -29,6 +29,9 @@ class Server {
   parallel::CoreAttention& attention() { return rank_.attention(); }
 
  private:
+  // Until it is done; false: it was the end.
+  bool serve_call();
+
   Config config_;
   model::ModelConfig model_;
   AttentionRank rank_;

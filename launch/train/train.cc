@@ -253,7 +253,9 @@ class Run {
     for (int64_t i = samples_.first(info_.samples); i < samples_.end(info_.samples);
          i += samples_.replicas) {
       sample = corpus_.training->load(i);
-      mine.loss_sum += engine_.accumulate(sample, 1.0 / static_cast<double>(targets), look);
+      const std::optional<parallel::Documents> next = documents_after(i);
+      mine.loss_sum += engine_.accumulate(sample, 1.0 / static_cast<double>(targets), look,
+                                          next ? &*next : nullptr);
       mine.flops += engine_.sample_flops();
     }
     if (look != nullptr) stop_if_found(probe, step);
@@ -295,6 +297,17 @@ class Run {
                      .slowest_rank = report.slowest_rank,
                      .eta_seconds = eta(seconds)});
     return report;
+  }
+
+  // Of this replica's sample after sample i of this step; none after the last one of the run.
+  std::optional<parallel::Documents> documents_after(int64_t i) const {
+    const int64_t end = samples_.end(info_.samples);
+    int64_t next = i + samples_.replicas;
+    if (next >= end) {
+      if (info_.step + 1 >= config_.train().steps()) return std::nullopt;
+      next = samples_.first(end);
+    }
+    return corpus_.training->documents(next);
   }
 
   void stop_if_found(const model::NumericsProbe& probe, int64_t step) {

@@ -25,8 +25,8 @@ struct Schedule {
 };
 
 // A pure function of its arguments: every rank computes the same, on machines whose logarithms have
-// the same bits (parallel/attention/plan_agreement.h). Throws Error(kConfig) if the servers' buffers
-// are too small even for what is to be computed where nothing is moved, saying by how much.
+// the same bits (parallel/attention/plan_agreement.h). Throws Error(kConfig) if the servers'
+// buffers are too small even for what is to be computed where nothing is moved, saying by how much.
 Schedule schedule_tasks(const Problem& problem, Direction direction);
 
 // The smallest Servers::buffer_bytes with which there is a schedule for every sample of this layout

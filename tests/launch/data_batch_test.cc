@@ -117,6 +117,7 @@ TEST(DataLoader, LabelsEndWithDocuments) {
   const TokenFile file = corpus(folder, {3, 1, 7, 0, 2});
   const DataLoader loader(file, {0, file.tokens()}, 6, 1);
   ASSERT_EQ(loader.samples_per_epoch(), 2);
+  for (int64_t i = 0; i < 6; ++i) EXPECT_EQ(loader.documents(i), loader.load(i).documents);
   const Sample first = sample_at(loader, 1);
   EXPECT_THAT(first.tokens, ElementsAre(1, 2, 3, 4, 5, 6));
   EXPECT_THAT(first.labels, ElementsAre(2, 3, -1, -1, 6, 7));  // the last from outside the window

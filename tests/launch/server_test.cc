@@ -57,6 +57,7 @@ Sample sample_of(int64_t index) {
 struct Result {
   std::vector<double> numbers;  // losses, norms, losses of evaluation
   std::map<std::string, std::vector<double>> gradients, values;  // by parameter
+  std::vector<int64_t> planned, planned_ahead;                   // by rank
 };
 
 // The trainers' sums of gradients, or the values, by parameter.
@@ -78,8 +79,10 @@ std::map<std::string, std::vector<double>> by_parameter(Engine& engine, bool gra
   return result;
 }
 
-// Two optimizer steps of six samples, and an evaluation of four.
-Result train_on(int ranks, const std::string& parallel, const std::vector<std::string>& set) {
+// Two optimizer steps of six samples, each with an evaluation of four. ahead: of each sample it is
+// said which one comes next, also of the last one, after which none comes.
+Result train_on(int ranks, const std::string& parallel, const std::vector<std::string>& set,
+                bool ahead = true) {
   constexpr int64_t kStepSamples = 6, kSteps = 2, kEvaluated = 4;
   Config config = parse_config(
       absl::StrCat(kModel, "data { path: 'none' sequence_length: ", kTokens,
@@ -87,12 +90,18 @@ Result train_on(int ranks, const std::string& parallel, const std::vector<std::s
       "test");
   for (const std::string& assignment : set) apply_override(config, assignment);
   Result result;
+  std::vector<int64_t> planned(static_cast<size_t>(ranks)), planned_ahead = planned;
   dist::run_local(ranks, kDeadline, [&](dist::Group& world) {
     Config mine = config;
     resolve(mine, world.size(), 1);
+    const auto count = [&](const parallel::CoreAttention& attention) {
+      planned[static_cast<size_t>(world.rank())] = attention.planned_count();
+      planned_ahead[static_cast<size_t>(world.rank())] = attention.planned_ahead_count();
+    };
     if (world.rank() >= world.size() - mine.parallel().servers()) {
       Server server(world, mine);
       server.run();
+      count(server.attention());
       for (const auto& [name, bytes] : server.memory().capacities()) {
         const bool used = name == "workspace" || name == "communication";
         EXPECT_EQ(bytes > 0, used) << name;
@@ -104,29 +113,37 @@ Result train_on(int ranks, const std::string& parallel, const std::vector<std::s
     engine.attention_rank().lead([&] {
       dist::Group& trainers = engine.mesh().trainers();
       const int replicas = mine.parallel().data(), replica = engine.mesh().data_rank();
+      const auto evaluate = [&] {
+        Engine::PositionLoss position{std::vector<double>(3), std::vector<double>(3)};
+        for (int64_t first = 0; first < kEvaluated; first += replicas) {
+          if (first + replica < kEvaluated) {
+            engine.evaluate(sample_of(100 + first + replica), position);
+          } else {
+            engine.evaluate_nothing();
+          }
+        }
+        for (const double sum : position.sum) here.numbers.push_back(trainers.sum(sum, "test"));
+      };
       for (int64_t step = 0; step < kSteps; ++step) {
         double loss = 0;
         for (int64_t i = replica; i < kStepSamples; i += replicas) {
-          loss += engine.accumulate(sample_of(step * kStepSamples + i), 1.0 / 1000);
+          const int64_t index = step * kStepSamples + i;
+          const parallel::Documents next = sample_of(index + replicas).documents;
+          loss += engine.accumulate(sample_of(index), 1.0 / 1000, nullptr, ahead ? &next : nullptr);
         }
         here.numbers.push_back(trainers.sum(loss, "test"));
         if (step == 0) here.gradients = by_parameter(engine, true);
         here.numbers.push_back(engine.reduce_gradients());
         engine.update(1e-2, step + 1);
+        evaluate();
       }
       here.values = by_parameter(engine, false);
-      Engine::PositionLoss position{std::vector<double>(3), std::vector<double>(3)};
-      for (int64_t first = 0; first < kEvaluated; first += replicas) {
-        if (first + replica < kEvaluated) {
-          engine.evaluate(sample_of(100 + first + replica), position);
-        } else {
-          engine.evaluate_nothing();
-        }
-      }
-      for (const double sum : position.sum) here.numbers.push_back(trainers.sum(sum, "test"));
     });
+    count(engine.attention());
     if (world.rank() == 0) result = here;
   });
+  result.planned = planned;
+  result.planned_ahead = planned_ahead;
   return result;
 }
 
@@ -200,6 +217,81 @@ TEST(Servers, ServeAnyModel) {
   const std::vector<std::string> dropout{"model.attention.dropout=0.2"};
   expect_equal(train_on(3, "strategy: 'disaggregated' servers: 1", dropout),
                train_on(1, "", dropout));
+}
+
+// To the last bit. Every training sample but the first one was planned ahead, on all ranks.
+TEST(Servers, PlanAhead) {
+  struct Case {
+    Ranks ranks;
+    int64_t planned_ahead;
+  };
+  const std::vector<Case> cases{
+      {{3, "strategy: 'disaggregated' data: 3"}, 3},
+      {{4, "strategy: 'disaggregated' data: 2 layout: 'balanced' row_price: 0"}, 5},
+      // Evaluates four samples by three replicas: two have none at the end.
+      {{4, "strategy: 'disaggregated' data: 3 servers: 1"}, 3},
+      {{4, "strategy: 'disaggregated' data: 2 servers: 2 nano_batches: 2"}, 5},
+      {{4, "data: 2 layout: 'balanced' row_price: 0"}, -1},  // local
+  };
+  for (const Case& c : cases) {
+    SCOPED_TRACE(absl::StrCat(c.ranks.ranks, " ranks, ", c.ranks.parallel));
+    const Result ahead = train_on(c.ranks.ranks, c.ranks.parallel, {}, true);
+    const Result without = train_on(c.ranks.ranks, c.ranks.parallel, {}, false);
+    EXPECT_EQ(ahead.numbers, without.numbers);
+    EXPECT_EQ(ahead.gradients, without.gradients);
+    EXPECT_EQ(ahead.values, without.values);
+    EXPECT_EQ(ahead.planned, without.planned);
+    for (const int64_t count : without.planned_ahead) EXPECT_EQ(count, 0);
+    for (const int64_t count : ahead.planned_ahead) {
+      if (c.planned_ahead >= 0) {
+        EXPECT_EQ(count, c.planned_ahead);
+      } else {
+        EXPECT_GT(count, 0);
+      }
+    }
+  }
+}
+
+// As with another C library: one rank schedules otherwise. Nobody waits for its messages, and
+// trainers and servers end alike; an error of theirs while a plan is pending is no other.
+TEST(Servers, RanksThatPlanDifferentlyEndWithOneError) {
+  Config config = parse_config(
+      absl::StrCat(kModel, "data { path: 'none' sequence_length: ", kTokens,
+                   " } train { steps: 1 } parallel { threads: 1 strategy: 'disaggregated' }"),
+      "test");
+  for (const int servers : {0, 2}) {
+    for (const int other : {0, 3}) {
+      SCOPED_TRACE(absl::StrCat(servers, " servers, rank ", other));
+      std::vector<std::optional<Error>> errors(4);
+      dist::run_local(4, kDeadline, [&](dist::Group& world) {
+        Config mine = config;
+        mine.mutable_parallel()->set_data(2);
+        mine.mutable_parallel()->set_servers(servers);
+        if (world.rank() == other) mine.mutable_parallel()->set_nano_batches(2);
+        resolve(mine, world.size(), 1);
+        errors[static_cast<size_t>(world.rank())] = attempt([&] {
+          if (world.rank() >= 4 - servers) {
+            Server(world, mine).run();
+            return;
+          }
+          Engine engine(world, mine);
+          const int replica = engine.mesh().data_rank();
+          const parallel::Documents next = sample_of(3 + replica).documents;
+          engine.attention_rank().lead(
+              [&] { engine.accumulate(sample_of(1 + replica), 1.0, nullptr, &next); });
+        });
+      });
+      for (const auto& error : errors) {
+        ASSERT_TRUE(error);
+        EXPECT_EQ(error->code(), ErrorCode::kEnvironment) << error->what();
+        EXPECT_TRUE(std::string(error->what())
+                        .starts_with(
+                            absl::StrCat("ranks planned the same attention in 2 ways: ",
+                                         other == 0 ? "rank 0; ranks 1-3;" : "ranks 0-2; rank 3;")))
+            << error->what();
+      }
+    }
+  }
 }
 
 // A second forward of attention would be a second round of messages, which nobody awaits.
