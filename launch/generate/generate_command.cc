@@ -115,7 +115,7 @@ void run(dist::Group& world, const TrainedModel& model, const Options& options) 
   GenerateOptions how = options.generate;
   Config config;
   world.agree(attempt([&] {
-                tokenizer = tokenizer_of(model, options.model.tokenizer);
+                tokenizer = tokenizer_of(model, options.model.tokenizer, !options.ids);
                 prompt = prompt_tokens(options, text, *tokenizer, model.config);
                 if (!options.ids) how.candidates = tokenizer->vocabulary();
                 if (!options.ignore_end) how.end_tokens = end_tokens(model, *tokenizer);

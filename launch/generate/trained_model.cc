@@ -106,11 +106,18 @@ Config inference_config(const Config& trained, const std::vector<std::string>& o
   return config;
 }
 
-std::unique_ptr<const Tokenizer> tokenizer_of(const TrainedModel& model, const std::string& given) {
+std::unique_ptr<const Tokenizer> tokenizer_of(const TrainedModel& model, const std::string& given,
+                                              bool for_text) {
   if (!given.empty()) return load_tokenizer(given);
   const fs::path carried = fs::path(model.run) / "huggingface" / "tokenizer.json";
   if (!model.run.empty() && is_file(carried)) return load_tokenizer(carried);
-  return load_tokenizer("bytes");
+  std::unique_ptr<const Tokenizer> bytes = load_tokenizer("bytes");
+  if (!for_text || model.config.model().vocabulary() == bytes->vocabulary()) return bytes;
+  fail(ErrorCode::kConfig,
+       absl::StrCat("the model in ", model.checkpoint, " has ", model.config.model().vocabulary(),
+                    " tokens (model.vocabulary), which are not bytes, and its run folder holds no "
+                    "huggingface/tokenizer.json; give --tokenizer the one that it was trained with "
+                    "(`bytes`, if a token was a byte all the same), or, to generate, --ids"));
 }
 
 std::vector<int32_t> end_tokens(const TrainedModel& model, const Tokenizer& tokenizer) {

@@ -26,8 +26,11 @@ TrainedModel find_model(const std::string& path);
 Config inference_config(const Config& trained, const std::vector<std::string>& overrides,
                         int64_t tokens, int ranks, int threads);
 
-// `given`, a file or "bytes"; or the one that came with the model (<run>/huggingface); else bytes.
-std::unique_ptr<const Tokenizer> tokenizer_of(const TrainedModel& model, const std::string& given);
+// `given`, a file or "bytes"; or the one that came with the model (<run>/huggingface); else bytes,
+// if the model has as many tokens or no text is wanted, but numbers of tokens. Throws
+// Error(kConfig).
+std::unique_ptr<const Tokenizer> tokenizer_of(const TrainedModel& model, const std::string& given,
+                                              bool for_text = true);
 
 // Tokens after which a text is over: the tokenizer's end of text, and those that the model's
 // generation_config.json names. Throws Error(kData) if that file is damaged.

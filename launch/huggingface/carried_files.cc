@@ -25,6 +25,17 @@ void copy_carried_files(const std::string& from, const std::string& to) {
   }
 }
 
+void carry_on(const std::string& from_run, const std::string& to_run) {
+  const std::string from = absl::StrCat(from_run, "/", kCarriedFolder);
+  const std::string to = absl::StrCat(to_run, "/", kCarriedFolder);
+  if (from_run.empty() || !checkpoint::exists(from)) return;
+  std::error_code ignored;
+  if (fs::equivalent(from, to, ignored)) return;
+  copy_carried_files(from, to);
+  const std::string config = text_of(from + "/config.json");
+  if (!config.empty()) write_text(to + "/config.json", config);
+}
+
 void require_new_folder(const std::string& path) {
   if (checkpoint::list_folder(path).empty()) return;
   fail(ErrorCode::kCheckpoint,

@@ -11,6 +11,10 @@ inline constexpr char kCarriedFolder[] = "huggingface";  // in a run folder
 // Error(kCheckpoint).
 void copy_carried_files(const std::string& from, const std::string& to);
 
+// All that one run folder carries, config.json too, to another that starts from its weights.
+// Nothing if it carries nothing.
+void carry_on(const std::string& from_run, const std::string& to_run);
+
 // Throws Error(kCheckpoint) unless `path` is an empty folder or does not exist.
 void require_new_folder(const std::string& path);
 

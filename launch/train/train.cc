@@ -16,6 +16,7 @@
 #include "launch/cli/signals.h"
 #include "launch/data/batch.h"
 #include "launch/generate/trained_model.h"
+#include "launch/huggingface/carried_files.h"
 #include "launch/train/engine.h"
 #include "launch/train/metrics.h"
 #include "launch/train/process.h"
@@ -155,7 +156,10 @@ class Run {
     resume();
     trainers_.agree(attempt([&] {
                       const bool first = trainers_.rank() == 0;
-                      if (first) make_run_folder(config, engine_.strategies().record);
+                      if (first) {
+                        make_run_folder(config, engine_.strategies().record);
+                        huggingface::carry_on(initial_run_, train.run_directory());
+                      }
                       metrics_.emplace(train.run_directory(), info_.step, first);
                     }),
                     "making the run folder");
@@ -212,7 +216,10 @@ class Run {
     if (!resumed_from_.empty() || initial.empty()) return;
     std::string found;
     trainers_.agree(attempt([&] {
-                      if (trainers_.rank() == 0) found = find_model(initial).checkpoint;
+                      if (trainers_.rank() != 0) return;
+                      const TrainedModel model = find_model(initial);
+                      found = model.checkpoint;
+                      initial_run_ = model.run;
                     }),
                     "finding checkpoint.initial");
     started_from_ = trainers_.broadcast(found, 0, "checkpoint.initial");
@@ -442,6 +449,7 @@ class Run {
   checkpoint::Info info_;
   std::string resumed_from_;  // or
   std::string started_from_;  // of another run
+  std::string initial_run_;   // on rank 0: its folder
   std::optional<MetricsWriter> metrics_;
   double peak_flops_ = 0;
   double mean_seconds_ = 0;

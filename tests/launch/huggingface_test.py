@@ -212,6 +212,7 @@ class HuggingFace(unittest.TestCase):
         tensors = {name: ("F32", shape, array.array("f", [0.01 * (i % 7 - 3) for i in range(
             count(shape))]).tobytes()) for name, shape in shapes_of(config).items()}
         write_model(self.folder / "theirs", config, "F32", **tensors)
+        (self.folder / "theirs/generation_config.json").write_text('{"eos_token_id": 10}')
         self.start("checkpoint", "import", "theirs", "--output", "run")
         (self.folder / "text.txt").write_text("All work and no play makes Jack a dull boy. " * 60)
         self.start("data", "prepare", "--output", "text", "text.txt")
@@ -222,6 +223,13 @@ class HuggingFace(unittest.TestCase):
                    for part in ("--set", assignment)]
         self.start("train", "--config", "run/config.txtpb", *options)
         self.start("checkpoint", "export", "adapted", "merged")
+        # What came with the model goes on with what it becomes.
+        self.assertEqual((self.folder / "merged/generation_config.json").read_text(),
+                         '{"eos_token_id": 10}')
+        self.assertEqual(json.loads((self.folder / "merged/config.json").read_text())["model_type"],
+                         config["model_type"])
+        self.assertEqual((self.folder / "adapted/huggingface/config.json").read_bytes(),
+                         (self.folder / "theirs/config.json").read_bytes())
         merged = read_folder(self.folder / "merged")
         self.assertEqual(set(merged), set(tensors))
         shard, = (self.folder / "adapted/checkpoints").glob("step-00000002/shard-*")
