@@ -106,6 +106,14 @@ Progress progress_of(const PrepareOptions& options, const json& source) {
           record["learned"]};
 }
 
+// Where a run begins. One that does not go on forgets what another has recorded, before it
+// overwrites the files of which that speaks.
+Progress begun(const std::string& output, const Progress& resumed) {
+  std::error_code error;
+  if (resumed.documents == 0) fs::remove(output + ".progress", error);
+  return resumed;
+}
+
 PrepareOptions checked(PrepareOptions options) {
   if (!options.chat.empty() && !options.prompt_field.empty()) {
     fail(ErrorCode::kConfig,
@@ -130,12 +138,12 @@ class Preparation {
         source_(source),
         tokenizer_(load_tokenizer(options.tokenizer, options.pattern)),
         encode_(encode_options()),
+        done_(begun(options.output, resumed)),
         writer_(options.output, tokenizer_->vocabulary(),
                 {.mask = masked(),
                  .resumable = true,
                  .tokens = resumed.tokens,
                  .documents = resumed.documents}),
-        done_(resumed),
         workers_(options.threads, [this](const Item& item) {
           return Result{encode_block(item.block, encode_), item.ends_file};
         }) {}
@@ -181,12 +189,13 @@ class Preparation {
                           {"tokens", report.tokens},
                           {"learned", report.learned},
                           {"vocabulary", report.vocabulary}}));
-    // The old record goes first: it must not vouch for a corpus that is half replaced. Nor may a
-    // run go on with files that have got their names.
-    std::error_code error;
-    fs::remove(options_.output + ".json", error);
-    fs::remove(options_.output + ".progress", error);
-    writer_.finish();
+    writer_.finish([&] {
+      // The old record goes first: it must not vouch for a corpus that is half replaced. Nor may a
+      // run go on with files that have got their names.
+      std::error_code error;
+      fs::remove(options_.output + ".json", error);
+      fs::remove(options_.output + ".progress", error);
+    });
     record.commit();
     return report;
   }
@@ -271,8 +280,8 @@ class Preparation {
   std::unique_ptr<const Tokenizer> tokenizer_;
   std::optional<ChatTemplate> chat_;
   EncodeOptions encode_;
-  TokenFileWriter writer_;
   Progress done_;
+  TokenFileWriter writer_;
   Clock::time_point recorded_ = Clock::now();
   OrderedWorkers<Item, Result> workers_;  // last: its threads use the others
 };

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
+#include <fstream>
 #include <nlohmann/json.hpp>
 #include <system_error>
 
@@ -19,7 +20,6 @@ using nlohmann::json;
   fail(ErrorCode::kData, absl::StrCat("input '", path, "' ", why));
 }
 
-// The outputs may lie in a folder that is an input.
 bool is_output(const fs::path& path, const PrepareOptions& options) {
   static constexpr const char* kEndings[] = {".bin",  ".idx",     ".mask",
                                              ".json", ".lengths", ".progress"};
@@ -30,6 +30,20 @@ bool is_output(const fs::path& path, const PrepareOptions& options) {
   });
 }
 
+[[noreturn]] void refuse_output(const std::string& path, const PrepareOptions& options) {
+  fail(ErrorCode::kConfig,
+       absl::StrCat("input '", path, "' would be overwritten by the output with the prefix '",
+                    options.output, "'; choose another --output"));
+}
+
+// Whether what lies in an input folder where an output will is one of ours, and no text.
+bool is_ours(const fs::path& path) {
+  if (path.extension() != ".json") return true;  // no ending of a text
+  std::ifstream file(path);
+  const json record = json::parse(file, nullptr, /*allow_exceptions=*/false);
+  return record.is_object() && record.contains("source") && record.contains("version");
+}
+
 void add_folder(const std::string& folder, const PrepareOptions& options,
                 std::vector<std::string>& files) {
   std::vector<std::string> found;
@@ -38,8 +52,12 @@ void add_folder(const std::string& folder, const PrepareOptions& options,
   while (!error && it != fs::recursive_directory_iterator()) {
     const bool hidden = it->path().filename().string().starts_with('.');
     if (hidden && it->is_directory()) it.disable_recursion_pending();
-    if (!hidden && it->is_regular_file() && !is_output(it->path(), options)) {
-      found.push_back(it->path().string());
+    if (!hidden && it->is_regular_file()) {
+      if (!is_output(it->path(), options)) {
+        found.push_back(it->path().string());
+      } else if (!is_ours(it->path())) {
+        refuse_output(it->path().string(), options);
+      }
     }
     it.increment(error);
   }
@@ -77,6 +95,7 @@ std::vector<std::string> list_inputs(const PrepareOptions& options) {
     if (fs::is_directory(status)) {
       add_folder(input, options, files);
     } else if (fs::is_regular_file(status)) {
+      if (is_output(input, options)) refuse_output(input, options);
       files.push_back(input);
     } else if (fs::exists(status)) {
       unusable(input, "is neither a file nor a folder");
@@ -92,12 +111,14 @@ json source_record(const PrepareOptions& options, const std::vector<std::string>
   for (const std::string& path : files) inputs.push_back(file_record(path));
   json tokenizer = options.tokenizer;
   std::error_code error;
-  if (options.tokenizer != "bytes" && fs::is_regular_file(options.tokenizer, error)) {
-    tokenizer = file_record(options.tokenizer);
-  } else if (fs::is_directory(options.tokenizer, error)) {
+  if (options.tokenizer != "bytes" && fs::exists(options.tokenizer, error)) {
+    const fs::path given = options.tokenizer;
+    const bool folder = fs::is_directory(given, error);
     tokenizer = json::array();
-    for (const char* name : {"tokenizer.json", "tokenizer_config.json"}) {
-      const fs::path path = fs::path(options.tokenizer) / name;
+    // Which token ends a text stands beside a tokenizer.
+    for (const fs::path& path :
+         {folder ? given / "tokenizer.json" : given,
+          (folder ? given : given.parent_path()) / "tokenizer_config.json"}) {
       if (fs::exists(path, error)) tokenizer.push_back(file_record(path.string()));
     }
   }

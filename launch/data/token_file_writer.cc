@@ -30,15 +30,15 @@ TokenFileWriter::TokenFileWriter(std::string prefix, int64_t vocabulary, TokenFi
   const auto output = [&](const char* ending, int64_t kept) {
     std::error_code error;
     const std::string path = prefix_ + ending;
-    if (kept > 0 &&
-        static_cast<int64_t>(std::filesystem::file_size(path + ".partial", error)) < kept) {
-      fail(ErrorCode::kData,
-           absl::StrCat("'", path, ".partial' is shorter than the ", kept, " bytes that '", prefix_,
-                        ".progress' says: remove both"));
-    }
+    const auto bytes = kept > 0 ? std::filesystem::file_size(path + ".partial", error) : 0;
     if (error) {
       fail(ErrorCode::kData, absl::StrCat("'", path, ".partial' is gone, but '", prefix_,
                                           ".progress' is there: remove it to begin anew"));
+    }
+    if (static_cast<int64_t>(bytes) < kept) {
+      fail(ErrorCode::kData,
+           absl::StrCat("'", path, ".partial' is shorter than the ", kept, " bytes that '", prefix_,
+                        ".progress' says: remove both"));
     }
     return std::make_unique<OutputFile>(path, kept);
   };
@@ -121,7 +121,7 @@ void TokenFileWriter::checkpoint() {
   }
 }
 
-void TokenFileWriter::finish() {
+void TokenFileWriter::finish(const std::function<void()>& before_names) {
   LONGHAUL_CHECK(document_tokens_ == 0, "finish() after end_document()");
   OutputFile idx(prefix_ + ".idx");
   idx.write(kMagic);
@@ -140,6 +140,7 @@ void TokenFileWriter::finish() {
   idx.sync();
   bin_->sync();
   if (mask_ != nullptr) mask_->sync();
+  if (before_names) before_names();
   // The tokens of one corpus must never stand beside the index of another, so a program killed
   // here leaves no index rather than a wrong one.
   ::unlink((prefix_ + ".idx").c_str());

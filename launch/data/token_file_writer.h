@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -48,7 +49,9 @@ class TokenFileWriter {
   // After a document: what was written is on the disk, and stays there if this writer is not
   // finished, to go on from.
   void checkpoint();
-  void finish();
+  // before_names: called when all is on the disk, before anything that was there before goes. Until
+  // then a checkpoint stays good to go on from.
+  void finish(const std::function<void()>& before_names = {});
 
  private:
   void enter_lengths(int64_t tokens);

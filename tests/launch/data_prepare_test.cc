@@ -152,6 +152,22 @@ TEST(Prepare, InputsThatCannotBeUsed) {
   EXPECT_TRUE(!fs::exists(folder / "out") || names_in(folder / "out").empty());
 }
 
+TEST(Prepare, NoInputIsOverwritten) {
+  const TempFolder folder;
+  write_all(folder / "mine.json", "{\"a text\": 1}");
+  write_all(folder / "other.txt", "other");
+  const std::string mine = folder / "mine";
+  EXPECT_THAT(error_of({{folder / "mine.json"}, mine}, ErrorCode::kConfig),
+              HasSubstr("mine.json' would be overwritten by the output"));
+  const std::string folder_name = fs::path(mine).parent_path();
+  EXPECT_THAT(error_of({{folder_name}, mine}, ErrorCode::kConfig),
+              HasSubstr("mine.json' would be overwritten by the output"));
+  EXPECT_EQ(fs::file_size(folder / "mine.json"), 13U);
+  EXPECT_EQ(prepare({{folder_name}, folder / "corpus"}).files, 2);
+  EXPECT_THAT(error_of({{folder / "corpus.json"}, folder / "corpus"}, ErrorCode::kConfig),
+              HasSubstr("choose another --output"));
+}
+
 TEST(Prepare, DoesItAgainOnlyIfSomethingChanged) {
   const TempFolder folder;
   const std::string in = folder / "in.txt";

@@ -129,6 +129,11 @@ TEST_F(PrepareTokens, DocumentsWithBeginningAndEnd) {
   // Another tokenizer, another corpus.
   write_all(folder_ / "t/tokenizer_config.json", "{}");
   EXPECT_FALSE(prepare(o).up_to_date);
+  // By the name of its file it is the same, with the same ends of text.
+  o.tokenizer = folder_ / "t/tokenizer.json";
+  EXPECT_TRUE(prepare(o).up_to_date);
+  write_all(folder_ / "t/tokenizer_config.json", R"({"eos_token": "<|im_end|>"})");
+  EXPECT_FALSE(prepare(o).up_to_date);
 }
 
 TEST_F(PrepareTokens, AVocabularyBeyond16Bits) {
@@ -328,6 +333,12 @@ TEST_F(PrepareTokens, GoesOnAfterTheFilesThatWereDone) {
   EXPECT_TRUE(fs::exists(o.output + ".progress"));
   EXPECT_FALSE(fs::exists(o.output + ".bin"));
   EXPECT_NE(error_of(o), "");  // and again, without losing what is there
+  // Another run overwrites what was there, which this one then does not count on.
+  PrepareOptions other = o;
+  other.bare = true;
+  other.seconds_between_records = 1e9;
+  EXPECT_THAT(error_of(other), HasSubstr("3.jsonl:1 is no valid JSON"));
+  EXPECT_THAT(error_of(o), HasSubstr("3.jsonl:1 is no valid JSON"));
   write_all(folder_ / "3.jsonl", row("mended"));
   PrepareOptions elsewhere = o;
   elsewhere.output = folder_ / "elsewhere";
