@@ -26,6 +26,11 @@ Split checked(const TokenFile& file, Split split, int64_t sequence_length) {
 
 }  // namespace
 
+Split held_out(int64_t tokens, double fraction, int64_t sequence_length) {
+  const auto tail = static_cast<int64_t>(fraction * static_cast<double>(tokens));
+  return {tail >= sequence_length ? tokens - tail : tokens, tokens};
+}
+
 DataLoader::DataLoader(const TokenFile& file, Split split, int64_t sequence_length, uint64_t seed,
                        int64_t prefix_length)
     : file_(file),

@@ -31,6 +31,10 @@ struct Split {
   int64_t end = 0;
 };
 
+// The tail of a corpus of `tokens` that training leaves for validation: data.validation_fraction of
+// them, or, if that is less than a sample, nothing.
+Split held_out(int64_t tokens, double fraction, int64_t sequence_length);
+
 // The samples of a split, in the order that SampleOrder gives them. Thread-safe.
 class DataLoader {
  public:

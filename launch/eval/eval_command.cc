@@ -60,18 +60,23 @@ Samples open_samples(const Options& options, const Config& trained, int64_t leng
   }
   Samples samples{std::make_unique<TokenFile>(TokenFile::open(path)), std::nullopt};
   const int64_t tokens = samples.file->tokens();
-  int64_t begin = 0;
+  Split split{0, tokens};
   if (!options.data) {
-    const auto held_out =
-        static_cast<int64_t>(trained.data().validation_fraction() * static_cast<double>(tokens));
-    begin = tokens - held_out;
-    if (held_out < length) {
-      fail(ErrorCode::kData, absl::StrCat("corpus ", path, " has ", held_out,
+    split =
+        held_out(tokens, trained.data().validation_fraction(), trained.data().sequence_length());
+    if (split.begin == split.end) {
+      fail(ErrorCode::kData,
+           absl::StrCat("training has held out nothing of corpus ", path, ", as ",
+                        trained.data().validation_fraction(), " (data.validation_fraction) of its ",
+                        tokens, " tokens is less than a sample; give --data PREFIX"));
+    }
+    if (split.end - split.begin < length) {
+      fail(ErrorCode::kData, absl::StrCat("corpus ", path, " has ", split.end - split.begin,
                                           " tokens held out of training, fewer than a sample of ",
                                           length, "; give --data PREFIX or a smaller --length"));
     }
   }
-  samples.loader.emplace(*samples.file, Split{begin, tokens}, length, trained.data().seed(),
+  samples.loader.emplace(*samples.file, split, length, trained.data().seed(),
                          trained.model().attention().prefix_length());
   return samples;
 }

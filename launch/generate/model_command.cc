@@ -36,8 +36,13 @@ int run_with_model(const ModelCommand& options,
   if (options.ranks) check_ranks_option(*options.ranks);
   // A file may be missing on one node only, so the ranks agree on what they found.
   TrainedModel model;
-  const auto problem = attempt([&] { model = find_model(options.model); });
-  const double timeout = model.config.parallel().timeout_seconds();
+  double timeout = 0;
+  const auto problem = attempt([&] {
+    model = find_model(options.model);
+    Config config = model.config;
+    for (const std::string& assignment : options.overrides) apply_override(config, assignment);
+    timeout = config.parallel().timeout_seconds();
+  });
   const bool usable = !problem && std::isfinite(timeout) && timeout > 0 && timeout <= 1e6;
   const std::chrono::milliseconds deadline(usable ? static_cast<int64_t>(std::ceil(timeout * 1e3))
                                                   : int64_t{60'000});

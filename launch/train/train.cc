@@ -54,15 +54,11 @@ Corpus open_corpus(const Config& config) {
   Corpus corpus{std::make_unique<TokenFile>(TokenFile::open(config.data().path())), std::nullopt,
                 std::nullopt};
   const int64_t tokens = corpus.file->tokens(), length = config.data().sequence_length();
-  const auto held_out =
-      static_cast<int64_t>(config.data().validation_fraction() * static_cast<double>(tokens));
-  const bool validate = held_out >= length;
-  const int64_t border = validate ? tokens - held_out : tokens;
+  const Split tail = held_out(tokens, config.data().validation_fraction(), length);
   const int64_t prefix = config.model().attention().prefix_length();
-  corpus.training.emplace(*corpus.file, Split{0, border}, length, config.data().seed(), prefix);
-  if (validate) {
-    corpus.validation.emplace(*corpus.file, Split{border, tokens}, length, config.data().seed(),
-                              prefix);
+  corpus.training.emplace(*corpus.file, Split{0, tail.begin}, length, config.data().seed(), prefix);
+  if (tail.begin < tail.end) {
+    corpus.validation.emplace(*corpus.file, tail, length, config.data().seed(), prefix);
   }
   return corpus;
 }

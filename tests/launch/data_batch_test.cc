@@ -112,6 +112,17 @@ Sample sample_at(const DataLoader& loader, int32_t token) {
   return {};
 }
 
+TEST(HeldOut, IsATailOfAtLeastASample) {
+  const auto begins_at = [](double fraction, int64_t length) {
+    const Split tail = held_out(1000, fraction, length);
+    EXPECT_EQ(tail.end, 1000);
+    return tail.begin;
+  };
+  EXPECT_EQ(begins_at(0.25, 250), 750);
+  EXPECT_EQ(begins_at(0.25, 251), 1000);
+  EXPECT_EQ(begins_at(0, 1), 1000);
+}
+
 TEST(DataLoader, LabelsEndWithDocuments) {
   const TempFolder folder;
   const TokenFile file = corpus(folder, {3, 1, 7, 0, 2});
