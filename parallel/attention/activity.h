@@ -12,8 +12,8 @@ namespace longhaul::parallel {
 struct Activity {
   enum class Kind : uint8_t {
     kCompute,   // a task's kernels
-    kCopy,      // clearing, packing, folding and starting messages
-    kWait,      // for messages, with nothing else to do
+    kCopy,      // clearing, packing, publishing, folding and starting messages
+    kWait,      // for messages and published windows, with nothing else to do
     kMessages,  // an exchange under way, until this rank sees that it is complete
   };
   Kind kind = Kind::kCompute;

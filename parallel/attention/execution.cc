@@ -227,8 +227,12 @@ void Execution::publish_home(const Context& ctx) {
                     [&](int reader) { return in_place.shares(me, reader); }));
   if (readers == 0 || ctx.measuring()) return;
   const auto slot = static_cast<int>(in_place.epoch % 2);
-  setup_.group->wait_until([&] { return in_place.window->free(slot); }, setup_.what,
-                           [] { return std::string("a reader of this rank's keys and values"); });
+  {
+    const auto waiting = recording(Activity::Kind::kWait);
+    setup_.group->wait_until([&] { return in_place.window->free(slot); }, setup_.what,
+                             [] { return std::string("a reader of this rank's keys and values"); });
+  }
+  const auto copying = recording(Activity::Kind::kCopy);
   std::byte* memory = in_place.window->local(slot).data();
   for (Field field : kKeysAndValues.list()) {
     const TensorView& source = at(slots_[0], field);
@@ -340,17 +344,17 @@ void Execution::complete_until(const Context& ctx, int step) {
     {
       const auto waiting = recording(Activity::Kind::kWait);
       pending.request.wait(stream());
-    }
-    log_if_complete(pending);
-    const auto slot = static_cast<int>(setup_.in_place.epoch % 2);
-    for (int owner : pending.published_by) {
-      setup_.group->wait_until(
-          [&] { return setup_.in_place.window->published(owner, slot, setup_.in_place.epoch); },
-          setup_.what,
-          [&] {
-            return "rank " + std::to_string(setup_.group->world_rank(owner)) +
-                   " (its keys and values)";
-          });
+      log_if_complete(pending);
+      const auto slot = static_cast<int>(setup_.in_place.epoch % 2);
+      for (int owner : pending.published_by) {
+        setup_.group->wait_until(
+            [&] { return setup_.in_place.window->published(owner, slot, setup_.in_place.epoch); },
+            setup_.what,
+            [&] {
+              return "rank " + std::to_string(setup_.group->world_rank(owner)) +
+                     " (its keys and values)";
+            });
+      }
     }
     const auto folding = recording(Activity::Kind::kCopy);
     land(ctx, pending);

@@ -152,7 +152,7 @@ class Execution {
   void enter(const Context&, int step);
   bool may_enter(int step) const;
   ActivityLog::Recording recording(Activity::Kind kind) {
-    return {setup_.log, kind, setup_.direction, entered_};
+    return {setup_.log, kind, setup_.direction, entered_ < 0 ? 0 : entered_};
   }
   Stream& stream() { return stream_; }
 
