@@ -11,6 +11,8 @@ namespace {
 
 constexpr int64_t kTokens = 192;  // about; more if there are many ranks
 constexpr int64_t kLeastRowsOfAChunk = 4;
+// Of the scheduler of disaggregated attention, which moves nothing that is less than a tile.
+constexpr int64_t kTile = 2;
 
 // Of one replica.
 int64_t reduced_tokens(int64_t tokens, const dist::MeshShape& ranks) {
@@ -72,6 +74,8 @@ ReducedProblem reduce(const parallel::LayoutKind& layout, int64_t tokens,
     reduced.attention.sample_layout = parallel::joint_layout(of_one, n, ranks.sequence);
     reduced.attention.servers.buffer_bytes =
         enough_bytes(reduced.attention.heads, reduced.layout.tokens());
+    reduced.attention.servers.tile = kTile;
+    reduced.attention.servers.imbalance = 0;
   }
   const auto in_proportion = [&](int64_t length) {
     // A length that the sample does not reach stays out of reach.

@@ -18,7 +18,8 @@ struct ReducedProblem {
 
 // Fewer tokens, which chunks of 2 x ranks share as unevenly as the run's; a few more query heads
 // than ranks, at the run's ratio to kv heads, if the run has as many; windows and prefixes cut in
-// proportion. Sizes of a head, dtype, strategy and all else stay.
+// proportion; tiles of a few rows and no imbalance allowed, or servers would have nothing worth
+// moving. Sizes of a head, dtype, strategy and all else stay.
 //
 // ranks: those that share attention. Where they have several replicas, or servers, samples are
 // joint ones, in which each replica has documents of its own, and `of_one` lays out one replica's.

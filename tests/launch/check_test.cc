@@ -178,6 +178,63 @@ TEST(Check, MistakesAreFoundAndNamedOnEveryRank) {
   }
 }
 
+constexpr const char* kDisaggregated[] = {"data: 2", "data: 3 layout: 'balanced' row_price: 0",
+                                          "data: 2 servers: 1", "data: 2 nano_batches: 2"};
+int ranks_of(const std::string& parallel) {
+  if (parallel.find("nano") != std::string::npos) return 4;
+  return parallel == "data: 2" ? 2 : 3;
+}
+
+// Disaggregated attention of a problem this small must be cut and moved, or its check sees nothing.
+TEST(Check, ServersMoveTasksOfTheReducedProblem) {
+  for (const std::string parallel : kDisaggregated) {
+    SCOPED_TRACE(parallel);
+    Config config = config_of("F32", "strategy: 'disaggregated' " + parallel);
+    resolve(config, ranks_of(parallel), 1);
+    SettledStrategies settled;
+    settled.forward = config.parallel().strategy();
+    const CheckedAttention checked = checked_attention(config, settled);
+    const ReducedProblem reduced =
+        reduce(checked.layout, checked.tokens, checked.ranks, checked.options, checked.of_one);
+    const parallel::Documents& packed = reduced.samples[1];
+    const parallel::TokenLayout layout =
+        reduced.attention.sample_layout(packed, reduced.attention.mask, reduced.layout.ranks());
+    Problem problem{.layout = layout,
+                    .documents = packed,
+                    .mask = reduced.attention.mask,
+                    .heads = reduced.attention.heads,
+                    .servers = reduced.attention.servers};
+    for (const Direction direction : {Direction::kForward, Direction::kBackward}) {
+      int64_t bytes = 0;
+      for (int rank = 0; rank < layout.ranks(); ++rank) {
+        bytes += parallel::sent_bytes(plan_disaggregated(problem, direction, rank), rank,
+                                      problem.heads, DType::kF32);
+      }
+      EXPECT_GT(bytes, 0);
+    }
+  }
+}
+
+// Computes nothing on what others have sent.
+Plan forgets_others(const Problem& problem, Direction direction, int rank) {
+  Plan plan = parallel::plan_disaggregated(problem, direction, rank);
+  for (Step& step : plan.steps) {
+    std::erase_if(step.tasks, [](const parallel::Task& task) { return task.q_slot != 0; });
+  }
+  return plan;
+}
+TEST(Check, TasksThatServersForgetAreFound) {
+  const Strategy forgetful{"disaggregated", forgets_others, parallel::disaggregated_refusal};
+  for (const std::string parallel : kDisaggregated) {
+    SCOPED_TRACE(parallel);
+    const Config config = config_of("F32", "strategy: 'disaggregated' " + parallel);
+    EXPECT_TRUE(run(ranks_of(parallel), config, parallel::strategies()).errors.empty());
+    const Outcome outcome = run(ranks_of(parallel), config, {&forgetful, 1});
+    EXPECT_EQ(outcome.errors.size(), static_cast<size_t>(ranks_of(parallel)));
+    for (const Deviation& d : outcome.deviations) EXPECT_TRUE(d.too_large()) << d.tensor;
+  }
+}
+
 TEST(Check, TheReducedProblemKeepsWhatMatters) {
   const parallel::LayoutKind& zigzag = parallel::layout_kinds()[1];
   for (const int ranks : {1, 2, 3, 7, 64}) {
