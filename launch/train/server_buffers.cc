@@ -5,27 +5,10 @@
 
 #include "launch/train/engine.h"
 #include "parallel/layout/joint.h"
+#include "parallel/server/row_bytes.h"
 #include "parallel/server/schedule.h"
 
 namespace longhaul::launch {
-
-namespace {
-
-// In backward, which needs more than forward.
-struct RowBytes {
-  int64_t query = 0, key = 0;                // that a server holds of another rank's
-  int64_t query_result = 0, key_result = 0;  // that comes back and is added at home
-};
-RowBytes row_bytes(const parallel::HeadShape& h, DType dtype) {
-  const int64_t b = size_of(dtype), g = size_of(accumulator(dtype));
-  const int64_t q = h.q_heads, k = h.kv_heads, d = h.head_dim, e = h.value_dim;
-  return {.query = q * ((d + e) * b + d * g + 4 * g),  // q, dout, dq; lse and delta, also staged
-          .key = k * (d + e) * (b + g),                // k, v, dk, dv
-          .query_result = q * (d * g + 2 * g),         // dq; and lse, delta on their way out
-          .key_result = k * (d + e) * g};
-}
-
-}  // namespace
 
 std::vector<int> server_ranks(const Config& config) {
   const Parallel& parallel = config.parallel();
@@ -57,23 +40,27 @@ int64_t server_buffer_bytes(const Config& config) {
   }
   const int64_t tokens = config.data().sequence_length(), all = tokens * parallel.data();
   const int64_t mine = make_layout(config, parallel.sequence()).most_rows();
-  const RowBytes bytes = row_bytes(attention_options(config).heads, dtype(config));
+  const parallel::HeadShape heads = attention_options(config).heads;
+  // Backward needs more than forward.
+  const parallel::RowBytes bytes = parallel::row_bytes(
+      heads, dtype(config), parallel::Direction::kBackward, parallel.nano_batches());
   const bool dedicated = parallel.servers() > 0;
   // Twice the mean of queries, and the keys of a whole document before them.
   const int64_t servers = dedicated ? parallel.servers() : parallel.data() * parallel.sequence();
   const int64_t most_queries = dedicated ? all : all - mine;
   const int64_t queries = std::min(most_queries, 2 * ((all + servers - 1) / servers));
   const int64_t keys = std::min(most_queries, queries + tokens);
-  const int64_t held = queries * bytes.query + keys * bytes.key;
-  // A row's queries may be cut among some servers, and its keys be seen by those of its replica.
-  constexpr int64_t kParts = 3;
-  // With rounds, results of one may return while those of another are folded.
-  const int64_t blocks = parallel.nano_batches() > 1 ? 2 : 1;
-  const int64_t results = blocks * mine *
-                          (std::min(servers, kParts) * bytes.query_result +
-                           std::min(servers, kParts + parallel.sequence()) * bytes.key_result);
-  return std::max(least_server_buffer_bytes(config),
-                  dedicated ? std::max(held, results) : held + results);
+  const int64_t held = queries * bytes.query.at_server + keys * bytes.key.at_server;
+  // In place, few rows' queries go elsewhere; else all do, cut among some servers. Keys are seen by
+  // those of their replica, too.
+  const int64_t parts = dedicated ? 2 : 1;
+  const int64_t results =
+      mine * (std::min(servers, parts) * bytes.query.at_home +
+              std::min(servers, parts + parallel.sequence()) * bytes.key.at_home);
+  const int64_t of_rows = heads.kv_heads * (dedicated ? std::max(held, results) : held + results);
+  // And to align them, which takes most where rounds cut them.
+  constexpr int64_t kAlignment = 16;
+  return std::max(least_server_buffer_bytes(config), of_rows + of_rows / kAlignment);
 }
 
 }  // namespace longhaul::launch

@@ -11,12 +11,6 @@ namespace longhaul::parallel {
 
 namespace {
 
-int64_t bytes_of(Fields fields, const HeadShape& heads, DType dtype) {
-  int64_t bytes = 0;
-  for (Field field : fields.list()) bytes += field_bytes(field, heads, dtype);
-  return bytes;
-}
-
 auto first_after(const std::vector<Interval>& rows, int64_t begin) {
   return std::partition_point(rows.begin(), rows.end(),
                               [begin](const Interval& i) { return i.end <= begin; });
@@ -90,17 +84,10 @@ Placement::Placement(const Problem& problem, Direction direction)
     rows += list.run.length;
   }
 
-  const int64_t group = heads.group();
-  query_in_ = group * bytes_of(query_inputs(direction), heads, servers.dtype);
-  query_out_ = group * bytes_of(query_outputs(direction), heads, servers.dtype);
-  statistics_ = group * 2 * field_bytes(Field::kLse, heads, servers.dtype);
-  key_in_ = bytes_of(kKeys, heads, servers.dtype);
-  key_out_ = direction == Direction::kForward ? 0 : bytes_of(kKeyGradients, heads, servers.dtype);
-
-  // With rounds, one exchange may be on its way there, one back, and one about to be folded.
-  staging_ = servers.nano_batches == 1 ? 1 : 3;
+  row_bytes_ = row_bytes(heads, servers.dtype, direction, servers.nano_batches);
   // As Execution reserves for aligning parts.
-  const int64_t margin = staging_ * 16 * 192 * ranks + 2 * kSlotMargin * ranks;
+  const int64_t margin =
+      staging_blocks(servers.nano_batches) * 16 * 192 * ranks + 2 * kSlotMargin * ranks;
   memory_.assign(static_cast<size_t>(ranks), ranks == 1 ? 0 : margin);
   work_.resize(ranks_.size());
   load_.assign(ranks_.size(), 0);
@@ -181,19 +168,18 @@ std::vector<Placement::Added> Placement::added_memory(const WorkPiece& piece, in
     // What is packed at home, and what comes back and is folded from a copy.
     for (const Interval& gap : rows.queries.gaps(q.begin, q.end)) {
       const int64_t elements = count * (gap.end - gap.begin), room = margin(rows.queries, gap);
-      here += elements * (query_in_ + query_out_ + staging_ * statistics_) + room;
-      added.push_back({piece.q_owner, staging_ * elements * (query_in_ + 2 * query_out_) + room});
+      here += elements * row_bytes_.query.at_server + room;
+      added.push_back({piece.q_owner, elements * row_bytes_.query.at_home + room});
     }
     for (const Interval& gap : rows.keys.gaps(k.begin, k.end)) {
       const int64_t room = margin(rows.keys, gap);
-      here += count * (gap.end - gap.begin) * (key_in_ + key_out_) + room;
+      here += count * (gap.end - gap.begin) * row_bytes_.key.at_server + room;
       for (size_t i = list.at(gap.begin - first);
            i < list.parts.size() && first + list.parts[i].row < gap.end; ++i) {
         const int64_t begin = first + list.parts[i].row;
         const int64_t length =
             std::min(gap.end, begin + list.parts[i].length) - std::max(gap.begin, begin);
-        added.push_back(
-            {list.parts[i].owner, staging_ * count * length * (key_in_ + 2 * key_out_) + room});
+        added.push_back({list.parts[i].owner, count * length * row_bytes_.key.at_home + room});
       }
     }
   }

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "parallel/layout/load.h"
+#include "parallel/server/row_bytes.h"
 #include "parallel/server/work.h"
 
 namespace longhaul::parallel {
@@ -47,8 +48,8 @@ class Placement {
   std::vector<Work> all() const;
 
   // Bytes of a row of all heads that share a kv head: on the wire, there and back.
-  int64_t query_bytes() const { return query_in_ + query_out_; }
-  int64_t key_bytes() const { return key_in_ + key_out_; }
+  int64_t query_bytes() const { return row_bytes_.query.moved; }
+  int64_t key_bytes() const { return row_bytes_.key.moved; }
 
   // Bytes on the wire that the piece adds: rows that lie at the server already cost nothing.
   int64_t added_bytes(const WorkPiece& piece, int server) const;
@@ -90,8 +91,7 @@ class Placement {
   std::vector<int64_t> first_key_;  // of each list, in one numbering of all
   std::vector<int64_t> first_row_;  // of each rank, likewise
   std::vector<int> ranks_, server_of_;
-  int64_t query_in_ = 0, query_out_ = 0, statistics_ = 0, key_in_ = 0, key_out_ = 0;
-  int64_t staging_ = 1;                      // blocks of staging memory
+  RowBytes row_bytes_;
   std::vector<std::vector<HeadRows>> rows_;  // by server; the heads' ranges are ascending
   std::vector<std::vector<Work>> work_;
   std::vector<double> load_;

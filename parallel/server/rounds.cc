@@ -84,12 +84,11 @@ std::vector<int64_t> alignment_bytes(const Problem& problem, int rounds,
     }
   }
   std::vector<int64_t> bytes(static_cast<size_t>(problem.layout.ranks()), 0);
-  constexpr int64_t kStaging = 3;  // blocks
   const int64_t slots = int64_t{rounds} * (rounds + 1) / 2;
   for (const auto& [key, needs] : all) {
     const auto [server, owner, keys] = key;
     const auto head_ranges = static_cast<int64_t>(needs.heads.size()) - 1;
-    const int64_t of_ranges = 2 * kStaging * head_ranges * needs.count * kRangeMargin;
+    const int64_t of_ranges = 2 * staging_blocks(rounds) * head_ranges * needs.count * kRangeMargin;
     bytes[static_cast<size_t>(server)] += of_ranges + head_ranges * slots * kSlotMargin;
     bytes[static_cast<size_t>(owner)] += of_ranges;
   }
