@@ -32,19 +32,25 @@ std::string lines_until(const std::string& path, int64_t last_step) {
 
 // JSON has no NaN: they are null, as nlohmann writes them.
 Json to_json(const StepMetrics& m) {
-  return {{"step", m.step},
-          {"loss", m.loss},
-          {"grad_norm", m.grad_norm},
-          {"lr", m.learning_rate},
-          {"tokens", m.tokens},
-          {"tokens_per_second", static_cast<double>(m.tokens) / m.seconds},
-          {"mfu", m.mfu},
-          {"memory_peak_bytes", static_cast<int64_t>(m.memory_peak_bytes)},
-          {"seconds", m.seconds},
-          {"trainers", m.ranks - m.servers},
-          {"servers", m.servers},
-          {"exposed_communication", m.exposed_communication},
-          {"slowest_rank", m.slowest_rank}};
+  Json json{{"step", m.step},
+            {"loss", m.loss},
+            {"grad_norm", m.grad_norm},
+            {"lr", m.learning_rate},
+            {"tokens", m.tokens},
+            {"tokens_per_second", static_cast<double>(m.tokens) / m.seconds},
+            {"mfu", m.mfu},
+            {"memory_peak_bytes", static_cast<int64_t>(m.memory_peak_bytes)},
+            {"seconds", m.seconds},
+            {"trainers", m.ranks - m.servers},
+            {"servers", m.servers},
+            {"exposed_communication", m.exposed_communication},
+            {"slowest_rank", m.slowest_rank}};
+  if (m.scheduled.max_over_mean > 0) {
+    json["planned_max_over_mean"] = m.scheduled.max_over_mean;
+    json["rounds"] = m.scheduled.rounds;
+    json["limited_by_buffers"] = m.scheduled.gave_way;
+  }
+  return json;
 }
 
 }  // namespace

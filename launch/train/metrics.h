@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "parallel/plan/plan.h"
+
 namespace longhaul::launch {
 
 struct StepMetrics {
@@ -23,6 +25,7 @@ struct StepMetrics {
   double memory_plan_bytes = 0;
   double exposed_communication = 0;  // share of the step
   int slowest_rank = 0;
+  parallel::Scheduled scheduled = {};  // the worst of the step's samples; under disaggregated only
   double eta_seconds = 0;
 };
 

@@ -21,6 +21,7 @@
 #include "launch/train/metrics.h"
 #include "launch/train/process.h"
 #include "launch/train/schedule.h"
+#include "launch/train/schedule_report.h"
 #include "launch/train/server.h"
 #include "launch/train/step_report.h"
 
@@ -138,7 +139,11 @@ class Run {
  public:
   // Collective over trainers; errors in what the configuration asks for are the same on all.
   Run(Engine& engine, const Corpus& corpus, const Config& config)
-      : trainers_(engine.mesh().trainers()), config_(config), corpus_(corpus), engine_(engine) {
+      : trainers_(engine.mesh().trainers()),
+        config_(config),
+        corpus_(corpus),
+        engine_(engine),
+        schedules_(config.parallel().nano_batches()) {
     const Train& train = config.train();
     samples_ = {.per_step = train.batch_tokens() / config.data().sequence_length(),
                 .replicas = config.parallel().data(),
@@ -260,6 +265,7 @@ class Run {
       mine.loss_sum += engine_.accumulate(sample, 1.0 / static_cast<double>(targets), look,
                                           next ? &*next : nullptr);
       mine.flops += engine_.sample_flops();
+      schedules_.add(engine_.attention());
     }
     if (look != nullptr) stop_if_found(probe, step);
     trainers_.job().place = "optimizer";
@@ -284,6 +290,7 @@ class Run {
     // What a step does cannot be more than the peak, if that was measured at a good moment.
     if (step % kPeakEvery == 0 || report.flops > report.seconds * peak_flops_) measure_peak();
     const double seconds = seconds_since(begin);
+    if (const auto news = schedules_.news(step)) metrics_->say(*news);
     metrics_->write({.step = step,
                      .steps = config_.train().steps(),
                      .loss = loss,
@@ -298,6 +305,7 @@ class Run {
                      .memory_plan_bytes = report.memory_plan_bytes,
                      .exposed_communication = report.exposed_communication,
                      .slowest_rank = report.slowest_rank,
+                     .scheduled = schedules_.take(),
                      .eta_seconds = eta(seconds)});
     return report;
   }
@@ -447,6 +455,7 @@ class Run {
   std::string started_from_;  // of another run
   std::string initial_run_;   // on rank 0: its folder
   std::optional<MetricsWriter> metrics_;
+  ScheduleReport schedules_;
   double peak_flops_ = 0;
   double mean_seconds_ = 0;
 };

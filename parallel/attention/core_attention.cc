@@ -267,6 +267,11 @@ int64_t CoreAttention::reserved_bytes() const {
   return options_.servers.buffer_bytes + kExchanges * margin + kSlots;
 }
 
+int64_t CoreAttention::enough_buffer_bytes() const {
+  return parallel::enough_buffer_bytes(
+      planner_->problem(sample_->documents, sample_->layout, options_.mask));
+}
+
 // Buffers up to the limit, and the kernels' scratch, which does not depend on sizes.
 void CoreAttention::measure_bounded(const Context& ctx, Arena& communication,
                                     Direction direction) const {

@@ -99,6 +99,8 @@ class CoreAttention {
   int64_t buffer_bytes(const Context& measuring, const Documents& documents) const;
   // What is reserved for them where servers' limit says it.
   int64_t reserved_bytes() const;
+  // The limit with which the schedule of the sample in use would give nothing away.
+  int64_t enough_buffer_bytes() const;
 
   // Layout and plans for a sample; layers share them, and so do samples with the same documents as
   // long as these are remembered (plan_cache.h). The same arguments on every rank. What a measuring

@@ -127,6 +127,15 @@ struct Step {
   bool operator==(const Step&) const = default;
 };
 
+// What a scheduler has come to, the same on every rank (parallel/server/schedule.h).
+struct Scheduled {
+  double max_over_mean = 0;  // load of the most loaded server; 0: no scheduler
+  int rounds = 1;
+  // Memory kept balance from its goal, or rounds from their number.
+  bool gave_way = false;
+  bool operator==(const Scheduled&) const = default;
+};
+
 struct Plan {
   std::vector<Slot> slots;  // slots[0] is home
   std::vector<Step> steps;
@@ -136,6 +145,7 @@ struct Plan {
   // Of what all ranks must have decided alike for their plans to match, where ranks may decide
   // otherwise: costs in floating point (plan_disaggregated). 0: nothing of the kind.
   uint64_t digest = 0;
+  Scheduled scheduled{};
   bool operator==(const Plan&) const = default;
 };
 

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <numeric>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/core/error.h"
@@ -28,10 +29,16 @@ uint64_t digest(const Problem& problem, const std::vector<PlacedTask>& tasks) {
   return digest_of(numbers);
 }
 
-Plan plan_of(const Problem& problem, Direction direction, const std::vector<PlacedTask>& tasks,
-             int rank, uint64_t digest) {
-  Plan plan = plan_tasks(problem, direction, tasks, rank);
+Plan plan_of(const Problem& problem, Direction direction, const Schedule& schedule, int rank,
+             uint64_t digest) {
+  Plan plan = plan_tasks(problem, direction, schedule.tasks, rank);
   plan.digest = digest;
+  const double mean = std::accumulate(schedule.load.begin(), schedule.load.end(), 0.0) /
+                      static_cast<double>(schedule.load.size());
+  plan.scheduled = {
+      .max_over_mean = mean > 0 ? std::ranges::max(schedule.load) / mean : 1,
+      .rounds = schedule.rounds,
+      .gave_way = schedule.limited_by_memory || schedule.rounds < problem.servers.nano_batches};
   return plan;
 }
 
@@ -48,17 +55,17 @@ std::optional<std::string> disaggregated_refusal(const Problem& problem) {
 
 Plan plan_disaggregated(const Problem& problem, Direction direction, int rank) {
   if (const auto why = disaggregated_refusal(problem)) fail(ErrorCode::kConfig, *why);
-  const std::vector<PlacedTask> tasks = schedule_tasks(problem, direction).tasks;
-  return plan_of(problem, direction, tasks, rank, digest(problem, tasks));
+  const Schedule schedule = schedule_tasks(problem, direction);
+  return plan_of(problem, direction, schedule, rank, digest(problem, schedule.tasks));
 }
 
 std::vector<Plan> all_plans_disaggregated(const Problem& problem, Direction direction) {
   if (const auto why = disaggregated_refusal(problem)) fail(ErrorCode::kConfig, *why);
-  const std::vector<PlacedTask> tasks = schedule_tasks(problem, direction).tasks;
-  const uint64_t of_all = digest(problem, tasks);
+  const Schedule schedule = schedule_tasks(problem, direction);
+  const uint64_t of_all = digest(problem, schedule.tasks);
   std::vector<Plan> plans;
   for (int rank = 0; rank < problem.layout.ranks(); ++rank) {
-    plans.push_back(plan_of(problem, direction, tasks, rank, of_all));
+    plans.push_back(plan_of(problem, direction, schedule, rank, of_all));
   }
   return plans;
 }

@@ -228,8 +228,20 @@ Schedule schedule_tasks(const Problem& problem, Direction direction) {
   schedule.tile = balancer.tile();
   schedule.moves = balancer.moves();
   schedule.limited_by_memory = balancer.limited();
+  schedule.most_counted = placement->memory(largest_memory(*placement, ranks));
   set_rounds(problem, schedule);
   return schedule;
+}
+
+int64_t enough_buffer_bytes(const Problem& problem) {
+  Problem open = problem;
+  open.servers.buffer_bytes = 0;
+  int64_t most = 0;
+  for (Direction direction : {Direction::kForward, Direction::kBackward}) {
+    const Schedule schedule = schedule_tasks(open, direction);
+    most = std::max({most, schedule.most_counted, std::ranges::max(schedule.memory)});
+  }
+  return most;
 }
 
 int64_t least_buffer_bytes(const Problem& problem) {

@@ -21,6 +21,7 @@ struct Schedule {
   //     max(load) <= (1 + imbalance) mean(load) + tile.
   bool limited_by_memory = false;
   std::vector<int64_t> memory;  // by rank: upper bound of its memory for others' rows
+  int64_t most_counted = 0;     // the most that was counted for a rank while tasks moved
   std::vector<int64_t> bytes;   // by server: what it receives and sends back
 };
 
@@ -32,6 +33,10 @@ Schedule schedule_tasks(const Problem& problem, Direction direction);
 // The smallest Servers::buffer_bytes with which there is a schedule for every sample of this layout
 // whose documents do not cross borders of problem.documents, whatever its mask, in both directions.
 int64_t least_buffer_bytes(const Problem& problem);
+
+// Servers::buffer_bytes with which neither balance nor rounds give way for this sample, in both
+// directions: what is counted where there is no limit.
+int64_t enough_buffer_bytes(const Problem& problem);
 
 // For comparison: the greedy rule that DistCA has published (section 4.2), as read from its text.
 // Servers below the mean, the emptiest first, take from those above it the item, or the last

@@ -446,6 +446,88 @@ TEST_F(ServerRun, ChecksAttentionOfAllRanksAndSaysWhoServes) {
       << said;
 }
 
+// Two documents of three samples: replicas with one and with halves of two have unlike work.
+TEST_F(ServerRun, SaysOnceWhereBuffersAreTooSmallForTheScheduleAndWhatWouldDo) {
+  write_copy_task(
+      {.output = folder_ / "long", .documents = 8, .tokens = 2999, .vocabulary = 16, .seed = 1});
+  const auto said_by = [&](int ranks, const std::string& name, const std::string& parallel) {
+    testing::internal::CaptureStdout();
+    const auto error = attempt([&] {
+      run(ranks, name, "strategy: 'disaggregated' " + parallel,
+          {"train.steps=4", "data.sequence_length=2000", "train.batch_tokens=8000",
+           "train.validate_every=0", "train.warmup_steps=1", "model.layers=1",
+           absl::StrCat("data.path=", folder_ / "long")});
+    });
+    const std::string said = testing::internal::GetCapturedStdout();
+    EXPECT_FALSE(error) << error->what();
+    return said;
+  };
+  const auto lines_of = [&](const std::string& name) {
+    std::vector<nlohmann::json> lines;
+    std::istringstream text(read_all(folder_ / (name + "/metrics.jsonl")));
+    for (std::string line; std::getline(text, line);) {
+      const auto json = nlohmann::json::parse(line);
+      if (json.contains("grad_norm")) lines.push_back(json);
+    }
+    return lines;
+  };
+  const std::string kGaveWay = "gave way to its buffers in step ";
+  const auto number_after = [](const std::string& text, const std::string& words) {
+    const size_t at = text.find(words);
+    return at == std::string::npos ? -1.0 : std::stod(text.substr(at + words.size()));
+  };
+  const double kBalanced = 1.05 + 0.05;  // and a tile
+  struct Case {
+    int ranks;
+    std::string parallel;
+    double mib;
+  };
+  for (const Case& c :
+       {Case{2, "data: 2 ", 0.25}, Case{5, "data: 4 servers: 1 nano_batches: 6 ", 11.85}}) {
+    SCOPED_TRACE(c.parallel);
+    const std::string small =
+        said_by(c.ranks, "small", absl::StrCat(c.parallel, "server_buffer_mib: ", c.mib));
+    const size_t first = small.find(kGaveWay);
+    ASSERT_NE(first, std::string::npos) << small;
+    EXPECT_EQ(small.find(kGaveWay, first + 1), std::string::npos) << small;
+    const double step = number_after(small, kGaveWay);
+    const double enough = number_after(small, "server_buffer_mib: ");
+    EXPECT_GT(enough, c.mib);
+    const auto limited = lines_of("small");
+    ASSERT_EQ(limited.size(), 4u);
+    for (const auto& line : limited) {
+      if (c.ranks == 2) {
+        EXPECT_EQ(line["limited_by_buffers"], line["planned_max_over_mean"] > kBalanced);
+      }
+      if (c.ranks == 5) {
+        EXPECT_EQ(line["limited_by_buffers"], line["rounds"] < 6);
+      }
+      if (line["step"] == step) {
+        EXPECT_TRUE(line["limited_by_buffers"]);
+      }
+      if (line["step"] < step) {
+        EXPECT_FALSE(line["limited_by_buffers"]);
+      }
+    }
+    // What would do for that sample does.
+    said_by(c.ranks, "enough", absl::StrCat(c.parallel, "server_buffer_mib: ", enough));
+    for (const auto& line : lines_of("enough")) {
+      if (line["step"] == step) {
+        EXPECT_FALSE(line["limited_by_buffers"]);
+      }
+    }
+    const std::string unset = said_by(c.ranks, "unset", c.parallel);
+    EXPECT_EQ(unset.find(kGaveWay), std::string::npos) << unset;
+    for (const auto& line : lines_of("unset")) {
+      EXPECT_FALSE(line["limited_by_buffers"]);
+      EXPECT_LE(line["planned_max_over_mean"], kBalanced);
+    }
+    for (const char* name : {"small", "enough", "unset"}) fs::remove_all(folder_ / name);
+  }
+  run(1, "one", "", {"train.steps=1"});
+  EXPECT_FALSE(lines_of("one").front().contains("planned_max_over_mean"));
+}
+
 // Costs change who computes what, not what comes out.
 TEST_F(ServerRun, TasksWeighWhatTheClusterDescriptionSays) {
   run(1, "one", "", {"train.steps=6"});

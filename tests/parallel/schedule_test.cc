@@ -249,6 +249,37 @@ TEST(Schedule, BuffersAreBounded) {
   EXPECT_LT(limited, 100);
 }
 
+// ... and with as many bytes as are counted without a limit, the limit changes nothing.
+TEST(Schedule, EnoughBuffersAreEnough) {
+  std::mt19937_64 random(5);
+  int limited = 0;
+  for (int round = 0; round < 100; ++round) {
+    RandomCase c(random, 3000);
+    c.servers.dtype = DType::kF32;
+    c.servers.nano_batches = 1 + round % 3;
+    c.heads.head_dim = c.heads.value_dim = 32;
+    SCOPED_TRACE(c.text);
+    const Problem open = c.problem();
+    const int64_t enough = enough_buffer_bytes(open);
+    Problem bounded = open;
+    for (Direction direction : {Direction::kForward, Direction::kBackward}) {
+      bounded.servers.buffer_bytes = enough;
+      const Schedule schedule = schedule_tasks(bounded, direction);
+      EXPECT_FALSE(schedule.limited_by_memory);
+      EXPECT_EQ(schedule.rounds, c.servers.nano_batches);
+      EXPECT_EQ(schedule.load, schedule_tasks(open, direction).load);
+    }
+    bounded.servers.buffer_bytes = enough * 9 / 10;
+    try {
+      const Schedule less = schedule_tasks(bounded, Direction::kBackward);
+      limited += less.limited_by_memory || less.rounds < c.servers.nano_batches ? 1 : 0;
+    } catch (const Error&) {
+      ++limited;
+    }
+  }
+  EXPECT_GT(limited, 10);
+}
+
 // Every round of a server has work, about as much as the others.
 TEST(Schedule, RoundsAreAlike) {
   const TokenLayout layout = TokenLayout::contiguous(16384, 4);
