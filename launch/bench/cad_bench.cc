@@ -1,9 +1,11 @@
 // `longhaul bench cad`: what core attention disaggregation makes of packed documents, beside what
 // others do with them.
 //
-// Planned: loads, bytes and memory are exact and the same on every machine; only planning times are
-// measured, and `simulated` is the slowest rank's time on a cluster with the options' figures
-// (parallel/cost/simulate.h). Real (--real, exactly two ranks): one layer, timed.
+// Planned: forward. Loads and bytes are exact, buffers an upper bound, all the same on every
+// machine; backward, whose operands and results are larger, has a schedule of its own and needs
+// larger buffers. Only planning times are measured, and `simulated` is the slowest rank's time on a
+// cluster with the options' figures (parallel/cost/simulate.h). Real (--real, exactly two ranks):
+// one layer, timed.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -135,7 +137,7 @@ class PlannedBench {
                                 .head_dim = options_.head_dim,
                                 .lengths = {128},
                                 .forward = {pair},
-                                .backward = {2.5 * pair}});
+                                .backward = {}});
     std::vector<parallel::Plan> plans;
     for (int rank = 0; rank < problem.layout.ranks(); ++rank) {
       plans.push_back(plan_tasks(problem, Direction::kForward, schedule.tasks, rank));
@@ -195,7 +197,7 @@ class PlannedBench {
       const nlohmann::ordered_json json = {
           {"bench", "cad"},
           {"case",
-           {{"op", "plan"},
+           {{"op", "plan forward"},
             {"mix", std::string(mix.name)},
             {"servers", servers},
             {"n", options_.tokens_per_rank * servers},
@@ -225,8 +227,8 @@ class PlannedBench {
     }
     if (!header_) {
       std::printf(
-          "| mix | servers | documents | policy | max/mean | idle %% | KB/token | most | buffer MB "
-          "| planning ms | moves | simulated ms |\n"
+          "| mix | servers | documents | policy | max/mean | idle %% | forward KB/token | most "
+          "| forward buffer MB | planning ms | moves | simulated ms |\n"
           "|---|--:|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|\n");
       header_ = true;
     }
@@ -317,7 +319,8 @@ Action add_cad_bench(CLI::App& app) {
   number("--nano-batches", o->nano_batches, "Rounds of tasks, with --real");
   app.add_option(
          "--trace", o->trace,
-         "With --real: a trace of each rank for Chrome or Perfetto, to PREFIX.MIX.rankN.json")
+         "With --real: a trace of each rank's last pass, ours of the last --op, for Chrome or "
+         "Perfetto, to PREFIX.MIX.rankN.json")
       ->type_name("PREFIX");
   app.add_flag("--json", o->json, "One JSON object a line instead of the table");
   return [o] { return run(*o); };
