@@ -1,15 +1,19 @@
 #!/usr/bin/env python3
 """The benchmarks of single operations and of attention over ranks: what they print and refuse. No time is asserted.
 
-usage: bench_test.py PROGRAM
+usage: bench_test.py PROGRAM [MPIRUN...]
 """
 import json
 import math
+import os
+import pathlib
 import subprocess
 import sys
+import tempfile
 import unittest
 
 PROGRAM = sys.argv[1]
+MPIRUN = sys.argv[2:]  # without it, what takes processes is left out
 TINY = {
     "linear": ["--d", "32", "--n", "70", "--heads", "2"],
     "attention": ["--n", "96", "--d", "32", "--heads", "2"],
@@ -225,6 +229,76 @@ class Bench(unittest.TestCase):
                    command=["atention"])
 
 
+@unittest.skipUnless(MPIRUN, "no mpirun")
+class RealCad(unittest.TestCase):
+    POLICIES = ["perfect balance", "fixed packing", "ours"]
+
+    def start(self, *arguments):
+        environment = {name: value for name, value in os.environ.items()
+                       if not name.startswith(("OMPI_", "PMIX_", "PMI_", "SLURM_"))}
+        environment["OMPI_MCA_rmaps_base_oversubscribe"] = "1"
+        with tempfile.TemporaryDirectory() as folder:
+            prefix = pathlib.Path(folder) / "trace"
+            done = subprocess.run(
+                [*MPIRUN, "-n", "2", PROGRAM, "bench", "cad", "--real", "--tokens", "512", "--d",
+                 "32", "--dtype", "f32", "--mix", "long", "--seconds", "0", "--json", "--trace",
+                 str(prefix), *arguments],
+                env=environment, capture_output=True, text=True, timeout=120)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            traces = [json.loads(pathlib.Path(f"{prefix}.long.rank{rank}.json").read_text())
+                      for rank in range(2)]
+        return [json.loads(line) for line in done.stdout.splitlines()], traces
+
+    def slices(self, trace):
+        """Names by what was done: of both passes, without the step."""
+        found = {"X": set(), "b": set(), "e": set()}
+        for event in trace["traceEvents"]:
+            if event["ph"] == "M":
+                continue
+            found[event["ph"]].add(event["name"].split(",")[0])
+            self.assertGreaterEqual(event.get("dur", 0), 0)
+        return found
+
+    def test_both(self):
+        figures, traces = self.start("--op", "both", "--heads", "4", "--kv-heads", "2")
+        self.assertEqual([f["case"]["policy"] for f in figures], self.POLICIES)
+        perfect, fixed, ours = figures
+        for figure in figures:
+            self.assertEqual((figure["bench"], figure["unit"], figure["case"]["op"],
+                              figure["case"]["n"]), ("cad", "s", "both", 1024))
+            for key in ["value", "limit", "busy_seconds", "kernel_seconds"]:
+                self.assertTrue(math.isfinite(figure[key]) and figure[key] > 0, figure)
+            self.assertGreaterEqual(figure["busy_seconds"], figure["kernel_seconds"])
+            self.assertGreaterEqual(figure["busy_max_over_mean"], 1)
+            for key in ["blocked_seconds", "lost_percent"]:
+                self.assertGreaterEqual(figure[key], 0)
+            self.assertEqual(figure["limit"], perfect["value"])
+            self.assertIn("half of the heads", figure["limit_name"])
+        self.assertEqual((perfect["bytes_per_token_mean"], perfect["simulated_seconds"]), (0, 0))
+        # The documents of the first rank are longer: tasks go to the other.
+        self.assertGreater(fixed["planned_max_over_mean"], 1.2)
+        self.assertLess(ours["planned_max_over_mean"], fixed["planned_max_over_mean"])
+        self.assertGreater(ours["bytes_per_token_mean"], fixed["bytes_per_token_mean"])
+        for figure in [fixed, ours]:
+            self.assertGreater(figure["simulated_seconds"], 0)
+            self.assertGreater(figure["planning_seconds"], 0)
+        for rank, trace in enumerate(traces):
+            found = self.slices(trace)
+            self.assertEqual(found["X"], {f"{direction} {what}"
+                                          for direction in ["forward", "backward"]
+                                          for what in ["compute", "copy", "wait"]}, rank)
+            self.assertEqual(found["b"], {"forward messages", "backward messages"})
+            self.assertEqual(found["e"], found["b"])
+
+    def test_the_trace_is_of_the_last_operation(self):
+        figures, traces = self.start("--op", "both,forward", "--heads", "1", "--kv-heads", "1")
+        self.assertEqual([f["case"]["op"] for f in figures], ["both"] * 3 + ["forward"] * 3)
+        for figure in figures:  # heads that two ranks cannot share
+            self.assertIn("half the time", figure["limit_name"])
+        for trace in traces:
+            self.assertEqual({name.split()[0] for name in self.slices(trace)["X"]}, {"forward"})
+
+
 class Sequence(unittest.TestCase):
     """Attention over ranks."""
     CASES = ["--n", "96", "--d", "32", "--heads", "2", "--window", "24", "--mean-document", "20",
@@ -365,5 +439,5 @@ class Auto(unittest.TestCase):
 
 if __name__ == "__main__":
     load = unittest.defaultTestLoader.loadTestsFromTestCase
-    suite = unittest.TestSuite([load(Bench), load(Sequence), load(Scan), load(Auto)])
+    suite = unittest.TestSuite([load(Bench), load(RealCad), load(Sequence), load(Scan), load(Auto)])
     sys.exit(not unittest.TextTestRunner(verbosity=2).run(suite).wasSuccessful())
