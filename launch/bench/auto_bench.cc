@@ -3,9 +3,9 @@
 //   regret = median time of the chosen strategy / median time of the fastest - 1
 //
 // over a grid of lengths and masks, forward and backward. Costs are measured once, as `train` does;
-// then every strategy that does not refuse is timed on the same operands, all in turns, so that
-// what disturbs one disturbs all. Strategies that make the same plans are timed once, as the first
-// of them: the luckiest of many equals would be none to beat.
+// then every strategy that it may take and that does not refuse is timed on the same operands, all
+// in turns, so that what disturbs one disturbs all. Strategies that make the same plans are timed
+// once, as the first of them: the luckiest of many equals would be none to beat.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -193,12 +193,12 @@ class AutoBench {
     }
   }
 
-  // Those that do not refuse, without timers.
+  // Those that auto may take and that do not refuse, without timers.
   static std::vector<Timed> contenders(const parallel::Problem& problem, Direction direction) {
     std::vector<Timed> timed;
     std::vector<std::vector<parallel::Plan>> plans;  // of all ranks
     for (const parallel::Strategy& strategy : parallel::strategies()) {
-      if (strategy.refusal(problem)) continue;
+      if (!strategy.only_by_name.empty() || strategy.refusal(problem)) continue;
       std::vector<parallel::Plan> mine;
       for (int rank = 0; rank < problem.layout.ranks(); ++rank) {
         mine.push_back(strategy.plan(problem, direction, rank));

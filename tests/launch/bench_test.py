@@ -424,7 +424,8 @@ class Auto(unittest.TestCase):
             same = {name: s["same"] for name, s in figure["strategies"].items()}
             self.assertIn("double_ring", same["ring"])
             self.assertEqual("query_ring" in timed, figure["case"]["op"] == "backward")
-            self.assertEqual(len(timed) + sum(map(len, same.values())), 8)  # lightseq refuses
+            self.assertEqual(len(timed) + sum(map(len, same.values())), 7)  # lightseq refuses
+            self.assertNotIn("disaggregated", timed)  # which auto does not take
             for strategy in figure["strategies"].values():
                 self.assertGreater(strategy["predicted_seconds"], 0)
         self.assertEqual((summary["unit"], summary["cases"]), ("regret", 12))
