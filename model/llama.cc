@@ -71,8 +71,9 @@ PositionTables Llama::position_tables(StepContext& step, const parallel::Shard& 
     const TensorView cos = step.activations.allocate(acc, shape);
     const TensorView sin = step.activations.allocate(acc, shape);
     if (!step.ctx.measuring()) {
-      kernels::rope_table(step.ctx.stream, config_.rope, shard.positions, config_.head_dim, cos,
-                          sin);
+      kernels::RopeOptions rope = config_.rope;
+      if (step.text_length > 0) rope.length = step.text_length;
+      kernels::rope_table(step.ctx.stream, rope, shard.positions, config_.head_dim, cos, sin);
     }
     tables.rope_cos = cos;
     tables.rope_sin = sin;

@@ -26,6 +26,8 @@ struct StepContext {
   // Of a pass over a prompt, which fills it, or over the one token that follows (then `linear` is
   // its recurrence()). Null: nothing is remembered.
   InferenceState* inference = nullptr;
+  // Tokens of the whole text, by which a base of RoPE may grow; 0: as configured.
+  int64_t text_length = 0;
 };
 
 }  // namespace longhaul::model

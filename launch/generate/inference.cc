@@ -132,6 +132,7 @@ model::StepContext Inference::step(Passes& passes, const Context& ctx) {
   model::StepContext step{ctx, passes.memory.activations, passes.memory.communication,
                           passes.attention, decoding ? state_->recurrence() : passes.linear};
   step.inference = state_ ? &*state_ : nullptr;
+  step.text_length = passes.sizes.tokens + std::max<int64_t>(passes.sizes.new_tokens, 0);
   return step;
 }
 

@@ -24,20 +24,16 @@ class Inference {
  public:
   // Collective over `world`, which must outlive this; so is everything else. Loads the weights.
   // `config`: of inference_config(); its sequence_length is that of a typical text, by which
-  // strategy "auto" goes. Throws the same Error on every rank.
+  // strategy "auto" goes. RoPE whose base grows with the length (kind dynamic) goes by each text's,
+  // what may follow included. Throws the same Error on every rank.
   Inference(dist::Group& world, const Config& config, const std::string& checkpoint);
   ~Inference();
-
-  const Config& config() const { return config_; }
-  int64_t parameters() const { return store_.elements(); }
 
   // Begins a text anew, with memory for `new_tokens` more: the logits of the token after it, f64
   // [V], on rank 0; empty elsewhere. Throws Error(kEnvironment) if memory is too small.
   std::vector<double> read(const std::vector<int32_t>& prompt, int64_t new_tokens);
   // Goes on with a token that all ranks name: the logits of the one after it, as read().
   std::vector<double> next(int32_t token);
-  // Of the text so far.
-  int64_t tokens() const { return state_->tokens(); }
 
   // Adds the losses of this rank's tokens of a sample. There is no text to go on with afterwards.
   void evaluate(const Sample& sample, PositionLoss& buckets);

@@ -201,6 +201,21 @@ TEST_F(Trained, LossEqualsTheValidationOfTraining) {
   }
 }
 
+TEST_F(Trained, AGrowingBaseOfRopeGoesByTheText) {
+  std::string text;
+  for (int i = 0; i < 8; ++i) text += kSentence;
+  const auto logits = [&](int64_t configured, const std::vector<std::string>& set) {
+    return on_ranks(1, "sentence_run", configured, set, [&](dist::Group&, Inference& inference) {
+      return inference.read(bytes_of(text), 0);
+    });
+  };
+  const std::vector<std::string> dynamic{"model.rope_scaling.kind=dynamic",
+                                         "model.rope_scaling.factor=4",
+                                         "model.rope_scaling.original_length=64"};
+  EXPECT_EQ(logits(100, dynamic), logits(4000, dynamic));
+  EXPECT_NE(logits(100, dynamic), logits(100, {}));
+}
+
 TEST_F(Trained, KeysThatAModelKnowsAreFoundAndOthersAreNot) {
   std::string text;
   for (int i = 0; i < 40; ++i) text += kSentence;
