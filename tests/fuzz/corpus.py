@@ -29,12 +29,54 @@ HEADERS = [
     {"__metadata__": {"format": "pt"}, "w": {"dtype": "F8_E4M3", "shape": [0, 7],
                                              "data_offsets": [0, 0]}},
 ]
+
+
+def byte_alphabet():
+    """The characters that stand for bytes in byte-level vocabularies (GPT-2's table)."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = (256 + i for i in range(256 - len(plain)))
+    return [chr(byte if byte in plain else next(others)) for byte in range(256)]
+
+
+def vocabulary(tokens):
+    return {token: i for i, token in enumerate(tokens)}
+
+
+BYTES = vocabulary([*byte_alphabet(), "ab", "\u0120a"])
+PIECES = vocabulary(["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "a", "b", "\u2581", "ab",
+                     "\u2581ab"])
+SPLIT = {"type": "Split", "pattern": {"Regex": "\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+|\\s+"},
+         "behavior": "Isolated", "invert": False}
+LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 TOKENIZERS = [
-    {"model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2, "\u0120": 3},
-               "merges": ["a b"]},
-     "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False},
-     "decoder": {"type": "ByteLevel"}, "normalizer": {"type": "NFC"},
-     "added_tokens": [{"id": 4, "content": "<s>", "special": True}]},
+    # As of GPT-2, and of Llama 3 and Qwen.
+    {"version": "1.0", "normalizer": {"type": "NFC"},
+     "added_tokens": [{"id": 258, "content": "<s>", "special": True, "single_word": False,
+                       "lstrip": False, "rstrip": True, "normalized": False}],
+     "pre_tokenizer": dict(LEVEL, use_regex=True), "post_processor": None, "decoder": LEVEL,
+     "model": {"type": "BPE", "vocab": BYTES, "merges": ["a b", "\u0120 a"]}},
+    {"version": "1.0", "normalizer": None, "added_tokens": [],
+     "pre_tokenizer": {"type": "Sequence", "pretokenizers": [SPLIT, LEVEL]},
+     "post_processor": None, "decoder": LEVEL,
+     "model": {"type": "BPE", "vocab": BYTES, "merges": [["a", "b"]], "ignore_merges": True}},
+    # As of Llama 2, and of newer files of its kind.
+    {"version": "1.0", "added_tokens": [], "pre_tokenizer": None, "post_processor": None,
+     "normalizer": {"type": "Sequence", "normalizers": [
+         {"type": "Prepend", "prepend": "\u2581"},
+         {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}]},
+     "decoder": {"type": "Sequence", "decoders": [
+         {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "},
+         {"type": "ByteFallback"}, {"type": "Fuse"},
+         {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+     "model": {"type": "BPE", "vocab": PIECES, "merges": ["a b", "\u2581 ab"], "unk_token": "<unk>",
+               "fuse_unk": True, "byte_fallback": True}},
+    {"version": "1.0", "added_tokens": [], "normalizer": None, "post_processor": None,
+     "pre_tokenizer": {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first",
+                       "split": False},
+     "decoder": {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first",
+                 "split": False},
+     "model": {"type": "BPE", "vocab": PIECES, "merges": ["a b", "\u2581 ab"], "unk_token": "<unk>",
+               "byte_fallback": True}},
 ]
 
 
@@ -55,7 +97,8 @@ def main():
         {"metadata": {"total_size": 8}, "weight_map": {"a": "x.safetensors", "b": "y"}}).encode())
     for i, tokenizer in enumerate(TOKENIZERS):
         write("tokenizer_json_fuzz", f"tokenizer{i}.json",
-              json.dumps(tokenizer).encode() + b"\0ab <s>a")
+              json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":")).encode() +
+              b"\0ab <s>a")
 
 
 main()

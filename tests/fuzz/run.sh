@@ -6,14 +6,19 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 [[ -f build/fuzz/build.ninja ]] || cmake --preset fuzz
 cmake --build --preset fuzz --target fuzz_targets
-python3 tests/fuzz/corpus.py build/fuzz/corpus
+rm -rf build/fuzz/seeds
+python3 tests/fuzz/corpus.py build/fuzz/seeds
 mkdir -p build/fuzz/crashes
 
 pids=() names=()
 for source in tests/fuzz/*_fuzz.cc; do
   name=$(basename "$source" .cc)
-  ASAN_OPTIONS=allocator_may_return_null=1 "build/fuzz/$name" "build/fuzz/corpus/$name" \
-    -max_total_time="${LONGHAUL_FUZZ_SECONDS:-60}" -timeout=10 -rss_limit_mb=2048 -max_len=4096 \
+  mkdir -p "build/fuzz/corpus/$name"
+  LONGHAUL_FUZZ_SEEDS=1 "build/fuzz/$name" "build/fuzz/seeds/$name"/* 2>"build/fuzz/$name.log" ||
+    { cat "build/fuzz/$name.log"; exit 1; }
+  ASAN_OPTIONS=allocator_may_return_null=1 "build/fuzz/$name" \
+    "build/fuzz/corpus/$name" "build/fuzz/seeds/$name" -max_total_time="${LONGHAUL_FUZZ_SECONDS:-60}" \
+    -timeout=10 -rss_limit_mb=2048 -max_len=4096 \
     -artifact_prefix="build/fuzz/crashes/$name-" -print_final_stats=1 >"build/fuzz/$name.log" 2>&1 &
   pids+=($!) names+=("$name")
 done

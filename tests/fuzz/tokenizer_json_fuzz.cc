@@ -8,6 +8,7 @@
 
 #include "kernels/core/error.h"
 #include "launch/tokenizer/tokenizer_json.h"
+#include "tests/fuzz/seeds.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using longhaul::Error;
@@ -26,6 +27,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     tokenizer->last_cut(text);
   } catch (const Error& error) {
     if (error.code() == longhaul::ErrorCode::kInternal) throw;
+    longhaul::refused(error);
   }
   return 0;
 }
