@@ -47,7 +47,7 @@ printf 'The grass is green. The sky is blue. The sun is yellow. Here we go. Ther
 corpus texts-64 64 64 8000000 1
 corpus texts-256 128 256 8000000 0.25
 corpus texts-1024 256 1024 8000000 0
-corpus texts-8192 1024 8192 3000000 0
+corpus texts-8192 8192 8192 2000000 0
 corpus test-1024 1024 1024 16384 0
 corpus test-8192 8192 8192 131072 0
 
@@ -69,7 +69,7 @@ evaluate imported 8192
 for strategy in ring ulysses disaggregated; do
   echo
   echo "== After: extended to 8,192 tokens, $strategy"
-  train context-8k "$strategy" texts-8192 80 --set checkpoint.initial=imported \
+  train context-8k "$strategy" texts-8192 120 --set checkpoint.initial=imported \
     --set "parallel.strategy=$strategy"
   evaluate "$strategy" 1024
   evaluate "$strategy" 8192

@@ -56,8 +56,8 @@ void ChatTemplate::encode(const nlohmann::json& messages, const std::string& whe
   if (!messages.is_array() || messages.empty()) {
     fail(ErrorCode::kData, absl::StrCat(where, " is no array of messages"));
   }
-  const auto text = [&](std::string_view what) {
-    tokenizer_.encode(what, out.tokens, SpecialTokens::kAsText);
+  const auto text = [&](std::string_view what, Before before = Before::kControl) {
+    tokenizer_.encode(what, out.tokens, SpecialTokens::kAsText, before);
   };
   append(first_, out.tokens);
   out.mark(false);
@@ -94,7 +94,7 @@ void ChatTemplate::encode(const nlohmann::json& messages, const std::string& whe
       // Apart, as it is when a model is asked to go on.
       text(before);
       out.mark(false);
-      text(said);
+      text(said, Before::kText);
     } else {
       text(before + std::string(said));
       out.mark(false);

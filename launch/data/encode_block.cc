@@ -77,7 +77,9 @@ void encode_row(std::string_view line, const std::string& where, const EncodeOpt
     options.tokenizer.encode(*prompt, text.tokens, options.special);
     text.mark(false);
   }
-  options.tokenizer.encode(document, text.tokens, options.special);
+  const bool goes_on = prompt != nullptr && !prompt->empty();
+  options.tokenizer.encode(document, text.tokens, options.special,
+                           goes_on ? Before::kText : Before::kNothing);
   append(options.after, text.tokens);
   if (prompt != nullptr) text.mark(true);
   out.ends.push_back(static_cast<int64_t>(text.tokens.size()));

@@ -76,7 +76,7 @@ struct BpeTokenizer::Call {
   std::vector<int32_t>& tokens;
   bool special_as_text;
   bool beginning = true;  // of the text
-  bool goes_on = false;   // after bytes that are not UTF-8
+  bool goes_on = false;   // of other text, or after bytes that are not UTF-8
 };
 
 BpeTokenizer::BpeTokenizer(BpeParts parts)
@@ -126,10 +126,12 @@ void BpeTokenizer::find_crossings() {
 }
 
 void BpeTokenizer::encode(std::string_view text, std::vector<int32_t>& tokens,
-                          SpecialTokens special) const {
+                          SpecialTokens special, Before before) const {
   Lease lease(*this);
   if (lease.space == nullptr) lease.space = std::make_unique<Space>();
   Call call{*lease.space, tokens, special == SpecialTokens::kAsText};
+  call.beginning = before == Before::kNothing;
+  call.goes_on = before == Before::kText;
   original_.split(
       text, call.special_as_text,
       [&](std::string_view part) {
@@ -148,7 +150,7 @@ void BpeTokenizer::encode(std::string_view text, std::vector<int32_t>& tokens,
       },
       [&](const AddedToken& token) {
         tokens.push_back(token.id);
-        call.beginning = false;
+        call.beginning = call.goes_on = false;
       });
 }
 

@@ -61,7 +61,8 @@ class BpeTokenizer : public Tokenizer {
   int64_t vocabulary() const override { return static_cast<int64_t>(parts_.bytes.size()); }
   using Tokenizer::encode;
   void encode(std::string_view text, std::vector<int32_t>& tokens,
-              SpecialTokens special = SpecialTokens::kRecognised) const override;
+              SpecialTokens special = SpecialTokens::kRecognised,
+              Before before = Before::kNothing) const override;
   std::string decode(std::span<const int32_t> tokens, bool continues = false) const override;
   bool is_special(int32_t token) const override { return special_.contains(token); }
   std::optional<int32_t> added_token(std::string_view spelling) const override;

@@ -8,10 +8,10 @@
 namespace longhaul::launch {
 
 void ByteTokenizer::encode(std::string_view text, std::vector<int32_t>& tokens,
-                           SpecialTokens /*special*/) const {
-  const size_t before = tokens.size();
-  tokens.resize(before + text.size());
-  std::transform(text.begin(), text.end(), tokens.begin() + static_cast<std::ptrdiff_t>(before),
+                           SpecialTokens /*special*/, Before /*before*/) const {
+  const size_t first = tokens.size();
+  tokens.resize(first + text.size());
+  std::transform(text.begin(), text.end(), tokens.begin() + static_cast<std::ptrdiff_t>(first),
                  [](char byte) { return static_cast<int32_t>(static_cast<uint8_t>(byte)); });
 }
 

@@ -12,7 +12,8 @@ class ByteTokenizer : public Tokenizer {
   int64_t vocabulary() const override { return kVocabulary; }
   using Tokenizer::encode;
   void encode(std::string_view text, std::vector<int32_t>& tokens,
-              SpecialTokens special = SpecialTokens::kRecognised) const override;
+              SpecialTokens special = SpecialTokens::kRecognised,
+              Before before = Before::kNothing) const override;
   std::string decode(std::span<const int32_t> tokens, bool continues = false) const override;
   bool is_special(int32_t) const override { return false; }
   std::optional<int32_t> added_token(std::string_view) const override { return std::nullopt; }

@@ -18,6 +18,10 @@ enum class SpecialTokens {
   kAsText,      // their letters are text: for what a user says within a chat template
 };
 
+// What stands before a text that is encoded: some tokenizers put a space before the first word of a
+// whole text, others also before the first one after a token for control.
+enum class Before { kNothing, kControl, kText };
+
 // All methods are thread-safe.
 class Tokenizer {
  public:
@@ -29,7 +33,8 @@ class Tokenizer {
   // Appends the tokens of `text` and nothing else: no beginning or end of text. Bytes that are not
   // UTF-8 are text, too. Throws Error(kData) for text that the vocabulary has no tokens for.
   virtual void encode(std::string_view text, std::vector<int32_t>& tokens,
-                      SpecialTokens special = SpecialTokens::kRecognised) const = 0;
+                      SpecialTokens special = SpecialTokens::kRecognised,
+                      Before before = Before::kNothing) const = 0;
   std::vector<int32_t> encode(std::string_view text) const;
 
   // The bytes of tokens; a token may be half a character. With `continues` they follow others,

@@ -9,6 +9,7 @@
 #include <random>
 #include <set>
 
+#include "absl/strings/str_format.h"
 #include "kernels/core/error.h"
 #include "launch/data/batch.h"
 #include "launch/data/inspect.h"
@@ -24,6 +25,7 @@ namespace {
 
 using nlohmann::json;
 using ::testing::ElementsAre;
+using ::testing::ElementsAreArray;
 using ::testing::HasSubstr;
 namespace fs = std::filesystem;
 
@@ -248,6 +250,55 @@ std::string zstandard(const std::string& text) {
   EXPECT_EQ(ZSTD_isError(bytes), 0U);
   out.resize(bytes);
   return out;
+}
+
+// Where a tokenizer puts a space before words that begin, what an assistant says is not such a
+// word: a conversation has the tokens of the template's text.
+TEST_F(PrepareTokens, ConversationsOfTokenizersWithLeadingSpaces) {
+  const std::string space = "\u2581";
+  json vocabulary;
+  int id = 0;
+  for (int byte = 0; byte < 256; ++byte) {
+    vocabulary[absl::StrFormat("<0x%02X>", byte)] = id++;
+  }
+  for (const std::string piece : {space.c_str(), "h", "i", "hi", "a"}) vocabulary[piece] = id++;
+  vocabulary[space + "hi"] = id++;
+  for (const char* scheme : {"first", "always"}) {
+    const json metaspace = {{"type", "Metaspace"},
+                            {"replacement", space},
+                            {"prepend_scheme", scheme},
+                            {"split", false}};
+    json file = {{"version", "1.0"},
+                 {"normalizer", nullptr},
+                 {"post_processor", nullptr},
+                 {"pre_tokenizer", metaspace},
+                 {"decoder", metaspace},
+                 {"model",
+                  {{"type", "BPE"},
+                   {"vocab", vocabulary},
+                   {"merges", {"h i", space + " hi"}},
+                   {"byte_fallback", true}}}};
+    for (const char* control : {"<|im_start|>", "<|im_end|>"}) {
+      file["added_tokens"].push_back({{"id", id + (control[5] == 'e')},
+                                      {"content", control},
+                                      {"special", true},
+                                      {"normalized", false}});
+    }
+    write_all(folder_ / "t/tokenizer.json", file.dump());
+    write_all(folder_ / "in.jsonl", R"({"messages":[{"role":"user","content":"hi a"},)"
+                                    R"({"role":"assistant","content":"hi"}]})"
+                                    "\n");
+    PrepareOptions o = options({"in.jsonl"});
+    o.chat = "chatml";
+    prepare(o);
+    EXPECT_THAT(
+        read(o.output).documents,
+        ElementsAre(ElementsAreArray(
+            load_tokenizer(o.tokenizer)
+                ->encode(
+                    "<|im_start|>user\nhi a<|im_end|>\n<|im_start|>assistant\nhi<|im_end|>\n"))))
+        << scheme;
+  }
 }
 
 TEST_F(PrepareTokens, PackedInputsAreUnpacked) {
