@@ -89,11 +89,15 @@ BpeTokenizer::BpeTokenizer(BpeParts parts)
   }
   if (parts_.whole_words) {
     for (size_t i = 0; i < parts_.bytes.size(); ++i) {
-      if (!parts_.bytes[i].empty()) whole_.emplace(parts_.bytes[i], static_cast<int32_t>(i));
+      const auto id = static_cast<int32_t>(i);
+      // <0x41> is no word.
+      const bool stands_for_a_byte = parts_.characters && is_byte_token(id);
+      if (!parts_.bytes[i].empty() && !stands_for_a_byte) whole_.emplace(parts_.bytes[i], id);
     }
     for (const AddedToken& token : parts_.added) whole_.erase(token.content);
+  } else if (parts_.characters) {
+    find_crossings();
   }
-  if (parts_.characters) find_crossings();
   if (!parts_.space_symbol.empty()) {
     for (std::string& bytes : parts_.bytes) replace_all(bytes, parts_.space_symbol, ' ');
     for (const AddedToken& token : parts_.added) {
@@ -106,6 +110,10 @@ BpeTokenizer::BpeTokenizer(BpeParts parts)
 }
 
 BpeTokenizer::~BpeTokenizer() = default;
+
+bool BpeTokenizer::is_byte_token(int32_t token) const {
+  return std::ranges::find(parts_.byte_tokens, token) != parts_.byte_tokens.end();
+}
 
 void BpeTokenizer::find_crossings() {
   std::vector<bool> of_byte(parts_.bytes.size());

@@ -82,6 +82,7 @@ class BpeTokenizer : public Tokenizer {
   void encode_word(std::string_view word, Call& call) const;
   void encode_piece(std::string_view piece, Call& call) const;
   void first_symbols(std::string_view word, std::vector<int32_t>& symbols) const;
+  bool is_byte_token(int32_t token) const;
   void find_crossings();
 
   BpeParts parts_;
