@@ -36,12 +36,6 @@ void carry_on(const std::string& from_run, const std::string& to_run) {
   if (!config.empty()) write_text(to + "/config.json", config);
 }
 
-void require_new_folder(const std::string& path) {
-  if (checkpoint::list_folder(path).empty()) return;
-  fail(ErrorCode::kCheckpoint,
-       absl::StrCat("'", path, "' is not empty; choose a folder that does not exist yet"));
-}
-
 std::string text_of(const std::string& path) {
   constexpr int64_t kLimit = int64_t{64} << 20;
   return checkpoint::exists(path) ? checkpoint::read_file(path, kLimit) : "";

@@ -15,9 +15,6 @@ void copy_carried_files(const std::string& from, const std::string& to);
 // Nothing if it carries nothing.
 void carry_on(const std::string& from_run, const std::string& to_run);
 
-// Throws Error(kCheckpoint) unless `path` is an empty folder or does not exist.
-void require_new_folder(const std::string& path);
-
 // The content of a file of at most 64 MiB, or "" if there is none.
 std::string text_of(const std::string& path);
 void write_text(const std::string& path, const std::string& text);

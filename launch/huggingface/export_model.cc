@@ -9,6 +9,7 @@
 #include "launch/huggingface/carried_files.h"
 #include "launch/huggingface/config_json.h"
 #include "launch/huggingface/convert_model.h"
+#include "launch/huggingface/new_folder.h"
 #include "launch/huggingface/parameters.h"
 
 namespace longhaul::launch::huggingface {
@@ -127,12 +128,13 @@ std::string export_model(const ExportOptions& options) {
                        .source = source_of(reader, parameter.name, dtype, config)});
     elements += parameter.shape.elements();
   }
-  require_new_folder(options.folder);
-  checkpoint::make_folder(options.folder);
-  if (!carried.empty() && checkpoint::exists(carried)) copy_carried_files(carried, options.folder);
-  write_text(absl::StrCat(options.folder, "/config.json"), json);
-  checkpoint::huggingface::write_weights(options.folder, std::move(tensors), options.file_bytes);
-  checkpoint::sync_folder(options.folder);
+  NewFolder folder(options.folder);
+  if (!carried.empty() && checkpoint::exists(carried)) {
+    copy_carried_files(carried, folder.partial());
+  }
+  write_text(absl::StrCat(folder.partial(), "/config.json"), json);
+  checkpoint::huggingface::write_weights(folder.partial(), std::move(tensors), options.file_bytes);
+  folder.finish();
   return absl::StrCat(options.folder, ": ", elements, " parameters as ", std::string(name(dtype)),
                       " from ", model.checkpoint);
 }

@@ -11,6 +11,7 @@
 #include "launch/huggingface/carried_files.h"
 #include "launch/huggingface/config_json.h"
 #include "launch/huggingface/convert_model.h"
+#include "launch/huggingface/new_folder.h"
 #include "launch/huggingface/parameters.h"
 
 namespace longhaul::launch::huggingface {
@@ -85,11 +86,11 @@ std::string import_model(const ImportOptions& options) {
   const DType dtype = options.dtype.value_or(stored_type(weights, parameters));
   config.mutable_train()->set_dtype(dtype == DType::kBF16 ? Train::BF16 : Train::F32);
 
-  require_new_folder(options.output);
-  const std::string carried = absl::StrCat(options.output, "/", kCarriedFolder);
+  NewFolder run(options.output);
+  const std::string carried = absl::StrCat(run.partial(), "/", kCarriedFolder);
   copy_carried_files(options.folder, carried);
   write_text(absl::StrCat(carried, "/config.json"), json_text);
-  write_text(absl::StrCat(options.output, "/config.txtpb"), to_text(config));
+  write_text(absl::StrCat(run.partial(), "/config.txtpb"), to_text(config));
 
   checkpoint::State state;
   int64_t elements = 0;
@@ -110,10 +111,11 @@ std::string import_model(const ImportOptions& options) {
                               .model = model_config(resolved(config)).describe(dtype),
                               .config = to_text(config),
                               .weights_only = true};
-  const std::string directory = absl::StrCat(options.output, "/checkpoints");
+  const std::string directory = absl::StrCat(run.partial(), "/checkpoints");
   dist::run_local(1, std::chrono::seconds(60), [&](dist::Group& group) {
     checkpoint::save(group, directory, info, state, /*keep=*/0);
   });
+  run.finish();
   return absl::StrCat(options.output, ": ", elements, " parameters as ", std::string(name(dtype)),
                       " from ", options.folder);
 }

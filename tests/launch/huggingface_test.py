@@ -187,7 +187,11 @@ class HuggingFace(unittest.TestCase):
             "f", (rng.gauss(0, 0.1) for _ in range(count(shape)))).tobytes())
             for name, shape in shapes.items()}
         write_model(self.folder / "theirs", config, "F32", **small)
-        self.start("checkpoint", "import", "theirs", "--output", "run")
+        # What interrupted attempts have left is in nobody's way.
+        for left in "run.partial", "merged.partial":
+            (self.folder / left).mkdir()
+            (self.folder / left / "model.safetensors").write_text("half")
+        self.start("checkpoint", "import", "theirs", "--output", "run/")
         (self.folder / "text.txt").write_text("All work and no play makes Jack a dull boy. " * 60)
         self.start("data", "prepare", "--output", "text", "text.txt")
         losses = []
@@ -230,6 +234,8 @@ class HuggingFace(unittest.TestCase):
                          config["model_type"])
         self.assertEqual((self.folder / "adapted/huggingface/config.json").read_bytes(),
                          (self.folder / "theirs/config.json").read_bytes())
+        self.assertFalse([*self.folder.glob("*.partial")])
+        self.assertFalse((self.folder / "run/model.safetensors").exists())
         merged = read_folder(self.folder / "merged")
         self.assertEqual(set(merged), set(tensors))
         shard, = (self.folder / "adapted/checkpoints").glob("step-00000002/shard-*")
