@@ -7,8 +7,8 @@ namespace longhaul::launch::huggingface {
 
 inline constexpr char kCarriedFolder[] = "huggingface";  // in a run folder
 
-// Copies those of tokenizer, chat template and generation that are there. Throws
-// Error(kCheckpoint).
+// Copies those of tokenizer, chat template and generation that are there, over what is there
+// already. Throws Error(kCheckpoint).
 void copy_carried_files(const std::string& from, const std::string& to);
 
 // All that one run folder carries, config.json too, to another that starts from its weights.

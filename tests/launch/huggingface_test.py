@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import struct
 import subprocess
 import sys
@@ -225,6 +226,9 @@ class HuggingFace(unittest.TestCase):
                     "train.learning_rate=0.05", "train.run_directory=adapted", "lora.rank=2",
                     "lora.alpha=6", "lora.projections=q_proj,down_proj", "checkpoint.initial=run"]
                    for part in ("--set", assignment)]
+        # Killed before its first checkpoint, a run starts anew.
+        self.start("train", "--config", "run/config.txtpb", *options)
+        shutil.rmtree(self.folder / "adapted/checkpoints")
         self.start("train", "--config", "run/config.txtpb", *options)
         self.start("checkpoint", "export", "adapted", "merged")
         # What came with the model goes on with what it becomes.
