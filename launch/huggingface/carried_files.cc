@@ -6,7 +6,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "checkpoint/files.h"
-#include "kernels/core/error.h"
 
 namespace longhaul::launch::huggingface {
 

@@ -128,7 +128,7 @@ std::string export_model(const ExportOptions& options) {
                        .source = source_of(reader, parameter.name, dtype, config)});
     elements += parameter.shape.elements();
   }
-  NewFolder folder(options.folder);
+  NewFolder folder(options.folder, model.checkpoint);
   if (!carried.empty() && checkpoint::exists(carried)) {
     copy_carried_files(carried, folder.partial());
   }

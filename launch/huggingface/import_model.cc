@@ -86,10 +86,11 @@ std::string import_model(const ImportOptions& options) {
   const DType dtype = options.dtype.value_or(stored_type(weights, parameters));
   config.mutable_train()->set_dtype(dtype == DType::kBF16 ? Train::BF16 : Train::F32);
 
-  NewFolder run(options.output);
+  NewFolder run(options.output, options.folder);
   const std::string carried = absl::StrCat(run.partial(), "/", kCarriedFolder);
   copy_carried_files(options.folder, carried);
   write_text(absl::StrCat(carried, "/config.json"), json_text);
+  checkpoint::sync_folder(carried);
   write_text(absl::StrCat(run.partial(), "/config.txtpb"), to_text(config));
 
   checkpoint::State state;

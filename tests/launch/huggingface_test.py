@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import random
+import resource
 import shutil
 import struct
 import subprocess
@@ -328,6 +329,46 @@ class HuggingFace(unittest.TestCase):
         self.start("checkpoint", "import", "whole", "--output", "run4")
         self.refused(["run4", "not empty"], "checkpoint", "import", "whole", "--output", "run4")
         self.refused(["whole", "not empty"], "checkpoint", "export", "run4", "whole")
+
+    def test_a_folder_has_its_name_once_it_is_whole(self):
+        tensors = write_model(self.folder / "theirs", CONFIG, "F32")
+
+        def small_files():
+            resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+
+        for arguments, made in ((["import", "theirs", "--output", "run/"], "run"),
+                                (["export", "run", "new/back"], "new/back")):
+            with self.subTest(arguments[0]):
+                made, partial = self.folder / made, self.folder / (made + ".partial")
+                stopped = subprocess.run([PROGRAM, "checkpoint", *arguments], cwd=self.folder,
+                                         capture_output=True, preexec_fn=small_files)
+                self.assertNotEqual(stopped.returncode, 0)
+                self.assertFalse(made.exists())
+                # Of a program that was killed.
+                partial.mkdir(parents=True, exist_ok=True)
+                (partial / "model.safetensors").write_bytes(b"half")
+                (partial / "other").write_bytes(b"half")
+                self.start("checkpoint", *arguments)
+                self.assertFalse(partial.exists())
+                self.assertFalse((made / "other").exists())
+                # An empty folder will do.
+                shutil.move(made, self.folder / "elsewhere")
+                made.mkdir()
+                self.start("checkpoint", *arguments)
+                self.assertEqual(sorted(path.name for path in made.iterdir()),
+                                 sorted(path.name for path in
+                                        (self.folder / "elsewhere").iterdir()))
+                shutil.rmtree(self.folder / "elsewhere")
+        self.assertEqual(read_folder(self.folder / "new/back"), tensors)
+        # What is read is not removed, and what cannot be replaced is known before the work.
+        shutil.move(self.folder / "theirs", self.folder / "run2.partial")
+        self.refused(["run2.partial", "another name"], "checkpoint", "import", "run2.partial",
+                     "--output", "run2")
+        self.assertTrue((self.folder / "run2.partial/config.json").exists())
+        (self.folder / "empty").mkdir()
+        (self.folder / "link").symlink_to("empty")
+        for folder in ("link", ""):
+            self.refused(["cannot be replaced"], "checkpoint", "export", "run", folder)
 
     @unittest.skipIf(SANITIZED, "sanitizers take memory of their own")
     def test_memory_does_not_grow_with_the_model(self):
