@@ -152,28 +152,36 @@ Action add_eval_command(CLI::App& app) {
   app.add_option("--buckets", options->buckets, "Equal parts of a sample's positions")
       ->type_name("B")
       ->capture_default_str();
-  app.add_flag("--passkey", options->passkey, "Also ask for keys hidden in long texts");
+  CLI::Option* passkey =
+      app.add_flag("--passkey", options->passkey, "Also ask for keys hidden in long texts");
   app.add_flag("--no-loss", options->only_passkey, "Nothing but --passkey");
   app.add_option("--text", options->text, "With --passkey: the text that keys are hidden in")
-      ->type_name("FILE");
+      ->type_name("FILE")
+      ->needs(passkey);
   app.add_option("--lengths", options->keys.lengths, "With --passkey: tokens of the texts")
       ->delimiter(',')
-      ->type_name("N,N,...");
+      ->type_name("N,N,...")
+      ->needs(passkey);
   app.add_option("--depths", options->keys.depths,
                  "With --passkey: where keys are, 0 the beginning, 1 the end")
       ->delimiter(',')
       ->type_name("D,D,...")
-      ->capture_default_str();
+      ->capture_default_str()
+      ->needs(passkey);
   app.add_option("--trials", options->keys.trials, "With --passkey: texts of each length and depth")
       ->type_name("T")
-      ->capture_default_str();
+      ->capture_default_str()
+      ->needs(passkey);
   app.add_option("--seed", options->keys.seed, "With --passkey: of keys and texts")
       ->type_name("S")
-      ->capture_default_str();
+      ->capture_default_str()
+      ->needs(passkey);
   app.add_option("--needle", options->keys.needle, "With --passkey: what says the key, {key}")
-      ->type_name("TEXT");
+      ->type_name("TEXT")
+      ->needs(passkey);
   app.add_option("--question", options->keys.question, "With --passkey: what asks for it")
-      ->type_name("TEXT");
+      ->type_name("TEXT")
+      ->needs(passkey);
   app.add_flag("--json", options->json, "One JSON object instead of tables");
   app.add_option("--svg", options->svg, "Also draw a picture")->type_name("FILE");
   return [options] {

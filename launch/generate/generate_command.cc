@@ -77,7 +77,7 @@ std::vector<int32_t> prompt_tokens(const Options& options, const std::string& te
   return tokens;
 }
 
-// Tokens to the terminal as they come.
+// Tokens to the terminal as they come; as text, those for control are left out.
 class Printer {
  public:
   Printer(const Tokenizer& tokenizer, bool ids) : tokenizer_(tokenizer), ids_(ids) {}
@@ -85,7 +85,7 @@ class Printer {
   void print(int32_t token) {
     if (ids_) {
       write(absl::StrCat(first_ ? "" : " ", token));
-    } else {
+    } else if (!tokenizer_.is_special(token)) {
       write(stream_.add(tokenizer_.decode(std::span(&token, 1), /*continues=*/true)));
     }
     first_ = false;

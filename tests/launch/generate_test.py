@@ -73,6 +73,29 @@ class Model(unittest.TestCase):
                             " ".join(str(byte) for byte in prompt))
         self.assertEqual([int(token) for token in out.split()], list(expected))
 
+    def test_tokens_for_control_are_no_text(self):
+        plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+        others = iter(range(256, 512))
+        alphabet = [chr(byte if byte in plain else next(others)) for byte in range(256)]
+        level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
+                 "use_regex": False}
+        (self.folder / "control.json").write_text(json.dumps({
+            "version": "1.0", "normalizer": None, "pre_tokenizer": level, "post_processor": None,
+            "decoder": level, "added_tokens": [
+                {"id": ord(letter), "content": letter, "special": special, "single_word": False,
+                 "lstrip": False, "rstrip": False, "normalized": False}
+                for letter, special in (("w", True), ("z", False))],
+            "model": {"type": "BPE", "vocab": {c: i for i, c in enumerate(alphabet)},
+                      "merges": []}}))
+        expected = (SENTENCE * 2).encode()[10:80]
+        command = ["generate", "run", "--tokens", "70", "--tokenizer", "control.json"]
+        out, _ = self.start(*command, "--prompt", SENTENCE.encode()[:10].decode())
+        self.assertIn("w", expected.decode())
+        self.assertEqual(out, expected.decode().replace("w", "") + "\n")
+        out, _ = self.start(*command, "--ids", "--prompt",
+                            " ".join(str(byte) for byte in SENTENCE.encode()[:10]))
+        self.assertEqual([int(token) for token in out.split()], list(expected))
+
     def test_a_longer_text_than_in_training_is_remarked(self):
         _, err = self.start("generate", "run", "--tokens", "190", "--prompt", SENTENCE[:20])
         self.assertIn("the text has 213 tokens; the model was trained on 200 at a time", err)
@@ -133,6 +156,10 @@ class Model(unittest.TestCase):
         self.refused(2, "--length 0", *model, "--length", "0")
         self.refused(3, "fewer than a sample of 5000", *model, "--length", "5000")
         self.refused(3, "none", *model, "--data", "none")
+        # Where training saw all of the corpus, no length makes some of it held out.
+        self.start("train", "--config", "c.txtpb", "--set", "data.validation_fraction=0.02",
+                   "--set", "train.steps=1", "--set", "train.run_directory=all")
+        self.refused(3, "held out nothing", "eval", "all", "--length", "30")
         self.refused(2, "--lengths", *model, "--passkey", "--text", "text.txt")
         self.refused(2, "--text FILE", *model, "--passkey", "--lengths", "150")
         self.refused(2, "too few", *model, "--passkey", "--text", "text.txt", "--lengths", "50")
@@ -143,6 +170,10 @@ class Model(unittest.TestCase):
         self.refused(3, "cannot read the text", *model, "--passkey", "--text", "no", "--lengths",
                      "150")
         self.refused(2, "--no-loss", *model, "--no-loss")
+        for option, value in (("--text", "text.txt"), ("--lengths", "150"), ("--depths", "0"),
+                              ("--trials", "2"), ("--seed", "2"), ("--needle", "{key}"),
+                              ("--question", "?")):
+            self.refused(2, f"{option} requires --passkey", *model, option, value)
 
 
 if __name__ == "__main__":
