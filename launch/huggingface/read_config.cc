@@ -108,6 +108,13 @@ void read_rope(const Fields& fields, const std::string& path, Model& model) {
   scaling.set_beta_fast(rope.number("beta_fast", 32.0));
   scaling.set_beta_slow(rope.number("beta_slow", 1.0));
   scaling.set_truncate(rope.flag("truncate", true));
+  // 0 is ours for none; transformers would multiply by it.
+  if (rope.has("attention_factor") && rope.number("attention_factor") <= 0) {
+    rope.refuse("attention_factor", "it must be greater than 0");
+  }
+  for (const char* name : {"mscale", "mscale_all_dim"}) {
+    if (rope.number(name, 0.0) < 0) rope.refuse(name, "it must not be negative");
+  }
   scaling.set_attention_factor(rope.number("attention_factor", 0.0));
   scaling.set_mscale(rope.number("mscale", 0.0));
   scaling.set_mscale_all_dim(rope.number("mscale_all_dim", 0.0));

@@ -299,6 +299,13 @@ class HuggingFace(unittest.TestCase):
         mistral = dict(CONFIG, model_type="mistral", attention_bias=True)
         (self.folder / "w/config.json").write_text(json.dumps(mistral))
         self.refused(["attention_bias"], "checkpoint", "import", "w", "--output", "run")
+        for field, value in (("attention_factor", 0), ("attention_factor", -1.2), ("mscale", -1),
+                             ("mscale_all_dim", -1)):
+            yarn = {"rope_type": "yarn", "factor": 4.0, field: value}
+            (self.folder / "w/config.json").write_text(
+                json.dumps(dict(CONFIG, rope_scaling=yarn)))
+            self.refused([f"rope_scaling.{field}", str(value)], "checkpoint", "import", "w",
+                         "--output", "run")
         (self.folder / "w/config.json").write_text("{")
         self.refused(["config.json", "JSON"], "checkpoint", "import", "w", "--output", "run")
         self.assertFalse((self.folder / "run").exists())
