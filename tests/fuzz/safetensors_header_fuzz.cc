@@ -6,6 +6,7 @@
 
 #include "checkpoint/safetensors.h"
 #include "kernels/core/error.h"
+#include "tests/fuzz/seeds.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using longhaul::checkpoint::parse_safetensors_header;
@@ -23,6 +24,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     if (sum != bytes) std::abort();
   } catch (const longhaul::Error& error) {
     if (error.code() != longhaul::ErrorCode::kCheckpoint) std::abort();
+    longhaul::refused(error);
   }
   return 0;
 }

@@ -6,6 +6,7 @@
 
 #include "checkpoint/huggingface/index.h"
 #include "kernels/core/error.h"
+#include "tests/fuzz/seeds.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using longhaul::checkpoint::huggingface::parse_index;
@@ -18,6 +19,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     }
   } catch (const longhaul::Error& error) {
     if (error.code() != longhaul::ErrorCode::kCheckpoint) std::abort();
+    longhaul::refused(error);
   }
   return 0;
 }
