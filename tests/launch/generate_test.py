@@ -73,6 +73,20 @@ class Model(unittest.TestCase):
                             " ".join(str(byte) for byte in prompt))
         self.assertEqual([int(token) for token in out.split()], list(expected))
 
+    def test_the_deadline_is_what_is_asked_for(self):
+        # Rank 0 waits for a prompt that does not come, and the other for rank 0.
+        reader, writer = os.pipe()
+        try:
+            done = subprocess.run(
+                [*MPIRUN, "-n", "2", PROGRAM, "generate", "run", "--prompt-file", "-", "--set",
+                 "parallel.timeout_seconds=1"], cwd=self.folder, stdin=reader,
+                env=self.environment, capture_output=True, timeout=120)
+        finally:
+            os.close(reader)
+            os.close(writer)
+        self.assertEqual(done.returncode, 6, done.stderr.decode())
+        self.assertIn("rank 1 waited 1 s", done.stderr.decode())
+
     def test_tokens_for_control_are_no_text(self):
         plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
         others = iter(range(256, 512))

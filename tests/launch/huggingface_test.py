@@ -161,6 +161,15 @@ class HuggingFace(unittest.TestCase):
                 self.start("checkpoint", "export", name + "-run2", name + "-back2")
                 self.assertEqual(read_folder(self.folder / (name + "-back2")), tensors)
 
+    def test_bytes_do_not_stand_in_for_a_tokenizer(self):
+        write_model(self.folder / "theirs", CONFIG, "F32")
+        (self.folder / "theirs/tokenizer.json").unlink()
+        self.start("checkpoint", "import", "theirs", "--output", "run")
+        message = self.start("generate", "run", "--prompt", "a", status=2)
+        for part in ("40 tokens", "--tokenizer", "--ids"):
+            self.assertIn(part, message)
+        self.start("generate", "run", "--ids", "--prompt", "1 2")
+
     def test_half_precision_becomes_single(self):
         tensors = write_model(self.folder / "half", CONFIG, "F16")
         self.start("checkpoint", "import", "half", "--output", "run")
