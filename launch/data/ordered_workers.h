@@ -7,28 +7,33 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/core/error.h"
 
 namespace longhaul::launch {
 
 // One thread puts and takes. At most two items a worker wait, are worked on, or wait to be taken,
-// so memory is bounded. Exceptions of `work` are rethrown where the result would be taken.
+// so memory is bounded. Exceptions of `work` are rethrown where the result would be taken. Throws
+// Error(kEnvironment) if the system has no more threads.
 template <class Item, class Result>
 class OrderedWorkers {
  public:
   OrderedWorkers(int64_t threads, std::function<Result(const Item&)> work)
       : most_(2 * static_cast<size_t>(threads)), work_(std::move(work)) {
-    for (int64_t i = 0; i < threads; ++i) threads_.emplace_back([this] { run(); });
-  }
-  ~OrderedWorkers() {
-    {
-      const std::lock_guard lock(mutex_);
-      stopping_ = true;
+    try {
+      for (int64_t i = 0; i < threads; ++i) threads_.emplace_back([this] { run(); });
+    } catch (const std::system_error& error) {
+      stop();
+      fail(ErrorCode::kEnvironment,
+           absl::StrCat("--threads ", threads, ": the system gives no more than ", threads_.size(),
+                        " (", error.code().message(), "); ask for fewer"));
     }
-    changed_.notify_all();
-    for (std::thread& thread : threads_) thread.join();
   }
+  ~OrderedWorkers() { stop(); }
   OrderedWorkers(const OrderedWorkers&) = delete;
   OrderedWorkers& operator=(const OrderedWorkers&) = delete;
 
@@ -56,6 +61,15 @@ class OrderedWorkers {
   }
 
  private:
+  void stop() {
+    {
+      const std::lock_guard lock(mutex_);
+      stopping_ = true;
+    }
+    changed_.notify_all();
+    for (std::thread& thread : threads_) thread.join();
+  }
+
   struct Job {
     explicit Job(Item i) : item(std::move(i)) {}
     Item item;

@@ -120,6 +120,15 @@ PrepareOptions checked(PrepareOptions options) {
          "--chat and --prompt-field exclude each other: a conversation's "
          "prompts are what the user says in it");
   }
+  for (const auto& [given, name] : {std::pair(options.bare, "--bare"),
+                                    std::pair(options.special_as_text, "--special-as-text")}) {
+    if (given && !options.chat.empty()) {
+      fail(ErrorCode::kConfig,
+           absl::StrCat(name,
+                        " and --chat exclude each other: a template says which tokens stand "
+                        "around a conversation, and what is said in it is text"));
+    }
+  }
   if (options.threads < 0 || options.threads > 4096) {
     fail(ErrorCode::kConfig,
          absl::StrCat("--threads is ", options.threads, ", not 0 (all cores) to 4096"));
@@ -291,6 +300,12 @@ class Preparation {
 PrepareReport prepare(const PrepareOptions& given) {
   const PrepareOptions options = checked(given);
   const std::vector<std::string> files = list_inputs(options);
+  if (!options.split_on.empty() && std::ranges::all_of(files, of_rows)) {
+    fail(ErrorCode::kConfig, "--split-on is about text, and all inputs are rows: leave it out");
+  }
+  if (!given.field.empty() && std::ranges::none_of(files, of_rows)) {
+    fail(ErrorCode::kConfig, "--field is about rows, and no input is called *.jsonl: leave it out");
+  }
   const json source = source_record(options, files);
   if (auto report = earlier(options, source)) return *report;
   const Progress resumed = progress_of(options, source);

@@ -168,6 +168,27 @@ TEST(Prepare, NoInputIsOverwritten) {
               HasSubstr("choose another --output"));
 }
 
+TEST(Prepare, OptionsWithoutAnEffectAreRefused) {
+  const TempFolder folder;
+  write_all(folder / "a.txt", "text");
+  write_all(folder / "a.jsonl", "{\"text\": \"row\"}\n");
+  const auto refusal = [&](const char* input, auto set) {
+    PrepareOptions options{{folder / input}, folder / "out/c"};
+    set(options);
+    return error_of(options, ErrorCode::kConfig);
+  };
+  EXPECT_THAT(refusal("a.jsonl", [](auto& o) { o.split_on = "---"; }), HasSubstr("--split-on is"));
+  EXPECT_THAT(refusal("a.txt", [](auto& o) { o.field = "body"; }),
+              HasSubstr("--field is about rows"));
+  for (const bool bare : {true, false}) {
+    const std::string said = refusal("a.jsonl", [&](auto& o) {
+      o.chat = "chatml";
+      (bare ? o.bare : o.special_as_text) = true;
+    });
+    EXPECT_THAT(said, HasSubstr(bare ? "--bare and --chat" : "--special-as-text and --chat"));
+  }
+}
+
 TEST(Prepare, DoesItAgainOnlyIfSomethingChanged) {
   const TempFolder folder;
   const std::string in = folder / "in.txt";
