@@ -83,13 +83,12 @@ void LinearAttention::prepare(const Documents& documents, const TokenLayout& of_
   TokenLayout runs = joined_runs(of_sample);
   std::vector<RunList> layout;
   for (int r = 0; r < runs.ranks(); ++r) layout.push_back(runs.runs(r));
-  if (documents_ == documents && layout_ == layout) return;
-  documents_ = documents;
   if (layout_ == layout) {  // and with it the plans
+    if (documents_ == documents) return;
     sample_->own = own_runs(*sample_->runs, documents, group_.rank());
+    documents_ = documents;
     return;
   }
-  layout_ = std::move(layout);
   auto sample = std::make_unique<Sample>();
   if (has_stripes(runs) || most_runs(runs) > most_runs_) {
     if (!has_stripes(runs) && options_.most_runs == 0) {
@@ -105,6 +104,8 @@ void LinearAttention::prepare(const Documents& documents, const TokenLayout& of_
   sample->own = own_runs(runs, documents, group_.rank());
   sample_ = std::move(sample);
   make_plans(runs);
+  documents_ = documents;
+  layout_ = std::move(layout);
 }
 
 void LinearAttention::make_plans(const TokenLayout& runs) {

@@ -17,7 +17,6 @@
 #include "kernels/core/random.h"
 #include "launch/data/synthetic.h"
 #include "launch/train/engine.h"
-#include "launch/train/flops.h"
 #include "launch/train/schedule.h"
 #include "tests/temp_folder.h"
 
@@ -586,46 +585,6 @@ TEST(Engine, FindsTheLayerInWhichNanBegins) {
     ASSERT_TRUE(finding.has_value());
     EXPECT_EQ(finding->find("layer 1, attention output, row 0"), 0u) << *finding;
   });
-}
-
-TEST(Flops, CountEveryProductOnce) {
-  const model::ModelConfig config = model_config([] {
-    Config c = parse_config(
-        absl::StrCat(kModel, "data { path: 'none' sequence_length: 8 } train { steps: 1 }"), "t");
-    resolve(c, 1, 1);
-    return c;
-  }());
-  // Projections 32x32 and 32x16 and back, MLP 3 x 32 x 48, output 16 x 32.
-  EXPECT_EQ(product_weights(config), 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48) + 16 * 32);
-  EXPECT_EQ(training_flops(config, 10, 100),
-            6.0 * 10 * static_cast<double>(product_weights(config)) + 12.0 * 8 * 2 * 100);
-}
-
-TEST(Schedule, WarmsUpAndFollowsACosine) {
-  const Schedule schedule{.peak = 1.0, .minimum = 0.1, .warmup_steps = 10, .steps = 110};
-  EXPECT_DOUBLE_EQ(schedule(1), 0.1);
-  EXPECT_DOUBLE_EQ(schedule(10), 1.0);
-  EXPECT_DOUBLE_EQ(schedule(60), 0.55);
-  EXPECT_DOUBLE_EQ(schedule(110), 0.1);
-}
-
-// Every token is written to the state of each head and read from it: two multiply-adds for each
-// element, forward; backward counts twice that.
-TEST(Flops, CountTheStatesOfLinearLayers) {
-  model::ModelConfig config{.layers = 3,
-                            .width = 8,
-                            .heads = 2,
-                            .kv_heads = 1,
-                            .head_dim = 4,
-                            .mlp_width = 16,
-                            .pattern = "NLL"};
-  config.linear.lrpe_layers = {2};
-  const int64_t mlp = 3 * 8 * 16, softmax = 8 * 4 * (2 + 1 + 1 + 2), linear = 5 * 8 * 8;
-  EXPECT_EQ(product_weights(config), softmax + 2 * linear + 3 * mlp + 256 * 8);
-  EXPECT_EQ(state_products(config), 2 * 2 * 4 * 4 + 2 * 2 * 8 * 4);
-  const double weights = 6.0 * static_cast<double>(product_weights(config));
-  EXPECT_EQ(training_flops(config, 10, 100),
-            10 * (weights + 6.0 * (64 + 128)) + 12.0 * 4 * 1 * 100);
 }
 
 }  // namespace

@@ -293,6 +293,8 @@ LinearResult run_linear_attention(dist::Group& group, const LinearCase& c, const
   const RankTensors tensors(c, x, layout.positions(group.rank()), attention.runs());
   Arena scratch_plan = Arena::measure("scratch"), communication_plan = Arena::measure("buffers");
   run_passes(attention, c, tensors, scratch_plan, communication_plan, {});
+  // The plans of a layout serve all documents.
+  attention.prepare(parallel::Documents::whole(c.tokens), layout);
   attention.prepare(c.documents, layout);
   // What was measured must do, and what is in it must not matter.
   Arena scratch("scratch", scratch_plan.peak()), buffers("buffers", communication_plan.peak());
