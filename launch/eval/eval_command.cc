@@ -141,20 +141,23 @@ void run(dist::Group& world, const TrainedModel& model, const Options& options) 
 Action add_eval_command(CLI::App& app) {
   auto options = std::make_shared<Options>();
   add_model_command(app, options->model);
+  CLI::Option* no_loss = app.add_flag("--no-loss", options->only_passkey, "Nothing but --passkey");
   app.add_option("--data", options->data,
                  "Token files to measure the loss on; default: what training held out")
-      ->type_name("PREFIX");
+      ->type_name("PREFIX")
+      ->excludes(no_loss);
   app.add_option("--length", options->length, "Tokens of a sample; default: as in training")
       ->type_name("N");
   app.add_option("--samples", options->samples, "Samples, at most those that there are")
       ->type_name("K")
-      ->capture_default_str();
+      ->capture_default_str()
+      ->excludes(no_loss);
   app.add_option("--buckets", options->buckets, "Equal parts of a sample's positions")
       ->type_name("B")
-      ->capture_default_str();
+      ->capture_default_str()
+      ->excludes(no_loss);
   CLI::Option* passkey =
       app.add_flag("--passkey", options->passkey, "Also ask for keys hidden in long texts");
-  app.add_flag("--no-loss", options->only_passkey, "Nothing but --passkey");
   app.add_option("--text", options->text, "With --passkey: the text that keys are hidden in")
       ->type_name("FILE")
       ->needs(passkey);
