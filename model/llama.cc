@@ -50,14 +50,16 @@ Llama::Llama(const ModelConfig& config, const ModelOptions& options,
   activations_.resize(blocks_.size());
 }
 
-void Llama::embed(StepContext& step, const parallel::Shard& shard) {
-  const int64_t rows = shard.rows();
+void Llama::load(StepContext& step, const parallel::Shard& shard) {
   kernels::check_tokens(shard.tokens, config_.vocabulary);
   kernels::check_labels(shard.labels, config_.vocabulary);
   tokens_ = upload(step.ctx, step.activations, shard.tokens);
   labels_ = upload(step.ctx, step.activations, shard.labels);
   positions_ = position_tables(step, shard);
-  const TensorView out = step.activations.allocate(options_.dtype, {rows, config_.width});
+}
+
+void Llama::embed(StepContext& step) {
+  const TensorView out = step.activations.allocate(options_.dtype, {tokens_.dim(0), config_.width});
   kernels::embedding_forward(step.ctx, {.tokens = tokens_, .table = embedding_.use(), .out = out});
   scale_embedding(step.ctx, out);
   activations_[0][Activation::kInput] = out;
@@ -101,11 +103,12 @@ void Llama::scale_embedding(const Context& ctx, TensorView x) const {
                                     .y = x});
 }
 
-double Llama::forward(StepContext& step, const parallel::Shard& shard, const Pass& pass) {
+void Llama::forward(StepContext& step, const Pass& pass) {
   LONGHAUL_CHECK(pass.loss || !pass.training);
-  embed(step, shard);
-  pass.training ? run_blocks(step, shard.rows()) : run_blocks_keeping_nothing(step, shard.rows());
-  return pass.loss ? loss(step, pass) : 0;
+  embed(step);
+  const int64_t rows = tokens_.dim(0);
+  pass.training ? run_blocks(step, rows) : run_blocks_keeping_nothing(step, rows);
+  if (pass.loss) loss(step, pass);
 }
 
 void Llama::run_blocks(StepContext& step, int64_t rows) {
@@ -145,7 +148,7 @@ void Llama::logits(StepContext& step, int64_t row, TensorView logits) {
   linear_forward(ctx, normed, {.weight = output_}, logits.reshape({1, config_.vocabulary}));
 }
 
-double Llama::loss(StepContext& step, const Pass& pass) {
+void Llama::loss(StepContext& step, const Pass& pass) {
   const Context& ctx = step.ctx;
   Arena::Scope scope(*ctx.scratch);
   const int64_t rows = last_.dim(0);
@@ -167,7 +170,6 @@ double Llama::loss(StepContext& step, const Pass& pass) {
             .dx = dnormed_,
             .dweight = pass.training && output_.trained() ? output_.grad() : TensorView()});
   if (step.probe != nullptr) step.probe->look(ctx, row_loss_, -1, "loss");
-  return kernels::sum(ctx, row_loss_);
 }
 
 void Llama::backward(StepContext& step) {

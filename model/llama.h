@@ -12,7 +12,8 @@ class Llama final : public Model {
  public:
   Llama(const ModelConfig& config, const ModelOptions& options, parallel::ParameterStore& store);
 
-  double forward(StepContext& step, const parallel::Shard& shard, const Pass& pass) override;
+  void load(StepContext& step, const parallel::Shard& shard) override;
+  void forward(StepContext& step, const Pass& pass) override;
   void backward(StepContext& step) override;
   void logits(StepContext& step, int64_t row, TensorView logits) override;
   ConstTensorView row_loss() const override { return row_loss_; }
@@ -20,10 +21,10 @@ class Llama final : public Model {
  private:
   PositionTables position_tables(StepContext& step, const parallel::Shard& shard) const;
   void scale_embedding(const Context&, TensorView x) const;
-  void embed(StepContext& step, const parallel::Shard& shard);
+  void embed(StepContext& step);
   void run_blocks(StepContext& step, int64_t rows);
   void run_blocks_keeping_nothing(StepContext& step, int64_t rows);
-  double loss(StepContext& step, const Pass& pass);
+  void loss(StepContext& step, const Pass& pass);
 
   ModelConfig config_;
   ModelOptions options_;
@@ -31,7 +32,7 @@ class Llama final : public Model {
   Norm norm_;
   std::vector<LlamaBlock> blocks_;
 
-  // Of the pass under way; memory belongs to step.activations.
+  // Of what was loaded and the pass over it; memory belongs to step.activations.
   TensorView tokens_, labels_;  // [T]
   PositionTables positions_;
   std::vector<BlockActivations> activations_;

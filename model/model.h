@@ -33,10 +33,14 @@ class Model {
  public:
   virtual ~Model() = default;
 
-  // This rank's sum of token losses. step.attention must be prepared for the shard's sample. In a
-  // training pass, activations stay in step.activations until backward() has run; the caller
-  // returns them (Arena::Scope).
-  virtual double forward(StepContext& step, const parallel::Shard& shard, const Pass& pass) = 0;
+  // Brings this rank's part of a sample to the device: tokens, labels, what positions come to. It,
+  // and what a training pass keeps, stays in step.activations until the caller returns it
+  // (Arena::Scope).
+  virtual void load(StepContext& step, const parallel::Shard& shard) = 0;
+
+  // A pass over what was loaded. step.attention must be prepared for its sample. Without a probe,
+  // neither this nor backward() waits for the device on one rank.
+  virtual void forward(StepContext& step, const Pass& pass) = 0;
 
   // After a training forward: adds to the parameters' gradients.
   virtual void backward(StepContext& step) = 0;

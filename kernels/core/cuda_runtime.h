@@ -30,6 +30,13 @@ void* make_stream(int device);
 void destroy_stream(int device, void* stream) noexcept;
 bool idle(void* stream);
 
+// What is submitted to a stream between begin and end is taken down instead of done; it can be
+// replayed until it is destroyed. In between, nobody may ask whether the stream is idle.
+void begin_recording(void* stream);
+void* end_recording(void* stream);
+void replay(void* recording, void* stream);
+void destroy_recording(void* recording) noexcept;
+
 // Page-locked memory of the host, which copies to and from devices read and write directly.
 std::byte* allocate_pinned(int64_t bytes);
 void free_pinned(std::byte* p) noexcept;

@@ -4,10 +4,14 @@
 #include <utility>
 
 #include "kernels/core/cuda_runtime.h"
+#include "kernels/core/error.h"
 
 namespace longhaul {
 
-bool Stream::idle() const { return device.kind == DeviceKind::kCpu || cuda::idle(native); }
+bool Stream::idle() const {
+  LONGHAUL_CHECK(recording == nullptr, "work that is recorded cannot be waited for");
+  return device.kind == DeviceKind::kCpu || cuda::idle(native);
+}
 
 void wait_until_idle(const Stream& stream, const std::function<void()>& poll) {
   while (!stream.idle()) {

@@ -1,6 +1,6 @@
 // An in-order queue of device work. On CPUs every operation has finished when its call returns, so
 // a CPU stream is empty; on CUDA `native` is a cudaStream_t. Passed explicitly: there is no current
-// stream.
+// stream. With a recording, work is taken down for replays instead of done (recording.h).
 #pragma once
 
 #include <functional>
@@ -9,12 +9,16 @@
 
 namespace longhaul {
 
+class Recording;
+
 struct Stream {
   Device device = {};
   void* native = nullptr;
+  Recording* recording = nullptr;
 
   // Whether all that was submitted has been done. Throws Error(kInternal) with the device's own
-  // words if something that was submitted has failed.
+  // words if something that was submitted has failed, or if work is being recorded: then it is
+  // never done.
   bool idle() const;
 };
 

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "kernels/core/cuda_runtime.h"
+#include "kernels/core/recording.h"
 
 namespace longhaul {
 
@@ -30,17 +31,26 @@ void start(const Stream& stream, const std::byte* from, std::byte* to, int64_t b
 }  // namespace
 
 void upload(const Stream& stream, ConstTensorView from, TensorView to) {
-  if (check(stream, from, to)) start(stream, from.raw(), to.raw(), to.bytes());
+  if (!check(stream, from, to)) return;
+  if (from.device() == kCpu) {
+    upload(stream, {from.raw(), static_cast<size_t>(from.bytes())}, to.raw());
+  } else {
+    start(stream, from.raw(), to.raw(), to.bytes());
+  }
 }
 
 void upload(const Stream& stream, std::span<const std::byte> from, std::byte* to) {
-  if (!from.empty()) start(stream, from.data(), to, static_cast<int64_t>(from.size()));
+  if (from.empty()) return;
+  const std::byte* source =
+      stream.recording == nullptr ? from.data() : stream.recording->keep(from);
+  start(stream, source, to, static_cast<int64_t>(from.size()));
 }
 
 void download(const Stream& stream, ConstTensorView from, TensorView to,
               const std::function<void()>& poll) {
   LONGHAUL_CHECK(to.device() == kCpu);
   if (!check(stream, from, to)) return;
+  wait_until_idle(stream, poll);  // a copy to memory that is not pinned blocks without polling
   start(stream, from.raw(), to.raw(), to.bytes());
   wait_until_idle(stream, poll);
 }

@@ -78,8 +78,6 @@ std::optional<typename Op::Value> reduce(const Context& ctx, const char* name, C
   });
   launch(ctx, name, reduce_parts_kernel<Op>, {.blocks = dim3(1), .threads = dim3(kReduceThreads)},
          parts.data<Value>(), count, result.data<Value>());
-  // A copy to pageable memory would block without polling.
-  wait_until_idle(ctx.stream, ctx.poll);
   Value value{};
   download(ctx.stream, result,
            TensorView(reinterpret_cast<std::byte*>(&value), dtype_of<Value>, {1}), ctx.poll);

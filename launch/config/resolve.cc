@@ -398,6 +398,34 @@ void check_device() {
   }
 }
 
+// What happens in a pass beside kernels, the same every time, cannot be recorded.
+void check_cuda_graph(const Config& config, const model::ModelConfig& model) {
+  const auto refuse_with = [](const std::string& other, const char* why, const char* fix) {
+    refuse("train.cuda_graph",
+           absl::StrCat("true with ", other, ": ", why, "; remove it, or set ", fix));
+  };
+  if (config.device() != Config::CUDA) {
+    refuse_with("device: CPU", "CUDA graphs are of GPUs", "device: CUDA");
+  }
+  if (config.parallel().sequence() > 1) {
+    refuse_with(absl::StrCat("parallel.sequence ", config.parallel().sequence()),
+                "ranks that share a sample exchange messages in its passes",
+                "parallel.sequence to 1");
+  }
+  if (config.parallel().strategy() == kDisaggregated) {
+    refuse_with("strategy disaggregated", "ranks exchange messages in a sample's passes",
+                "parallel.strategy to another");
+  }
+  if (model.attention.dropout > 0) {
+    refuse_with(absl::StrCat("model.attention.dropout ", model.attention.dropout),
+                "what is dropped differs from sample to sample", "it to 0");
+  }
+  if (config.train().check_numerics()) {
+    refuse_with("train.check_numerics", "it looks at every layer's output in between",
+                "train.check_numerics to false");
+  }
+}
+
 void check_disaggregated(const Config& config, const model::ModelConfig& model) {
   if (model.softmax_layers() == 0) {
     refuse("parallel.strategy",
@@ -435,6 +463,7 @@ void resolve(Config& config, int ranks, int threads) {
   model.validate();
   if (config.parallel().strategy() == kDisaggregated) check_disaggregated(config, model);
   if (config.device() == Config::CUDA) check_device();
+  if (config.train().cuda_graph()) check_cuda_graph(config, model);
 }
 
 }  // namespace longhaul::launch

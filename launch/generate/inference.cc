@@ -144,11 +144,10 @@ void Inference::measure(Passes& passes) {
     Arena::Scope scope(passes.memory.activations);
     const auto count = static_cast<size_t>(rows);
     model::StepContext of = step(passes, ctx);
-    model_->forward(of,
-                    {.tokens = std::vector<int32_t>(count),
-                     .labels = std::vector<int32_t>(count),
-                     .positions = std::vector<int64_t>(count)},
-                    {.training = false, .loss = losses});
+    model_->load(of, {.tokens = std::vector<int32_t>(count),
+                      .labels = std::vector<int32_t>(count),
+                      .positions = std::vector<int64_t>(count)});
+    model_->forward(of, {.training = false, .loss = losses});
     if (losses) return;
     const TensorView logits =
         passes.memory.activations.allocate(accumulator(dtype_), {model_config_.vocabulary});
@@ -231,7 +230,8 @@ std::vector<double> Inference::read(const std::vector<int32_t>& prompt, int64_t 
   const Context ctx = context(passes_->memory.workspace);
   Arena::Scope scope(passes_->memory.activations);
   model::StepContext of = step(*passes_, ctx);
-  model_->forward(of, shard, {.training = false, .loss = false});
+  model_->load(of, shard);
+  model_->forward(of, {.training = false, .loss = false});
   const TensorView logits =
       passes_->memory.activations.allocate(accumulator(dtype_), {model_config_.vocabulary});
   if (rank == last.rank) model_->logits(of, last.row, logits);
@@ -249,8 +249,8 @@ std::vector<double> Inference::next(int32_t token) {
   const Context ctx = context(passes_->memory.workspace);
   Arena::Scope scope(passes_->memory.activations);
   model::StepContext of = step(*passes_, ctx);
-  model_->forward(of, {.tokens = {token}, .labels = {-1}, .positions = {state_->tokens() - 1}},
-                  {.training = false, .loss = false});
+  model_->load(of, {.tokens = {token}, .labels = {-1}, .positions = {state_->tokens() - 1}});
+  model_->forward(of, {.training = false, .loss = false});
   if (mesh_.sequence_rank() != 0) return {};
   const TensorView logits =
       passes_->memory.activations.allocate(accumulator(dtype_), {model_config_.vocabulary});
@@ -279,8 +279,9 @@ void Inference::evaluate(const Sample& sample, PositionLoss& buckets) {
   const Context ctx = context(passes_->memory.workspace);
   Arena::Scope scope(passes_->memory.activations);
   model::StepContext of = step(*passes_, ctx);
-  model_->forward(of, shard, {.training = false});
-  const Tensor row_loss = on_host(stream_.get(), model_->row_loss());
+  model_->load(of, shard);
+  model_->forward(of, {.training = false});
+  const Tensor row_loss = on_host(ctx.stream, model_->row_loss(), ctx.poll);
   add_by_position(row_loss, shard, layout, rank, buckets);
 }
 

@@ -96,6 +96,7 @@ Config inference_config(const Config& trained, const std::vector<std::string>& o
   config.mutable_train()->set_steps(1);
   config.mutable_train()->set_validate_every(0);
   config.mutable_train()->clear_batch_tokens();
+  config.mutable_train()->clear_cuda_graph();
   config.mutable_data()->set_sequence_length(tokens);
   for (const std::string& assignment : overrides) apply_override(config, assignment);
   if (config.parallel().data() != 1 || config.parallel().servers() != 0) {

@@ -174,7 +174,9 @@ Engine::Engine(dist::Group& world, const Config& config, const EngineOptions& op
                         linear_options(config, strategies().linear_method));
         return measure(config);
       })),
-      replica_(*this, config, memory_) {}
+      replica_(*this, config, memory_) {
+  if (config.train().cuda_graph()) pass_graph_.emplace();
+}
 
 // One step with everything that may happen in it, on shapes alone.
 RankMemory Engine::measure(const Config& config) {
@@ -190,8 +192,10 @@ RankMemory Engine::measure(const Config& config) {
                               .positions = std::vector<int64_t>(rows)};
   {
     Arena::Scope scope(memory.activations);
-    replica.model->forward(step, shard, {.training = true});
+    replica.model->load(step, shard);
+    replica.model->forward(step, {.training = true});
     replica.model->backward(step);
+    kernels::sum(replica.ctx, replica.model->row_loss());
   }
   replica.optimizer->reduce_gradients(replica.ctx);
   for (const auto& bucket : replica.store.buckets()) {
@@ -227,10 +231,18 @@ double Engine::accumulate(const Sample& sample, double grad_scale, model::Numeri
   const parallel::Shard shard = shard_of(sample, Duty::kForwardAndBackward, /*dropout=*/true, next);
   model::StepContext step = step_context(probe);
   step.dropout_key = dropout_key(sample);
-  const double loss =
-      replica_.model->forward(step, shard, {.training = true, .grad_scale = grad_scale});
-  replica_.model->backward(step);
-  return loss;
+  replica_.model->load(step, shard);
+  const auto passes = [&](const Stream& stream) {
+    step.ctx.stream = stream;
+    replica_.model->forward(step, {.training = true, .grad_scale = grad_scale});
+    replica_.model->backward(step);
+  };
+  if (pass_graph_) {
+    pass_graph_->run(replica_.ctx.stream, {sample.documents, grad_scale}, passes);
+  } else {
+    passes(replica_.ctx.stream);
+  }
+  return kernels::sum(replica_.ctx, replica_.model->row_loss());
 }
 
 void Engine::update(double learning_rate, int64_t step) {
@@ -242,8 +254,10 @@ void Engine::evaluate(const Sample& sample, PositionLoss& buckets) {
   Arena::Scope scope(memory_.activations);
   const parallel::Shard shard = shard_of(sample, Duty::kForward, /*dropout=*/false);
   model::StepContext step = step_context();
-  replica_.model->forward(step, shard, {.training = false});
-  const Tensor row_loss = on_host(replica_.ctx.stream, replica_.model->row_loss());
+  replica_.model->load(step, shard);
+  replica_.model->forward(step, {.training = false});
+  const Tensor row_loss =
+      on_host(replica_.ctx.stream, replica_.model->row_loss(), replica_.ctx.poll);
   add_by_position(row_loss, shard, layout(), mesh().sequence_rank(), buckets);
 }
 
@@ -260,7 +274,8 @@ std::optional<std::string> Engine::find_non_finite(const Sample& sample) {
   model::NumericsProbe probe;
   model::StepContext step = step_context(&probe);
   step.dropout_key = dropout_key(sample);
-  replica_.model->forward(step, shard, {.training = false});
+  replica_.model->load(step, shard);
+  replica_.model->forward(step, {.training = false});
   if (probe.finding()) return probe.finding();
   // Backward goes from the last parameter to the first.
   const std::vector<parallel::ParameterStore::Entry>& entries = replica_.store.entries();
@@ -297,7 +312,7 @@ void Engine::start_from(const std::string& checkpoint) {
 }
 
 checkpoint::State Engine::state() const {
-  wait_until_idle(replica_.ctx.stream);
+  wait_until_idle(replica_.ctx.stream, replica_.ctx.poll);
   checkpoint::State state;
   for (const parallel::ShardedOptimizer::Range& range : replica_.optimizer->ranges()) {
     const auto add = [&](const char* prefix, const TensorView& data) {

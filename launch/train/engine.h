@@ -12,6 +12,7 @@
 #include "launch/config/config.h"
 #include "launch/data/batch.h"
 #include "launch/train/attention_rank.h"
+#include "launch/train/pass_graph.h"
 #include "launch/train/position_loss.h"
 #include "launch/train/rank_memory.h"
 #include "launch/train/strategy_choice.h"
@@ -67,6 +68,8 @@ class Engine {
   const SettledStrategies& strategies() const { return rank_.strategies(); }
   const Context& context() const { return replica_.ctx; }
   const parallel::ParameterStore& parameters() const { return replica_.store; }
+  // None without train.cuda_graph.
+  const std::optional<PassGraph>& pass_graph() const { return pass_graph_; }
 
   // Forward and backward over one sample of this replica: adds the gradients of
   // grad_scale * (sum of token losses) and returns this rank's part of that sum of losses. A probe
@@ -131,6 +134,7 @@ class Engine {
   std::optional<model::LinearAttentions> linear_;
   RankMemory memory_;
   Replica replica_;
+  std::optional<PassGraph> pass_graph_;
 };
 
 }  // namespace longhaul::launch

@@ -178,6 +178,12 @@ class Run {
       if (due(config_.checkpoint().every(), ends)) save();
       if (report.stop_requested && info_.step < last) interrupted();
     }
+    if (const auto& graph = engine_.pass_graph(); graph && graph->passes() > 0) {
+      metrics_->say(absl::StrCat("train.cuda_graph: rank 0 replayed ", graph->replays(), " of ",
+                                 graph->passes(),
+                                 " samples' passes; others' documents were not those of the sample "
+                                 "before"));
+    }
     metrics_->say(absl::StrCat("done: ", last,
                                " steps; checkpoint, metrics.jsonl and config.txtpb "
                                "are in ",

@@ -20,6 +20,9 @@ struct Dim3 {
 };
 inline thread_local Dim3 threadIdx{0, 0, 0}, blockIdx{0, 0, 0}, blockDim, gridDim;
 
+// Does the work, or takes it down if the stream is being captured.
+cudaError_t submit(cudaStream_t stream, std::function<cudaError_t()> work);
+
 // Calls `body` once per thread of the grid.
 cudaError_t run_grid(Dim3 grid, Dim3 block, size_t shared_bytes, const std::function<void()>& body);
 

@@ -4,11 +4,16 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <map>
+#include <memory>
 #include <mutex>
+#include <utility>
+#include <vector>
 
 #include "cuda_runtime_api.h"
 #include "tests/cuda_emulator/device_memory.h"
+#include "tests/cuda_emulator/emulator.h"
 
 namespace longhaul::cuda_emulator {
 namespace {
@@ -30,6 +35,28 @@ void protect(int protection) {
 }
 
 }  // namespace
+
+}  // namespace longhaul::cuda_emulator
+
+using Works = std::vector<std::function<cudaError_t()>>;
+struct CUgraph_st {
+  Works works;
+};
+struct CUgraphExec_st {
+  Works works;
+};
+struct CUstream_st {
+  std::unique_ptr<CUgraph_st> captured;  // while capturing
+  bool spoilt = false;
+};
+
+namespace longhaul::cuda_emulator {
+
+cudaError_t submit(cudaStream_t stream, std::function<cudaError_t()> work) {
+  if (stream == nullptr || stream->captured == nullptr) return work();
+  stream->captured->works.push_back(std::move(work));
+  return cudaSuccess;
+}
 
 DeviceMemoryAccess::DeviceMemoryAccess() {
   const std::lock_guard lock(mutex);
@@ -101,6 +128,10 @@ const char* cudaGetErrorString(cudaError_t error) {
       return "invalid configuration argument";
     case cudaErrorNotReady:
       return "device not ready";
+    case cudaErrorStreamCaptureUnsupported:
+      return "operation not permitted when stream is capturing";
+    case cudaErrorStreamCaptureInvalidated:
+      return "operation failed due to a previous error during capture";
     default:
       return "invalid argument";
   }
@@ -140,29 +171,34 @@ cudaError_t cudaFreeHost(void* p) {
   return cudaSuccess;
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
-                            cudaStream_t) {
-  const DeviceMemoryAccess access;
-  if (bytes > 0) std::memmove(to, from, bytes);
-  return cudaSuccess;
+                            cudaStream_t stream) {
+  return submit(stream, [=] {
+    const DeviceMemoryAccess access;
+    if (bytes > 0) std::memmove(to, from, bytes);
+    return cudaSuccess;
+  });
 }
 cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch,
-                              size_t width, size_t height, cudaMemcpyKind, cudaStream_t) {
-  const DeviceMemoryAccess access;
-  for (size_t row = 0; row < height; ++row) {
-    std::memmove(static_cast<char*>(to) + row * to_pitch,
-                 static_cast<const char*>(from) + row * from_pitch, width);
-  }
-  return cudaSuccess;
+                              size_t width, size_t height, cudaMemcpyKind, cudaStream_t stream) {
+  return submit(stream, [=] {
+    const DeviceMemoryAccess access;
+    for (size_t row = 0; row < height; ++row) {
+      std::memmove(static_cast<char*>(to) + row * to_pitch,
+                   static_cast<const char*>(from) + row * from_pitch, width);
+    }
+    return cudaSuccess;
+  });
 }
-cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
-  const DeviceMemoryAccess access;
-  if (bytes > 0) std::memset(to, value, bytes);
-  return cudaSuccess;
+cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
+  return submit(stream, [=] {
+    const DeviceMemoryAccess access;
+    if (bytes > 0) std::memset(to, value, bytes);
+    return cudaSuccess;
+  });
 }
 
-// Handles are never looked into; a distinct address each.
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
-  *stream = reinterpret_cast<cudaStream_t>(new char);
+  *stream = new CUstream_st;
   return cudaSuccess;
 }
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned flags, int) {
@@ -173,11 +209,50 @@ cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
   return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-  delete reinterpret_cast<char*>(stream);
+  delete stream;
   return cudaSuccess;
 }
-cudaError_t cudaStreamQuery(cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaStreamQuery(cudaStream_t stream) {
+  if (stream == nullptr || stream->captured == nullptr) return cudaSuccess;
+  stream->spoilt = true;
+  return cudaErrorStreamCaptureUnsupported;
+}
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return cudaStreamQuery(stream); }
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+  if (stream == nullptr || stream->captured != nullptr) return cudaErrorStreamCaptureUnsupported;
+  stream->captured = std::make_unique<CUgraph_st>();
+  stream->spoilt = false;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+  if (stream == nullptr || stream->captured == nullptr) return cudaErrorInvalidValue;
+  *graph = stream->captured.release();
+  if (!stream->spoilt) return cudaSuccess;
+  cudaGraphDestroy(std::exchange(*graph, nullptr));
+  return cudaErrorStreamCaptureInvalidated;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
+                                 unsigned long long) {
+  *executable = new CUgraphExec_st{graph->works};
+  return cudaSuccess;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
+  for (const auto& work : executable->works) {
+    if (const cudaError_t error = submit(stream, work); error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  delete graph;
+  return cudaSuccess;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
+  delete executable;
+  return cudaSuccess;
+}
+
+// Handles are never looked into; a distinct address each.
 cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
   *event = reinterpret_cast<cudaEvent_t>(new char);

@@ -301,6 +301,7 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"train.validation_samples=-1", "0 or more"},
         Refusal{"train.run_directory=", "is empty"}, Refusal{"checkpoint.directory=", "is empty"},
         Refusal{"checkpoint.every=-1", "0 or more"}, Refusal{"checkpoint.keep=-1", "0 or more"},
+        Refusal{"train.cuda_graph=true", "true with device: CPU: CUDA graphs are of GPUs"},
         Refusal{"device=CUDA", "built without"}));
 
 TEST(Resolve, MissingFieldsAreNamed) {

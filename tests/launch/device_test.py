@@ -42,6 +42,10 @@ class Device(unittest.TestCase):
         subprocess.run([PROGRAM, "data", "synthesize", "--output", "copy", "--documents", "40",
                         "--tokens", "50", "--vocabulary", "16"], cwd=cls.folder, check=True,
                        stdout=subprocess.DEVNULL)
+        # A document is a sample.
+        subprocess.run([PROGRAM, "data", "synthesize", "--output", "whole", "--documents", "40",
+                        "--tokens", "67", "--vocabulary", "16"], cwd=cls.folder, check=True,
+                       stdout=subprocess.DEVNULL)
         cls.on_cpu = {dtype: cls.train(cls, "cpu-" + dtype, 1, "train.dtype=" + dtype)
                       for dtype in ["F64", "F32", "BF16"]}
 
@@ -121,6 +125,43 @@ class Device(unittest.TestCase):
                 self.assertEqual(sorted(losses), sorted(expected))
                 for step, loss in losses.items():
                     self.assertAlmostEqual(loss, expected[step], delta=1e-10 * expected[step])
+
+    def test_graphs_change_no_bit(self):
+        whole = ["device=CUDA", "data.path=whole", "train.steps=3"]
+        for name, ranks, passes, settings in [
+                ("f64", 1, 6, ["train.dtype=F64"]),
+                ("bf16", 1, 6, ["train.dtype=BF16", "memory.activations=RECOMPUTE",
+                                "memory.loss_tile_rows=20", "model.attention.alibi=true"]),
+                ("linear", 1, 6, ["model.pattern=LN", "model.linear.kind=gla"]),
+                ("replicas", 2, 3, ["parallel.data=2", "model.pattern=LN"])]:
+            with self.subTest(name=name):
+                expected = self.train("plain-" + name, ranks, *whole, *settings)
+                run = "graph-" + name
+                result = self.run_command(
+                    self.command(run, ranks, "train.cuda_graph=true", *whole, *settings))
+                self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
+                self.assertEqual(self.losses(run), expected)
+                self.assertIn("replayed %d of %d samples" % (passes - 1, passes), result.stdout)
+
+    def test_graphs_of_changing_documents(self):
+        result = self.run_command(self.command("packed", 1, "device=CUDA", "train.dtype=F64",
+                                               "train.cuda_graph=true"))
+        self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
+        self.assertEqual(self.losses("packed"), self.train("packed-plain", 1, "device=CUDA",
+                                                           "train.dtype=F64"))
+
+    def test_graphs_are_refused_where_passes_are_more_than_kernels(self):
+        for ranks, setting, part in [(2, "parallel.sequence=2", "parallel.sequence to 1"),
+                                     (1, "parallel.strategy=disaggregated", "parallel.strategy"),
+                                     (1, "model.attention.dropout=0.1", "dropout"),
+                                     (1, "train.check_numerics=true", "check_numerics")]:
+            with self.subTest(setting=setting):
+                result = self.run_command(self.command("refused", ranks, "device=CUDA",
+                                                       "train.cuda_graph=true", setting))
+                self.assertEqual(result.returncode, 2, result.stdout + result.stderr)
+                self.assertEqual(len(result.stderr.splitlines()), 1, result.stderr)
+                self.assertIn("train.cuda_graph", result.stderr)
+                self.assertIn(part, result.stderr)
 
     def test_ranks_as_processes(self):
         command = self.command("mpi", 0, "device=CUDA", "train.dtype=F64")

@@ -56,7 +56,8 @@ Rows run_inference(dist::Group& group, const InferenceCase& c) {
       model::StepContext step{ctx, activations, communication, attention,
                               state->decoding() ? state->recurrence() : linear};
       step.inference = &*state;
-      network->forward(step, of, {.training = false, .loss = false});
+      network->load(step, of);
+      network->forward(step, {.training = false, .loss = false});
       const TensorView logits = activations.allocate(accumulator(c.dtype), {c.config.vocabulary});
       if (wanted || (ctx.measuring() && of.rows() > 0)) network->logits(step, row, logits);
       if (ctx.measuring()) return;

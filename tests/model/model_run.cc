@@ -5,6 +5,7 @@
 
 #include "dist/local/local.h"
 #include "kernels/core/random.h"
+#include "kernels/pointwise.h"
 #include "model/attention_options.h"
 
 namespace longhaul::test {
@@ -104,9 +105,10 @@ ModelRun run_model(dist::Group& group, const ModelCase& c) {
     model::StepContext step{ctx, activations, communication, attention, linear, nullptr, {}};
     if (c.config.attention.dropout > 0) step.dropout_key = model::dropout_key(1, 5);
     Arena::Scope scope(activations);
-    const double loss = network->forward(
-        step, shard, {.training = true, .grad_scale = 1.0 / static_cast<double>(targets)});
+    network->load(step, shard);
+    network->forward(step, {.training = true, .grad_scale = 1.0 / static_cast<double>(targets)});
     network->backward(step);
+    const double loss = kernels::sum(ctx, network->row_loss());
     if (ctx.measuring()) return;
     result.loss = group.sum(loss, "test") / static_cast<double>(targets);
     Stream stream;

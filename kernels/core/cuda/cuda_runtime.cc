@@ -108,6 +108,31 @@ bool idle(void* stream) {
   return true;
 }
 
+void begin_recording(void* stream) {
+  // Relaxed: other threads and streams go on meanwhile, and this thread may look after them.
+  check(cudaStreamBeginCapture(native(stream), cudaStreamCaptureModeRelaxed),
+        "cudaStreamBeginCapture");
+}
+
+void* end_recording(void* stream) {
+  cudaGraph_t graph = nullptr;
+  check(cudaStreamEndCapture(native(stream), &graph), "cudaStreamEndCapture");
+  cudaGraphExec_t recording = nullptr;
+  const cudaError_t code = cudaGraphInstantiate(&recording, graph, 0);
+  cudaGraphDestroy(graph);
+  check(code, "cudaGraphInstantiate");
+  return recording;
+}
+
+void replay(void* recording, void* stream) {
+  check(cudaGraphLaunch(static_cast<cudaGraphExec_t>(recording), native(stream)),
+        "cudaGraphLaunch");
+}
+
+void destroy_recording(void* recording) noexcept {
+  cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(recording));
+}
+
 std::byte* allocate_pinned(int64_t bytes) {
   void* p = nullptr;
   const cudaError_t code =

@@ -20,6 +20,10 @@ void fill_bytes(int, std::byte*, int, int64_t) { not_built(); }
 void* make_stream(int) { not_built(); }
 void destroy_stream(int, void*) noexcept {}
 bool idle(void*) { not_built(); }
+void begin_recording(void*) { not_built(); }
+void* end_recording(void*) { not_built(); }
+void replay(void*, void*) { not_built(); }
+void destroy_recording(void*) noexcept {}
 std::byte* allocate_pinned(int64_t) { not_built(); }
 void free_pinned(std::byte*) noexcept {}
 void* make_event(int) { not_built(); }

@@ -134,9 +134,11 @@ template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
   std::tuple<std::remove_cv_t<Parameters>...> copies(std::forward<Arguments>(arguments)...);
-  return longhaul::cuda_emulator::run_grid(
-      config->gridDim, config->blockDim, config->dynamicSmemBytes,
-      [&] { std::apply([&](const auto&... each) { kernel(each...); }, copies); });
+  return longhaul::cuda_emulator::submit(config->stream, [config = *config, kernel, copies] {
+    return longhaul::cuda_emulator::run_grid(
+        config.gridDim, config.blockDim, config.dynamicSmemBytes,
+        [&] { std::apply([&](const auto&... each) { kernel(each...); }, copies); });
+  });
 }
 
 template <class Function>
