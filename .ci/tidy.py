@@ -4,7 +4,9 @@
 usage: .ci/tidy.py BUILD_FOLDER
 
 A file counts as unchanged if it, the headers of this repository that it includes (as the compiler
-recorded them) and .clang-tidy are. Tests are left out: GoogleTest's macros set off many checks.
+recorded them), its compiler's arguments, .clang-tidy and clang-tidy itself are. What passed is
+remembered in ~/.cache/longhaul-tidy (or $LONGHAUL_TIDY_CACHE), for other clones too, as ccache does.
+Tests are left out: GoogleTest's macros set off many checks.
 """
 import concurrent.futures
 import hashlib
@@ -35,10 +37,12 @@ def ours(path):
     return path.is_relative_to(ROOT) and not path.is_relative_to(ROOT / "build")
 
 
-def fingerprint(files):
+def fingerprint(version, command, files):
     digest = hashlib.sha256((ROOT / ".clang-tidy").read_bytes())
+    for text in (version, command.replace(str(ROOT), ".")):
+        digest.update(text.encode() + b"\0")
     for path in sorted(files):
-        digest.update(str(path).encode() + b"\0" + path.read_bytes())
+        digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
 
@@ -53,8 +57,11 @@ def main():
         sys.exit(__doc__)
     build = pathlib.Path(sys.argv[1]).resolve()
     dependencies = recorded_dependencies(build)
-    stamps = build / "tidy"
-    stamps.mkdir(exist_ok=True)
+    stamps = pathlib.Path(os.environ.get("LONGHAUL_TIDY_CACHE",
+                                         pathlib.Path.home() / ".cache/longhaul-tidy"))
+    stamps.mkdir(parents=True, exist_ok=True)
+    version = subprocess.run(["clang-tidy", "--version"], check=True, capture_output=True,
+                             text=True).stdout
     todo = []
     for command in json.loads((build / "compile_commands.json").read_text()):
         source = pathlib.Path(command["file"])
@@ -62,7 +69,7 @@ def main():
             continue
         objects = [word for word in command["command"].split() if word.endswith(".o")]
         files = {path for name in objects for path in dependencies.get(name, []) if ours(path)}
-        stamp = stamps / fingerprint(files | {source})
+        stamp = stamps / fingerprint(version, command["command"], files | {source})
         if not stamp.exists():
             todo.append((source, stamp))
 
