@@ -185,7 +185,7 @@ class Model(unittest.TestCase):
                      "150")
         self.refused(2, "--no-loss", *model, "--no-loss")
         for option, value in (("--data", "text"), ("--samples", "2"), ("--buckets", "2")):
-            self.refused(2, f"{option} excludes --no-loss", *model, "--passkey", "--text",
+            self.refused(2, f"--no-loss excludes {option}", *model, "--passkey", "--text",
                          "text.txt", "--lengths", "150", "--no-loss", option, value)
         for option, value in (("--text", "text.txt"), ("--lengths", "150"), ("--depths", "0"),
                               ("--trials", "2"), ("--seed", "2"), ("--needle", "{key}"),
