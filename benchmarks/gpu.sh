@@ -1,21 +1,26 @@
 #!/usr/bin/env bash
-# Does everything work on this machine's GPU, and how fast? One table at the end, JSON in a folder.
+# Does everything work on this machine's GPU, and how fast? One table at the end, and in a folder:
+# table.md, results.json and each stage's output.
 #
-#   benchmarks/gpu.sh [--stages doctor,tests,memcheck,racecheck,nccl,shared,train,kernels,peers] [--out FOLDER]
+#   benchmarks/gpu.sh [--stages LIST] [--out FOLDER] [--seconds S]
 #
+# Stages: doctor, tests, nccl, shared (ranks that share a GPU), train (losses beside the CPU's),
+# kernels, steps (training steps), peers (PyTorch), memcheck, racecheck; by default all, in this order.
 # From a bundle (launch/bundle.sh, after `. env.sh`) or from a build of the preset `cuda`. A stage
-# that this machine cannot run is reported as skipped, with the reason.
+# that this machine cannot run is reported as skipped, with the reason; one that hangs is ended, and
+# none begins after S seconds (default 520).
 # shellcheck disable=SC2317  # functions are called by stage()
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-all=doctor,tests,memcheck,racecheck,nccl,shared,train,kernels,peers
-stages=$all out=gpu-results
+all=doctor,tests,nccl,shared,train,kernels,steps,peers,memcheck,racecheck
+stages=$all out=gpu-results seconds=520
 while (($# > 0)); do
   case $1 in
     --stages) stages=${2:?--stages wants a list of: $all} && shift ;;
     --out) out=${2:?--out wants a folder} && shift ;;
-    *) echo "gpu.sh: unknown option $1; usage: benchmarks/gpu.sh [--stages LIST] [--out FOLDER]" >&2 && exit 2 ;;
+    --seconds) seconds=${2:?--seconds wants a number} && shift ;;
+    *) echo "gpu.sh: unknown option $1; usage: benchmarks/gpu.sh [--stages LIST] [--out FOLDER] [--seconds S]" >&2 && exit 2 ;;
   esac
   shift
 done
@@ -31,32 +36,46 @@ fi
 [[ -x $longhaul ]] || { echo "gpu.sh: $longhaul is missing: cmake --preset cuda && cmake --build --preset cuda" >&2 && exit 2; }
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
-mpirun=(mpirun --oversubscribe --allow-run-as-root --bind-to none)
+mpirun='mpirun --oversubscribe --allow-run-as-root --bind-to none'
 
-summary=() failed=0
-gpus=$("$longhaul" doctor --json | python3 -c 'import json, sys; print(len(json.load(sys.stdin)["gpus"]))')
-why=$("$longhaul" doctor --json | python3 -c 'import json, sys
-print(*(b["why_none"] for b in json.load(sys.stdin)["backends"] if b["device"] == "cuda"))')
+rm -f "$out"/stages.jsonl "$out"/*.log
+"$longhaul" doctor --json >"$out/doctor.json"
+field() { python3 -c "import json, sys; print($1)" <"$out/doctor.json"; }
+gpus=$(field 'len(json.load(sys.stdin)["gpus"])')
+why=$(field '*(b["why_none"] for b in json.load(sys.stdin)["backends"] if b["device"] == "cuda")')
+failed=0
 
-# stage NAME COMMAND...: runs it, with its output in NAME.log; 77 is "skipped".
+report() {  # STAGE RESULT SECONDS
+  python3 -c 'import json, sys; print(json.dumps({"stage": sys.argv[1], "result": sys.argv[2], "seconds": int(sys.argv[3])}))' \
+    "$@" >>"$out/stages.jsonl"
+}
+# stage NAME LIMIT: runs run_NAME for at most LIMIT seconds, with its output in NAME.log; status 77 is
+# "skipped".
 stage() {
-  local name=$1 status=0 begin=$SECONDS
-  shift
+  local name=$1 limit=$2 status=0 begin=$SECONDS
   [[ ,$stages, == *,$name,* ]] || return 0
   if ((gpus == 0)) && [[ $name != doctor ]]; then
-    summary+=("$name: skipped: $why")
+    report "$name" "skipped: $why" 0
+    return 0
+  fi
+  if ((begin >= seconds)); then
+    report "$name" "skipped: $seconds s are over; run it with --stages $name" 0
     return 0
   fi
   printf '\n== %s\n' "$name"
-  "$@" >"$out/$name.log" 2>&1 || status=$?
-  tail -n 25 "$out/$name.log"
+  timeout --kill-after 5 "$limit" bash -euo pipefail -c "run_$name" >"$out/$name.log" 2>&1 || status=$?
+  tail -n 25 "$out/$name.log" | cut -c 1-400
   case $status in
-    0) summary+=("$name: passed in $((SECONDS - begin)) s") ;;
-    77) summary+=("$name: skipped: $(tail -n 1 "$out/$name.log")") ;;
-    *) summary+=("$name: FAILED with status $status, see $out/$name.log") && failed=1 ;;
+    0) report "$name" passed $((SECONDS - begin)) ;;
+    77) report "$name" "skipped: $(tail -n 1 "$out/$name.log")" $((SECONDS - begin)) ;;
+    124 | 137) failed=1 && report "$name" "FAILED: not done after $limit s, see $name.log" $((SECONDS - begin)) ;;
+    *) failed=1 && report "$name" "FAILED with status $status, see $name.log" $((SECONDS - begin)) ;;
   esac
 }
 
+# Stages, each in a shell of its own that can be ended.
+export longhaul tests configs here gpus mpirun
+run_doctor() { "$longhaul" doctor; }
 run_tests() {
   local program status=0
   for program in kernels_core_test kernels_layers_test kernels_gemm_test kernels_attention_test \
@@ -67,17 +86,19 @@ run_tests() {
   done
   return "$status"
 }
-sanitize() {
-  local tool=$1
+sanitize() {  # TOOL
   command -v compute-sanitizer >/dev/null || { echo "compute-sanitizer is not installed" && return 77; }
-  compute-sanitizer --tool "$tool" --error-exitcode 1 "$tests/kernels_attention_test" \
+  compute-sanitizer --tool "$1" --error-exitcode 1 "$tests/kernels_attention_test" \
     --gtest_brief=1 --gtest_filter='Attention.EveryMask:Attention.GroupedHeads' &&
-    compute-sanitizer --tool "$tool" --error-exitcode 1 "$tests/kernels_layers_test" \
+    compute-sanitizer --tool "$1" --error-exitcode 1 "$tests/kernels_layers_test" \
       --gtest_brief=1 --gtest_filter='GatedUnit*:Activation*:DecayGate*:Lrpe*:RmsNorm*:Embedding*'
 }
-run_nccl() { "${mpirun[@]}" -n "$gpus" "$tests/dist_nccl_suite"; }
+run_memcheck() { sanitize memcheck; }
+run_racecheck() { sanitize racecheck; }
+run_nccl() { $mpirun -n "$gpus" "$tests/dist_nccl_suite"; }
 run_shared() {
-  python3 "$here/tests/launch/device_test.py" "$longhaul" "${mpirun[@]}"
+  # shellcheck disable=SC2086  # words
+  python3 "$here/tests/launch/device_test.py" "$longhaul" $mpirun
 }
 # The quickstart's model on random copies; the losses of the CPU beside those of the GPU.
 run_train() {
@@ -99,22 +120,43 @@ PY
   rm -rf "$folder"
 }
 run_kernels() {
-  "$longhaul" bench attention --device cuda --dtype bf16 --n 2048,8192,16384 --heads 16 --json
-  "$longhaul" bench gemm --device cuda --tokens 8192 --json
-  "$longhaul" bench pointwise --device cuda --json
+  local short=(--device cuda --dtype bf16 --json --seconds 0.2)
+  "$longhaul" bench attention "${short[@]}" --n 2048,8192,16384 --heads 16
+  "$longhaul" bench linear "${short[@]}" --n 8192 --heads 16
+  "$longhaul" bench gemm "${short[@]}" --tokens 8192
+  # Operands far larger than the caches.
+  "$longhaul" bench pointwise "${short[@]}" --n 131072 --loss-n 16384 --loss-width 2048
 }
-run_peers() { python3 "$here/benchmarks/peers/attention_gpu.py" --program "$longhaul" --json; }
+# A small model, where submitting kernels takes time, with and without a CUDA graph; and one of the
+# size of Llama 3.2 1B.
+run_steps() {
+  local graph step=(bench train --ranks 1 --json --steps 5 --set device=CUDA)
+  for graph in false true; do
+    "$longhaul" "${step[@]}" --config "$configs/quickstart.txtpb" --set train.dtype=BF16 \
+      --set train.cuda_graph="$graph" --lengths 2048,16384
+  done
+  "$longhaul" "${step[@]}" --config "$configs/long-1b.txtpb" --set train.batch_tokens=32768 --lengths 32768
+}
+run_peers() {
+  local status=0
+  python3 "$here/benchmarks/peers/attention_gpu.py" --program "$longhaul" --json || status=$?
+  ((status == 5)) && return 77  # no PyTorch
+  return "$status"
+}
 
-stage doctor "$longhaul" doctor
-stage tests run_tests
-stage memcheck sanitize memcheck
-stage racecheck sanitize racecheck
-stage nccl run_nccl
-stage shared run_shared
-stage train run_train
-stage kernels run_kernels
-stage peers run_peers
+export -f sanitize
+for stage in ${all//,/ }; do export -f "run_$stage"; done
+stage doctor 30
+stage tests 240
+stage nccl 90
+stage shared 240
+stage train 120
+stage kernels 150
+stage steps 120
+stage peers 200
+stage memcheck 150
+stage racecheck 150
 
 printf '\n== summary\n'
-printf '%s\n' "${summary[@]}"
+python3 "$here/benchmarks/gpu_table.py" "$out"
 exit "$failed"
