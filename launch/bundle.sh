@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Packs a build for machines without its packages: the program, its tests and benchmarks, Open MPI
-# with its plug-ins, and every shared library they need except the C library's and the GPU driver's.
+# Packs a build for machines without its packages: the program, tests of kernels and transports,
+# benchmarks, Open MPI with its plug-ins, and every shared library they need except the C library's and the GPU driver's.
 #
 #   launch/bundle.sh [--preset cuda] [--cuda-libraries] OUT.tar.xz
 #
@@ -46,7 +46,8 @@ cp -L "$(command -v orted)" "$root/bin/orted"
 cp -L "$(command -v orterun || command -v mpirun)" "$root/bin/mpirun"
 
 cp "$build/longhaul" "$root/bin"
-find "$build" -maxdepth 1 -type f -executable \( -name '*_test' -o -name '*_suite' -o -name '*_mpi' \) \
+# What may go wrong on another machine: kernels and transports.
+find "$build" -maxdepth 1 -type f -executable \( -name 'kernels_*_test' -o -name 'dist_*_test' -o -name 'dist_*_suite' \) \
   -exec cp {} "$root/tests" \;
 mkdir -p "$root/tests/launch"
 cp tests/launch/device_test.py "$root/tests/launch"
@@ -76,10 +77,28 @@ export LONGHAUL_ROOT
 export OPAL_PREFIX=$LONGHAUL_ROOT
 export PATH=$LONGHAUL_ROOT/bin:$PATH
 export LD_LIBRARY_PATH=$LONGHAUL_ROOT/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+
+# cuBLAS and NCCL, where they are not in the bundle: the linker's, the toolkit's, or those that came
+# with PyTorch.
+_longhaul_lacks() { ldd "$LONGHAUL_ROOT/bin/longhaul" | awk '/not found/ { print $1 }'; }
+if [ -n "$(_longhaul_lacks)" ]; then
+  _longhaul_wheels=$(python3 -c 'import nvidia; print(nvidia.__path__[0])' 2>/dev/null || true)
+  for _longhaul_folder in "${CUDA_HOME:-/usr/local/cuda}/lib64" ${_longhaul_wheels:+"$_longhaul_wheels"/*/lib}; do
+    for _longhaul_library in $(_longhaul_lacks); do
+      [ -e "$_longhaul_folder/$_longhaul_library" ] || continue
+      LD_LIBRARY_PATH=$LD_LIBRARY_PATH:$_longhaul_folder
+      break
+    done
+  done
+  for _longhaul_library in $(_longhaul_lacks); do
+    echo "longhaul: $_longhaul_library is not on this machine; add its folder to LD_LIBRARY_PATH" >&2
+  done
+fi
+unset -f _longhaul_lacks
 ENV
 
 # The newest symbol version of the C library that anything in the bundle asks for.
-floor=$(find "$root" -type f \( -name '*.so*' -o -path '*/bin/*' -o -path '*/tests/*' \) \
+floor=$(find "$root" -type f \( -name '*.so*' -o -path '*/bin/*' -o -path '*/tests/*' \) ! -name '*.py' \
   -exec objdump -T {} + 2>/dev/null | grep -o 'GLIBC_2\.[0-9.]*' | sort -uV | tail -1)
 {
   echo "Longhaul $(git describe --always --dirty 2>/dev/null || echo unknown), preset $preset"
@@ -88,7 +107,8 @@ floor=$(find "$root" -type f \( -name '*.so*' -o -path '*/bin/*' -o -path '*/tes
   echo "use: . env.sh && longhaul doctor"
 } >"$root/README"
 
-tar -C "$work" -cf - longhaul | xz -T0 -6 >"$out.partial"
+# Every program has the same kernels: a dictionary that spans several of them stores these once.
+tar -C "$work" -cf - longhaul | xz -T1 --lzma2=preset=6,dict=192MiB >"$out.partial"
 mv "$out.partial" "$out"
 cat "$root/README"
 echo "$out: $(($(stat -c %s "$out") / 1024)) KiB"

@@ -23,7 +23,7 @@ BACKENDS = ("cuDNN", "FLASH")
 NO_GPU = 77
 
 
-def milliseconds(torch, call, least=5.0) -> float:
+def milliseconds(torch, call, least=50.0) -> float:
     """Of one call, over so many that they take `least` together."""
     call()
     calls = 1

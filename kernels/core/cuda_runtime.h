@@ -49,8 +49,8 @@ void record(void* event, void* stream);
 bool reached(void* event);  // also if never recorded
 void wait_for(void* stream, void* event);
 
-// Either address may be on the host. Host memory that is read may be changed on return, unless it
-// is pinned: then, and where host memory is written, once the stream has come past the copy.
+// Either address may be on the host. Its memory may be changed, or read, once the stream has come
+// past the copy; unless it is pinned, this may wait for that.
 void copy(void* stream, const std::byte* from, std::byte* to, int64_t bytes);
 
 }  // namespace longhaul::cuda

@@ -33,11 +33,8 @@ Recording::Recording(const Stream& stream, const std::function<void(const Stream
 }
 
 Recording::~Recording() {
-  try {
-    wait_until_idle(stream_);
-  } catch (const Error&) {
-    // Work on the device has failed, which whoever waits for it is told.
-  }
+  // Whoever waits for work that fails is told.
+  (void)attempt([this] { wait_until_idle(stream_); });
   cuda::destroy_recording(native_);
   free_blocks();
 }

@@ -4,16 +4,19 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 
 #include "kernels/core/device.h"
 
 namespace longhaul {
 
 class Recording;
+class UploadBuffers;
 
 struct Stream {
   Device device = {};
   void* native = nullptr;
+  UploadBuffers* uploads = nullptr;  // of a GPU's
   Recording* recording = nullptr;
 
   // Whether all that was submitted has been done. Throws Error(kInternal) with the device's own
@@ -28,7 +31,7 @@ void wait_until_idle(const Stream& stream, const std::function<void()>& poll = {
 // A stream of one device, for as long as the object lives.
 class OwnedStream {
  public:
-  OwnedStream() = default;  // of the CPU
+  OwnedStream();  // of the CPU
   // Throws Error(kEnvironment) if there is no such device.
   explicit OwnedStream(Device device);
   ~OwnedStream();
@@ -38,6 +41,7 @@ class OwnedStream {
   const Stream& get() const { return stream_; }
 
  private:
+  std::unique_ptr<UploadBuffers> uploads_;
   Stream stream_;
 };
 

@@ -4,6 +4,7 @@
 
 #include "kernels/core/cuda_runtime.h"
 #include "kernels/core/recording.h"
+#include "kernels/core/upload_buffers.h"
 
 namespace longhaul {
 
@@ -41,9 +42,14 @@ void upload(const Stream& stream, ConstTensorView from, TensorView to) {
 
 void upload(const Stream& stream, std::span<const std::byte> from, std::byte* to) {
   if (from.empty()) return;
-  const std::byte* source =
-      stream.recording == nullptr ? from.data() : stream.recording->keep(from);
-  start(stream, source, to, static_cast<int64_t>(from.size()));
+  const auto bytes = static_cast<int64_t>(from.size());
+  if (stream.recording != nullptr) {
+    start(stream, stream.recording->keep(from), to, bytes);
+  } else if (stream.uploads != nullptr) {
+    stream.uploads->upload(stream.native, from, to);
+  } else {
+    start(stream, from.data(), to, bytes);
+  }
 }
 
 void download(const Stream& stream, ConstTensorView from, TensorView to,

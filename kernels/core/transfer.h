@@ -12,7 +12,8 @@
 
 namespace longhaul {
 
-// `from` on the host may be changed as soon as this returns. In a stream that is being recorded,
+// `from` on the host may be changed as soon as this returns, which it does without waiting for the
+// stream (upload_buffers.h says when not). In a stream that is being recorded,
 // what it holds now is what every replay uploads.
 void upload(const Stream& stream, ConstTensorView from, TensorView to);
 

@@ -21,13 +21,26 @@ namespace {
 constexpr size_t kMemory = size_t{8} << 30;
 
 std::mutex mutex;
-std::map<void*, size_t> allocations;
+std::map<void*, size_t> allocations, pinned;
 size_t allocated = 0;
 int users = 0;
 
 size_t whole_pages(size_t bytes) {
   const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
   return (bytes + page) / page * page;
+}
+
+bool lies_in(const std::map<void*, size_t>& blocks, const void* p) {
+  auto block = blocks.upper_bound(const_cast<void*>(p));
+  if (block == blocks.begin()) return false;
+  --block;
+  return static_cast<const char*>(p) < static_cast<const char*>(block->first) + block->second;
+}
+
+// Whether a copy can be left to the device at once.
+bool is_ready(const void* from) {
+  const std::lock_guard lock(mutex);
+  return lies_in(allocations, from) || lies_in(pinned, from);
 }
 
 void protect(int protection) {
@@ -164,14 +177,22 @@ cudaError_t cudaFree(void* p) {
 }
 cudaError_t cudaHostAlloc(void** p, size_t bytes, unsigned) {
   *p = std::malloc(bytes == 0 ? 1 : bytes);
-  return *p == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
+  if (*p == nullptr) return cudaErrorMemoryAllocation;
+  const std::lock_guard lock(mutex);
+  pinned[*p] = bytes;
+  return cudaSuccess;
 }
 cudaError_t cudaFreeHost(void* p) {
+  {
+    const std::lock_guard lock(mutex);
+    pinned.erase(p);
+  }
   std::free(p);
   return cudaSuccess;
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
                             cudaStream_t stream) {
+  if (bytes > 0 && !is_ready(from)) return cudaErrorInvalidValue;
   return submit(stream, [=] {
     const DeviceMemoryAccess access;
     if (bytes > 0) std::memmove(to, from, bytes);

@@ -19,7 +19,7 @@ std::string version(int number) { return absl::StrCat(number / 1000, ".", number
 
 }  // namespace
 
-std::string why_no_device() {
+static std::string find_why_no_device() {
   int count = 0;
   const cudaError_t code = cudaGetDeviceCount(&count);
   if (code != cudaSuccess) {
@@ -33,6 +33,11 @@ std::string why_no_device() {
                         info.minor, "; ", kLeastMajor, ".0 or higher is needed");
   }
   return "";
+}
+
+std::string why_no_device() {
+  static const std::string why = find_why_no_device();  // takes milliseconds to find
+  return why;
 }
 
 int device_count() {
@@ -174,7 +179,6 @@ void wait_for(void* stream, void* event) {
 }
 
 void copy(void* stream, const std::byte* from, std::byte* to, int64_t bytes) {
-  // From pageable memory the runtime has read everything when it returns.
   check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault, native(stream)),
         "cudaMemcpyAsync");
 }
