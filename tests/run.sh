@@ -42,7 +42,7 @@ if ! $quick; then
   GTEST_FILTER=$learning run asan --exclude-regex "$left_out"
   # CUDA's kernels and what moves their tensors, run by the CPU; the rest is as in the release build.
   build emulated
-  run emulated --tests-regex 'kernels_(attention|attention_work|delta_rule|gated_linear_attention|gemm|layers|linear_attention|state_maps)_test|dist_.*(device|nccl)|launch_device'
+  run emulated --tests-regex 'kernels_(attention|attention_work|core|delta_rule|gated_linear_attention|gemm|layers|linear_attention|state_maps)_test|dist_.*(device|nccl)|launch_device'
   build tsan
   # Plans are pure functions, made and proved by one thread.
   GTEST_FILTER=$learning TSAN_OPTIONS="halt_on_error=1 second_deadlock_stack=1" \
