@@ -8,7 +8,8 @@
 # kernels, steps (training steps), peers (PyTorch), memcheck, racecheck; by default all, in this order.
 # From a bundle (launch/bundle.sh, after `. env.sh`) or from a build of the preset `cuda`. A stage
 # that this machine cannot run is reported as skipped, with the reason; one that hangs is ended, and
-# all end after S seconds (default 530): what is left over can be run by --stages.
+# all end after S seconds (default 530): what is left over can be run by --stages, with the same
+# folder, whose table then has both.
 # shellcheck disable=SC2317  # functions are called by stage()
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -40,7 +41,7 @@ out=$(cd "$out" && pwd)
 mpirun='mpirun --oversubscribe --allow-run-as-root --bind-to none --mca plm isolated --mca pml ob1'
 mpirun+=' --mca btl self,vader --mca btl_vader_single_copy_mechanism none'
 
-rm -f "$out"/stages.jsonl "$out"/*.log
+for stage in ${stages//,/ }; do rm -f "$out/$stage.log"; done
 "$longhaul" doctor --json >"$out/doctor.json" || true  # its findings are the first stage's
 field() { python3 -c "import json, sys; print($1)" <"$out/doctor.json"; }
 gpus=$(field 'len(json.load(sys.stdin)["gpus"])')

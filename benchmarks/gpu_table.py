@@ -33,8 +33,10 @@ def case_name(case: dict) -> str:
                     for name, value in case.items() if name not in left_out)
 
 
-def quantity(value: float, unit: str) -> str:
-    """In units that read well: of rates in G, those above a thousand in T."""
+def quantity(value: float | None, unit: str) -> str:
+    """In units that read well: of rates in G, those above a thousand in T. None: not a number."""
+    if value is None:
+        return "not a number"
     if unit.startswith("G") and value >= 1000:
         value, unit = value / 1000, "T" + unit[1:]
     return f"{value:.4g} {unit}"
@@ -52,7 +54,8 @@ def main() -> None:
         sys.exit(__doc__)
     folder = pathlib.Path(sys.argv[1])
     doctor = json.loads((folder / "doctor.json").read_text())
-    stages = objects_in(folder / "stages.jsonl")
+    # Stages that have run again replace what they were.
+    stages = list({s["stage"]: s for s in objects_in(folder / "stages.jsonl")}.values())
     benches = [row for stage in ("kernels", "steps") for row in objects_in(folder / f"{stage}.log")]
     peers = objects_in(folder / "peers.log")
     date = datetime.date.today().isoformat()
@@ -66,7 +69,7 @@ def main() -> None:
         ["benchmark", "case", "reached", "limit", "of the limit"],
         [[row["bench"], case_name(row["case"]),
           quantity(row["value"], row["unit"]),
-          f"{quantity(row['limit'], row['unit'])} ({row['limit_name']})", f"{row['ratio']:.1%}"]
+          f"{quantity(row['limit'], row['unit'])} ({row['limit_name']})", "" if row["ratio"] is None else f"{row['ratio']:.1%}"]
          for row in benches])
     names = sorted({name for row in peers for name in row["ratios"]})
     lines += table(

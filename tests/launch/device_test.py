@@ -132,7 +132,9 @@ class Device(unittest.TestCase):
                 ("f64", 1, 6, ["train.dtype=F64"]),
                 ("bf16", 1, 6, ["train.dtype=BF16", "memory.activations=RECOMPUTE",
                                 "memory.loss_tile_rows=20", "model.attention.alibi=true"]),
-                ("linear", 1, 6, ["model.pattern=LN", "model.linear.kind=gla"]),
+                ("decay", 1, 6, ["model.pattern=LN", "model.linear.kind=lightning"]),
+                ("gates", 1, 6, ["model.pattern=LN", "model.linear.kind=gla"]),
+                ("delta", 1, 6, ["model.pattern=LN", "model.linear.kind=gated_delta"]),
                 ("replicas", 2, 3, ["parallel.data=2", "model.pattern=LN"])]:
             with self.subTest(name=name):
                 expected = self.train("plain-" + name, ranks, *whole, *settings)
