@@ -107,8 +107,11 @@ floor=$(find "$root" -type f \( -name '*.so*' -o -path '*/bin/*' -o -path '*/tes
   echo "use: . env.sh && longhaul doctor"
 } >"$root/README"
 
-# Every program has the same kernels: a dictionary that spans several of them stores these once.
-tar -C "$work" -cf - longhaul | xz -T1 --lzma2=preset=6,dict=192MiB >"$out.partial"
+# Every program has the same kernels: a dictionary that spans several of them stores these once. CUDA's
+# libraries hardly shrink, whatever is tried.
+pack=(xz -T1 "--lzma2=preset=1,dict=192MiB")
+if $cuda_libraries; then pack=(xz -T0 -0); fi
+tar -C "$work" -cf - longhaul | "${pack[@]}" >"$out.partial"
 mv "$out.partial" "$out"
 cat "$root/README"
 echo "$out: $(($(stat -c %s "$out") / 1024)) KiB"
