@@ -48,10 +48,10 @@ ActivationRows<T, Y> rows(Activation activation) {
   }
   return {forward_row<kIdentity, T, Y>, backward_row<kIdentity, T, Y>};
 }
-ActivationRows<bf16, bf16> activation_bf16(Activation act) { return rows<bf16, bf16>(act); }
-ActivationRows<bf16, float> activation_widened(Activation act) { return rows<bf16, float>(act); }
-ActivationRows<float, float> activation_f32(Activation act) { return rows<float, float>(act); }
-ActivationRows<double, double> activation_f64(Activation act) { return rows<double, double>(act); }
+ActivationRowsOfAll activation_rows(Activation activation) {
+  return {rows<bf16, bf16>(activation), rows<bf16, float>(activation),
+          rows<float, float>(activation), rows<double, double>(activation)};
+}
 
 }  // namespace
 }  // namespace longhaul::kernels::cpu::HWY_NAMESPACE
@@ -60,10 +60,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace longhaul::kernels::cpu {
 
-HWY_EXPORT(activation_bf16);
-HWY_EXPORT(activation_widened);
-HWY_EXPORT(activation_f32);
-HWY_EXPORT(activation_f64);
+HWY_EXPORT(activation_rows);
 
 namespace {
 
@@ -75,15 +72,7 @@ int64_t rows_per_task(int64_t columns) {
 
 template <class T, class Y>
 ActivationRows<T, Y> rows(Activation activation) {
-  if constexpr (std::is_same_v<Y, bf16>) {
-    return HWY_DYNAMIC_DISPATCH(activation_bf16)(activation);
-  } else if constexpr (std::is_same_v<T, bf16>) {
-    return HWY_DYNAMIC_DISPATCH(activation_widened)(activation);
-  } else if constexpr (std::is_same_v<T, float>) {
-    return HWY_DYNAMIC_DISPATCH(activation_f32)(activation);
-  } else {
-    return HWY_DYNAMIC_DISPATCH(activation_f64)(activation);
-  }
+  return std::get<ActivationRows<T, Y>>(HWY_DYNAMIC_DISPATCH(activation_rows)(activation));
 }
 
 template <class T, class Y>

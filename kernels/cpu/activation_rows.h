@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <tuple>
 
 #include "kernels/core/dtype.h"
 
@@ -15,5 +16,8 @@ struct ActivationRows {
   // dx = dy * scale * act'(x)
   void (*backward)(const Y* dy, const T* x, Accumulator<T> scale, int64_t n, T* dx);
 };
+using ActivationRowsOfAll =
+    std::tuple<ActivationRows<bf16, bf16>, ActivationRows<bf16, float>,
+               ActivationRows<float, float>, ActivationRows<double, double>>;
 
 }  // namespace longhaul::kernels::cpu

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "kernels/cpu/adamw_range.h"
+#include "kernels/cpu/by_dtype.h"
 #include "kernels/cpu/tables.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -41,9 +42,7 @@ void update(const AdamWFactors<Accumulator<T>>& f, const AdamWRange<T>& range) {
   });
 }
 
-void update_bf16(const AdamWFactors<float>& f, const AdamWRange<bf16>& r) { update(f, r); }
-void update_f32(const AdamWFactors<float>& f, const AdamWRange<float>& r) { update(f, r); }
-void update_f64(const AdamWFactors<double>& f, const AdamWRange<double>& r) { update(f, r); }
+ByDType<UpdateRange> update_range() { return {update<bf16>, update<float>, update<double>}; }
 
 }  // namespace
 }  // namespace longhaul::kernels::cpu::HWY_NAMESPACE
@@ -52,20 +51,18 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace longhaul::kernels::cpu {
 
-HWY_EXPORT(update_bf16);
-HWY_EXPORT(update_f32);
-HWY_EXPORT(update_f64);
+HWY_EXPORT(update_range);
 
 namespace {
 
 constexpr int64_t kGrain = 16384;
 
 template <class T>
-void run(const Context& ctx, const AdamW& args,
-         void (*update)(const AdamWFactors<Accumulator<T>>&, const AdamWRange<T>&)) {
+void run(const Context& ctx, const AdamW& args) {
   if (ctx.measuring()) return;
   using A = Accumulator<T>;
   const AdamWFactors<A> factors(args);
+  const auto update = std::get<UpdateRange<T>>(HWY_DYNAMIC_DISPATCH(update_range)());
   ctx.parallel_for(args.param.elements(), kGrain, [&](int64_t begin, int64_t end) {
     update(factors, {.grad = args.grad.data<A>() + begin,
                      .master = args.master.data<A>() + begin,
@@ -76,18 +73,9 @@ void run(const Context& ctx, const AdamW& args,
   });
 }
 
-const AdamWKernel kTable[] = {
-    {"vector", DType::kBF16, always_available,
-     [](const Context& ctx, const AdamW& args) {
-       run<bf16>(ctx, args, HWY_DYNAMIC_DISPATCH(update_bf16));
-     }},
-    {"vector", DType::kF32, always_available,
-     [](const Context& ctx, const AdamW& args) {
-       run<float>(ctx, args, HWY_DYNAMIC_DISPATCH(update_f32));
-     }},
-    {"vector", DType::kF64, always_available, [](const Context& ctx, const AdamW& args) {
-       run<double>(ctx, args, HWY_DYNAMIC_DISPATCH(update_f64));
-     }}};
+constexpr AdamWKernel kTable[] = {{"vector", DType::kBF16, always_available, run<bf16>},
+                                  {"vector", DType::kF32, always_available, run<float>},
+                                  {"vector", DType::kF64, always_available, run<double>}};
 
 }  // namespace
 

@@ -15,4 +15,7 @@ struct AdamWRange {  // of n parameters
   int64_t n;
 };
 
+template <class T>
+using UpdateRange = void (*)(const AdamWFactors<Accumulator<T>>&, const AdamWRange<T>&);
+
 }  // namespace longhaul::kernels::cpu

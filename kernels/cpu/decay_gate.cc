@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 
+#include "kernels/cpu/by_dtype.h"
 #include "kernels/cpu/decay_gate_rows.h"
 #include "kernels/cpu/tables.h"
 
@@ -49,9 +50,7 @@ template <class T>
 DecayGateRows<T> rows() {
   return {forward_row<T>, backward_row<T>};
 }
-DecayGateRows<bf16> decay_gate_bf16() { return rows<bf16>(); }
-DecayGateRows<float> decay_gate_f32() { return rows<float>(); }
-DecayGateRows<double> decay_gate_f64() { return rows<double>(); }
+ByDType<DecayGateRows> decay_gate_rows() { return {rows<bf16>(), rows<float>(), rows<double>()}; }
 
 }  // namespace
 }  // namespace longhaul::kernels::cpu::HWY_NAMESPACE
@@ -60,9 +59,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace longhaul::kernels::cpu {
 
-HWY_EXPORT(decay_gate_bf16);
-HWY_EXPORT(decay_gate_f32);
-HWY_EXPORT(decay_gate_f64);
+HWY_EXPORT(decay_gate_rows);
 
 namespace {
 
@@ -74,13 +71,7 @@ constexpr int64_t kParts = 64;
 
 template <class T>
 DecayGateRows<T> rows() {
-  if constexpr (std::is_same_v<T, bf16>) {
-    return HWY_DYNAMIC_DISPATCH(decay_gate_bf16)();
-  } else if constexpr (std::is_same_v<T, float>) {
-    return HWY_DYNAMIC_DISPATCH(decay_gate_f32)();
-  } else {
-    return HWY_DYNAMIC_DISPATCH(decay_gate_f64)();
-  }
+  return std::get<DecayGateRows<T>>(HWY_DYNAMIC_DISPATCH(decay_gate_rows)());
 }
 
 // e^a_log

@@ -326,9 +326,9 @@ DeltaBackwardTasks<T> tasks() {
   return {.backward = backward<T>, .to_the_left = to_the_left<T>};
 }
 
-DeltaBackwardTasks<bf16> delta_backward_tasks_bf16() { return tasks<bf16>(); }
-DeltaBackwardTasks<float> delta_backward_tasks_f32() { return tasks<float>(); }
-DeltaBackwardTasks<double> delta_backward_tasks_f64() { return tasks<double>(); }
+ByDType<DeltaBackwardTasks> delta_backward_tasks_here() {
+  return {tasks<bf16>(), tasks<float>(), tasks<double>()};
+}
 
 }  // namespace
 }  // namespace longhaul::kernels::cpu::HWY_NAMESPACE
@@ -337,21 +337,10 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace longhaul::kernels::cpu {
 
-HWY_EXPORT(delta_backward_tasks_bf16);
-HWY_EXPORT(delta_backward_tasks_f32);
-HWY_EXPORT(delta_backward_tasks_f64);
+HWY_EXPORT(delta_backward_tasks_here);
 
-template <>
-DeltaBackwardTasks<bf16> delta_backward_tasks() {
-  return HWY_DYNAMIC_DISPATCH(delta_backward_tasks_bf16)();
-}
-template <>
-DeltaBackwardTasks<float> delta_backward_tasks() {
-  return HWY_DYNAMIC_DISPATCH(delta_backward_tasks_f32)();
-}
-template <>
-DeltaBackwardTasks<double> delta_backward_tasks() {
-  return HWY_DYNAMIC_DISPATCH(delta_backward_tasks_f64)();
+ByDType<DeltaBackwardTasks> delta_backward_tasks() {
+  return HWY_DYNAMIC_DISPATCH(delta_backward_tasks_here)();
 }
 
 }  // namespace longhaul::kernels::cpu

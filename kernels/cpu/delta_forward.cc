@@ -103,9 +103,9 @@ DeltaForwardTasks<T> tasks() {
   return {.forward = forward<T>, .to_the_right = to_the_right<T>};
 }
 
-DeltaForwardTasks<bf16> delta_forward_tasks_bf16() { return tasks<bf16>(); }
-DeltaForwardTasks<float> delta_forward_tasks_f32() { return tasks<float>(); }
-DeltaForwardTasks<double> delta_forward_tasks_f64() { return tasks<double>(); }
+ByDType<DeltaForwardTasks> delta_forward_tasks_here() {
+  return {tasks<bf16>(), tasks<float>(), tasks<double>()};
+}
 
 }  // namespace
 }  // namespace longhaul::kernels::cpu::HWY_NAMESPACE
@@ -114,21 +114,10 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace longhaul::kernels::cpu {
 
-HWY_EXPORT(delta_forward_tasks_bf16);
-HWY_EXPORT(delta_forward_tasks_f32);
-HWY_EXPORT(delta_forward_tasks_f64);
+HWY_EXPORT(delta_forward_tasks_here);
 
-template <>
-DeltaForwardTasks<bf16> delta_forward_tasks() {
-  return HWY_DYNAMIC_DISPATCH(delta_forward_tasks_bf16)();
-}
-template <>
-DeltaForwardTasks<float> delta_forward_tasks() {
-  return HWY_DYNAMIC_DISPATCH(delta_forward_tasks_f32)();
-}
-template <>
-DeltaForwardTasks<double> delta_forward_tasks() {
-  return HWY_DYNAMIC_DISPATCH(delta_forward_tasks_f64)();
+ByDType<DeltaForwardTasks> delta_forward_tasks() {
+  return HWY_DYNAMIC_DISPATCH(delta_forward_tasks_here)();
 }
 
 }  // namespace longhaul::kernels::cpu

@@ -78,7 +78,7 @@ void forward(const Context& ctx, const DeltaRuleForward& args) {
   const Arena::Scope scope(*ctx.scratch);
   const DeltaRunner<T> runner(ctx, args.tokens, args.q.dim(2), args.v.dim(2), false);
   if (ctx.measuring()) return;
-  const DeltaForwardTasks<T> tasks = delta_forward_tasks<T>();
+  const auto tasks = std::get<DeltaForwardTasks<T>>(delta_forward_tasks());
   runner.run([&](auto& task) {
     task.entering = runner.state(args.state_in, task);
     task.leaving = runner.state(args.state_out, task);
@@ -91,7 +91,7 @@ void backward(const Context& ctx, const DeltaRuleBackward& args) {
   const Arena::Scope scope(*ctx.scratch);
   const DeltaRunner<T> runner(ctx, args.tokens, args.q.dim(2), args.v.dim(2), true);
   if (ctx.measuring()) return;
-  const DeltaBackwardTasks<T> tasks = delta_backward_tasks<T>();
+  const auto tasks = std::get<DeltaBackwardTasks<T>>(delta_backward_tasks());
   runner.run([&](auto& task) {
     task.entering = runner.state(args.state_in, task);
     task.right_entering = runner.state(args.dstate_out, task);
@@ -105,7 +105,7 @@ void maps(const Context& ctx, const DeltaRuleMaps& args) {
   const Arena::Scope scope(*ctx.scratch);
   const DeltaRunner<T> runner(ctx, args.tokens, args.k.dim(2), args.v.dim(2), false);
   if (ctx.measuring()) return;
-  const DeltaForwardTasks<T> tasks = delta_forward_tasks<T>();
+  const auto tasks = std::get<DeltaForwardTasks<T>>(delta_forward_tasks());
   runner.run([&](auto& task) {
     task.leaving = runner.state(args.sums, task);
     task.transition = runner.state(args.transition, task);
@@ -118,8 +118,8 @@ void backward_maps(const Context& ctx, const DeltaRuleBackwardMaps& args) {
   const Arena::Scope scope(*ctx.scratch);
   const DeltaRunner<T> runner(ctx, args.tokens, args.k.dim(2), args.dout.dim(2), false);
   if (ctx.measuring()) return;
-  const DeltaForwardTasks<T> forward_tasks = delta_forward_tasks<T>();
-  const DeltaBackwardTasks<T> tasks = delta_backward_tasks<T>();
+  const auto forward_tasks = std::get<DeltaForwardTasks<T>>(delta_forward_tasks());
+  const auto tasks = std::get<DeltaBackwardTasks<T>>(delta_backward_tasks());
   runner.run([&](auto& task) {
     task.right_leaving = runner.state(args.sums, task);
     tasks.to_the_left(args, task);

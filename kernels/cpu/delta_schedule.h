@@ -87,9 +87,7 @@ struct DeltaBackwardTasks {
   void (*to_the_left)(const DeltaRuleBackwardMaps&, const DeltaTask<Accumulator<T>>&);
 };
 
-template <class T>
-DeltaForwardTasks<T> delta_forward_tasks();
-template <class T>
-DeltaBackwardTasks<T> delta_backward_tasks();
+ByDType<DeltaForwardTasks> delta_forward_tasks();
+ByDType<DeltaBackwardTasks> delta_backward_tasks();
 
 }  // namespace longhaul::kernels::cpu

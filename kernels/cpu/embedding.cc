@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "hwy/cache_control.h"
+#include "kernels/cpu/by_dtype.h"
 #include "kernels/cpu/embedding_columns.h"
 #include "kernels/cpu/tables.h"
 
@@ -35,9 +36,9 @@ void add_columns(const EmbeddingColumns<T>& c) {
   }
 }
 
-void add_columns_bf16(const EmbeddingColumns<bf16>& c) { add_columns(c); }
-void add_columns_f32(const EmbeddingColumns<float>& c) { add_columns(c); }
-void add_columns_f64(const EmbeddingColumns<double>& c) { add_columns(c); }
+ByDType<AddColumns> add_embedding_columns() {
+  return {add_columns<bf16>, add_columns<float>, add_columns<double>};
+}
 
 }  // namespace
 }  // namespace longhaul::kernels::cpu::HWY_NAMESPACE
@@ -46,9 +47,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace longhaul::kernels::cpu {
 
-HWY_EXPORT(add_columns_bf16);
-HWY_EXPORT(add_columns_f32);
-HWY_EXPORT(add_columns_f64);
+HWY_EXPORT(add_embedding_columns);
 
 namespace {
 
@@ -81,8 +80,7 @@ void forward(const Context& ctx, const EmbeddingForward& args) {
 // Threads own columns, as wide as possible, so that each element of dtable is summed in token
 // order. Blocks of tokens let the caller poll.
 template <class T>
-void backward(const Context& ctx, const EmbeddingBackward& args,
-              void (*add_columns)(const EmbeddingColumns<T>&)) {
+void backward(const Context& ctx, const EmbeddingBackward& args) {
   if (ctx.measuring() || args.dout.empty()) return;
   using A = Accumulator<T>;
   const int32_t* tokens = args.tokens.data<int32_t>();
@@ -90,6 +88,7 @@ void backward(const Context& ctx, const EmbeddingBackward& args,
   check_tokens(args.tokens.span<int32_t>(), args.dtable.dim(0));
   const T* dout = args.dout.data<T>();
   A* dtable = args.dtable.data<A>();
+  const auto add_columns = std::get<AddColumns<T>>(HWY_DYNAMIC_DISPATCH(add_embedding_columns)());
   const int64_t parts =
       std::clamp<int64_t>(channels / kColumnsPerTask, 1, int64_t{ctx.pool->threads()});
   const int64_t block = std::max<int64_t>(1, parts * kElementsPerPoll / channels);
@@ -110,19 +109,10 @@ void backward(const Context& ctx, const EmbeddingBackward& args,
   }
 }
 
-const EmbeddingKernel kTable[] = {
-    {"vector", DType::kBF16, always_available, forward<bf16>,
-     [](const Context& ctx, const EmbeddingBackward& args) {
-       backward<bf16>(ctx, args, HWY_DYNAMIC_DISPATCH(add_columns_bf16));
-     }},
-    {"vector", DType::kF32, always_available, forward<float>,
-     [](const Context& ctx, const EmbeddingBackward& args) {
-       backward<float>(ctx, args, HWY_DYNAMIC_DISPATCH(add_columns_f32));
-     }},
-    {"vector", DType::kF64, always_available, forward<double>,
-     [](const Context& ctx, const EmbeddingBackward& args) {
-       backward<double>(ctx, args, HWY_DYNAMIC_DISPATCH(add_columns_f64));
-     }}};
+constexpr EmbeddingKernel kTable[] = {
+    {"vector", DType::kBF16, always_available, forward<bf16>, backward<bf16>},
+    {"vector", DType::kF32, always_available, forward<float>, backward<float>},
+    {"vector", DType::kF64, always_available, forward<double>, backward<double>}};
 
 }  // namespace
 

@@ -18,4 +18,7 @@ struct EmbeddingColumns {
   int64_t dtable_stride;
 };
 
+template <class T>
+using AddColumns = void (*)(const EmbeddingColumns<T>&);
+
 }  // namespace longhaul::kernels::cpu

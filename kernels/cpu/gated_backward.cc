@@ -469,9 +469,9 @@ GatedBackwardTasks<T> tasks() {
   return {.backward = backward<T>, .add_dq = add_dq<T>, .add_dk_dv = add_dk_dv<T>};
 }
 
-GatedBackwardTasks<bf16> gated_backward_tasks_bf16() { return tasks<bf16>(); }
-GatedBackwardTasks<float> gated_backward_tasks_f32() { return tasks<float>(); }
-GatedBackwardTasks<double> gated_backward_tasks_f64() { return tasks<double>(); }
+ByDType<GatedBackwardTasks> gated_backward_tasks_here() {
+  return {tasks<bf16>(), tasks<float>(), tasks<double>()};
+}
 
 }  // namespace
 }  // namespace longhaul::kernels::cpu::HWY_NAMESPACE
@@ -480,21 +480,10 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace longhaul::kernels::cpu {
 
-HWY_EXPORT(gated_backward_tasks_bf16);
-HWY_EXPORT(gated_backward_tasks_f32);
-HWY_EXPORT(gated_backward_tasks_f64);
+HWY_EXPORT(gated_backward_tasks_here);
 
-template <>
-GatedBackwardTasks<bf16> gated_backward_tasks() {
-  return HWY_DYNAMIC_DISPATCH(gated_backward_tasks_bf16)();
-}
-template <>
-GatedBackwardTasks<float> gated_backward_tasks() {
-  return HWY_DYNAMIC_DISPATCH(gated_backward_tasks_f32)();
-}
-template <>
-GatedBackwardTasks<double> gated_backward_tasks() {
-  return HWY_DYNAMIC_DISPATCH(gated_backward_tasks_f64)();
+ByDType<GatedBackwardTasks> gated_backward_tasks() {
+  return HWY_DYNAMIC_DISPATCH(gated_backward_tasks_here)();
 }
 
 }  // namespace longhaul::kernels::cpu

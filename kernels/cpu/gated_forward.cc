@@ -172,9 +172,9 @@ GatedForwardTasks<T> tasks() {
   return {.forward = forward<T>, .add_out = add_out<T>};
 }
 
-GatedForwardTasks<bf16> gated_forward_tasks_bf16() { return tasks<bf16>(); }
-GatedForwardTasks<float> gated_forward_tasks_f32() { return tasks<float>(); }
-GatedForwardTasks<double> gated_forward_tasks_f64() { return tasks<double>(); }
+ByDType<GatedForwardTasks> gated_forward_tasks_here() {
+  return {tasks<bf16>(), tasks<float>(), tasks<double>()};
+}
 
 }  // namespace
 }  // namespace longhaul::kernels::cpu::HWY_NAMESPACE
@@ -183,21 +183,10 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace longhaul::kernels::cpu {
 
-HWY_EXPORT(gated_forward_tasks_bf16);
-HWY_EXPORT(gated_forward_tasks_f32);
-HWY_EXPORT(gated_forward_tasks_f64);
+HWY_EXPORT(gated_forward_tasks_here);
 
-template <>
-GatedForwardTasks<bf16> gated_forward_tasks() {
-  return HWY_DYNAMIC_DISPATCH(gated_forward_tasks_bf16)();
-}
-template <>
-GatedForwardTasks<float> gated_forward_tasks() {
-  return HWY_DYNAMIC_DISPATCH(gated_forward_tasks_f32)();
-}
-template <>
-GatedForwardTasks<double> gated_forward_tasks() {
-  return HWY_DYNAMIC_DISPATCH(gated_forward_tasks_f64)();
+ByDType<GatedForwardTasks> gated_forward_tasks() {
+  return HWY_DYNAMIC_DISPATCH(gated_forward_tasks_here)();
 }
 
 }  // namespace longhaul::kernels::cpu

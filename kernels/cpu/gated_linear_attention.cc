@@ -18,7 +18,7 @@ void forward(const Context& ctx, const GatedLinearAttentionForward& args) {
   const TensorView gates = chained ? runner.allocate_gates() : TensorView();
   if (ctx.measuring()) return;
   if (chained) {
-    const GatedSumTasks<T> sums = gated_sum_tasks<T>();
+    const auto sums = std::get<GatedSumTasks<T>>(gated_sum_tasks());
     runner.sum_gates(gates);
     runner.run(
         [&](GatedTask<A>& task, int64_t p) {
@@ -30,7 +30,7 @@ void forward(const Context& ctx, const GatedLinearAttentionForward& args) {
         });
     runner.template chain<true>(gates, args.state_in, entering);
   }
-  const GatedForwardTasks<T> tasks = gated_forward_tasks<T>();
+  const auto tasks = std::get<GatedForwardTasks<T>>(gated_forward_tasks());
   runner.run(
       [&](GatedTask<A>& task, int64_t p) {
         task.entering =
@@ -52,7 +52,7 @@ void backward(const Context& ctx, const GatedLinearAttentionBackward& args) {
   const TensorView gates = chained ? runner.allocate_gates() : TensorView();
   if (ctx.measuring()) return;
   if (chained) {
-    const GatedSumTasks<T> sums = gated_sum_tasks<T>();
+    const auto sums = std::get<GatedSumTasks<T>>(gated_sum_tasks());
     runner.sum_gates(gates);
     runner.run(
         [&](GatedTask<A>& task, int64_t p) {
@@ -68,7 +68,7 @@ void backward(const Context& ctx, const GatedLinearAttentionBackward& args) {
     runner.template chain<true>(gates, args.state_in, entering);
     runner.template chain<false>(gates, args.dstate_out, gradients);
   }
-  const GatedBackwardTasks<T> tasks = gated_backward_tasks<T>();
+  const auto tasks = std::get<GatedBackwardTasks<T>>(gated_backward_tasks());
   runner.run(
       [&](GatedTask<A>& task, int64_t p) {
         const int64_t run = task.piece.run;
@@ -92,7 +92,7 @@ void write_maps(const Context& ctx, const GatedTokens& tokens, const ConstTensor
   const TensorView parts = schedule.chained() ? runner.allocate_states() : sums;
   const TensorView gates = runner.allocate_gates();
   if (ctx.measuring()) return;
-  const GatedSumTasks<T> tasks = gated_sum_tasks<T>();
+  const auto tasks = std::get<GatedSumTasks<T>>(gated_sum_tasks());
   runner.sum_gates(gates);
   runner.run(
       [&](GatedTask<A>& task, int64_t p) {
@@ -138,21 +138,21 @@ void add_from(const Context& ctx, const GatedTokens& tokens, int64_t value_dim,
 
 template <class T>
 void add_out(const Context& ctx, const GatedLinearAttentionAddOut& args) {
-  const GatedForwardTasks<T> tasks = gated_forward_tasks<T>();
+  const auto tasks = std::get<GatedForwardTasks<T>>(gated_forward_tasks());
   add_from<T, true>(ctx, args.tokens, args.out_acc.dim(2), args.state_in,
                     [&](const auto& task) { tasks.add_out(args, task); });
 }
 
 template <class T>
 void add_dq(const Context& ctx, const GatedLinearAttentionAddDq& args) {
-  const GatedBackwardTasks<T> tasks = gated_backward_tasks<T>();
+  const auto tasks = std::get<GatedBackwardTasks<T>>(gated_backward_tasks());
   add_from<T, true>(ctx, args.tokens, args.dout.dim(2), args.state_in,
                     [&](const auto& task) { tasks.add_dq(args, task); });
 }
 
 template <class T>
 void add_dk_dv(const Context& ctx, const GatedLinearAttentionAddDkDv& args) {
-  const GatedBackwardTasks<T> tasks = gated_backward_tasks<T>();
+  const auto tasks = std::get<GatedBackwardTasks<T>>(gated_backward_tasks());
   add_from<T, false>(ctx, args.tokens, args.v.dim(2), args.dstate_out,
                      [&](const auto& task) { tasks.add_dk_dv(args, task); });
 }

@@ -96,11 +96,8 @@ struct GatedSumTasks {
   Sum *to_the_right, *to_the_left;
 };
 
-template <class T>
-GatedForwardTasks<T> gated_forward_tasks();
-template <class T>
-GatedBackwardTasks<T> gated_backward_tasks();
-template <class T>
-GatedSumTasks<T> gated_sum_tasks();
+ByDType<GatedForwardTasks> gated_forward_tasks();
+ByDType<GatedBackwardTasks> gated_backward_tasks();
+ByDType<GatedSumTasks> gated_sum_tasks();
 
 }  // namespace longhaul::kernels::cpu

@@ -91,9 +91,9 @@ GatedSumTasks<T> tasks() {
   return {.to_the_right = to_the_right<T>, .to_the_left = to_the_left<T>};
 }
 
-GatedSumTasks<bf16> gated_sum_tasks_bf16() { return tasks<bf16>(); }
-GatedSumTasks<float> gated_sum_tasks_f32() { return tasks<float>(); }
-GatedSumTasks<double> gated_sum_tasks_f64() { return tasks<double>(); }
+ByDType<GatedSumTasks> gated_sum_tasks_here() {
+  return {tasks<bf16>(), tasks<float>(), tasks<double>()};
+}
 
 }  // namespace
 }  // namespace longhaul::kernels::cpu::HWY_NAMESPACE
@@ -102,22 +102,9 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace longhaul::kernels::cpu {
 
-HWY_EXPORT(gated_sum_tasks_bf16);
-HWY_EXPORT(gated_sum_tasks_f32);
-HWY_EXPORT(gated_sum_tasks_f64);
+HWY_EXPORT(gated_sum_tasks_here);
 
-template <>
-GatedSumTasks<bf16> gated_sum_tasks() {
-  return HWY_DYNAMIC_DISPATCH(gated_sum_tasks_bf16)();
-}
-template <>
-GatedSumTasks<float> gated_sum_tasks() {
-  return HWY_DYNAMIC_DISPATCH(gated_sum_tasks_f32)();
-}
-template <>
-GatedSumTasks<double> gated_sum_tasks() {
-  return HWY_DYNAMIC_DISPATCH(gated_sum_tasks_f64)();
-}
+ByDType<GatedSumTasks> gated_sum_tasks() { return HWY_DYNAMIC_DISPATCH(gated_sum_tasks_here)(); }
 
 }  // namespace longhaul::kernels::cpu
 #endif  // HWY_ONCE

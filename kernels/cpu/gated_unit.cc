@@ -1,5 +1,6 @@
 #include "kernels/gated_unit.h"
 
+#include "kernels/cpu/by_dtype.h"
 #include "kernels/cpu/gated_unit_rows.h"
 #include "kernels/cpu/tables.h"
 
@@ -46,9 +47,9 @@ GatedUnitRows<T> rows(Activation activation) {
       return {forward_row<kIdentity, T>, backward_row<kIdentity, T>};
   }
 }
-GatedUnitRows<bf16> gated_unit_bf16(Activation act) { return rows<bf16>(act); }
-GatedUnitRows<float> gated_unit_f32(Activation act) { return rows<float>(act); }
-GatedUnitRows<double> gated_unit_f64(Activation act) { return rows<double>(act); }
+ByDType<GatedUnitRows> gated_unit_rows(Activation activation) {
+  return {rows<bf16>(activation), rows<float>(activation), rows<double>(activation)};
+}
 
 }  // namespace
 }  // namespace longhaul::kernels::cpu::HWY_NAMESPACE
@@ -57,9 +58,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace longhaul::kernels::cpu {
 
-HWY_EXPORT(gated_unit_bf16);
-HWY_EXPORT(gated_unit_f32);
-HWY_EXPORT(gated_unit_f64);
+HWY_EXPORT(gated_unit_rows);
 
 namespace {
 
@@ -71,13 +70,7 @@ int64_t rows_per_task(int64_t columns) {
 
 template <class T>
 GatedUnitRows<T> rows(Activation activation) {
-  if constexpr (std::is_same_v<T, bf16>) {
-    return HWY_DYNAMIC_DISPATCH(gated_unit_bf16)(activation);
-  } else if constexpr (std::is_same_v<T, float>) {
-    return HWY_DYNAMIC_DISPATCH(gated_unit_f32)(activation);
-  } else {
-    return HWY_DYNAMIC_DISPATCH(gated_unit_f64)(activation);
-  }
+  return std::get<GatedUnitRows<T>>(HWY_DYNAMIC_DISPATCH(gated_unit_rows)(activation));
 }
 
 template <class T>

@@ -17,7 +17,7 @@ void forward(const Context& ctx, const LinearAttentionForward& args) {
   const TensorView entering = chained ? runner.allocate_states() : TensorView();
   if (ctx.measuring()) return;
   if (chained) {
-    const SumTasks<T> sums = sum_tasks<T>();
+    const auto sums = std::get<SumTasks<T>>(sum_tasks());
     runner.run(
         [&](LinearTask<A>& task, int64_t p) {
           task.leaving = runner.state(entering, p + 1);
@@ -26,7 +26,7 @@ void forward(const Context& ctx, const LinearAttentionForward& args) {
         [&](const LinearTask<A>& task) { sums.to_the_right(args.k, args.v, task); });
     runner.chain_right(args.state_in, entering);
   }
-  const ForwardTasks<T> tasks = forward_tasks<T>();
+  const auto tasks = std::get<ForwardTasks<T>>(forward_tasks());
   runner.run(
       [&](LinearTask<A>& task, int64_t p) {
         task.entering =
@@ -47,7 +47,7 @@ void backward(const Context& ctx, const LinearAttentionBackward& args) {
   const TensorView gradients = chained ? runner.allocate_states() : TensorView();
   if (ctx.measuring()) return;
   if (chained) {
-    const SumTasks<T> sums = sum_tasks<T>();
+    const auto sums = std::get<SumTasks<T>>(sum_tasks());
     runner.run(
         [&](LinearTask<A>& task, int64_t p) {
           task.leaving = runner.state(entering, p + 1);
@@ -61,7 +61,7 @@ void backward(const Context& ctx, const LinearAttentionBackward& args) {
     runner.chain_right(args.state_in, entering);
     runner.chain_left(args.dstate_out, gradients);
   }
-  const BackwardTasks<T> tasks = backward_tasks<T>();
+  const auto tasks = std::get<BackwardTasks<T>>(backward_tasks());
   runner.run(
       [&](LinearTask<A>& task, int64_t p) {
         const int64_t run = task.piece.run;
@@ -84,7 +84,7 @@ void write_maps(const Context& ctx, const LinearTokens& tokens, const ConstTenso
   const LinearSchedule& schedule = runner.schedule();
   const TensorView parts = schedule.chained() ? runner.allocate_states() : sums;
   if (ctx.measuring()) return;
-  const SumTasks<T> tasks = sum_tasks<T>();
+  const auto tasks = std::get<SumTasks<T>>(sum_tasks());
   runner.run(
       [&](LinearTask<A>& task, int64_t p) {
         (kRight ? task.leaving : task.right_leaving) = runner.state(parts, p);
@@ -128,21 +128,21 @@ void add_from(const Context& ctx, const LinearTokens& tokens, int64_t head_dim, 
 
 template <class T>
 void add_out(const Context& ctx, const LinearAttentionAddOut& args) {
-  const ForwardTasks<T> tasks = forward_tasks<T>();
+  const auto tasks = std::get<ForwardTasks<T>>(forward_tasks());
   add_from<T, From::kLeft>(ctx, args.tokens, args.q.dim(2), args.out_acc.dim(2), args.state_in,
                            [&](const auto& task) { tasks.add_out(args, task); });
 }
 
 template <class T>
 void add_dq(const Context& ctx, const LinearAttentionAddDq& args) {
-  const BackwardTasks<T> tasks = backward_tasks<T>();
+  const auto tasks = std::get<BackwardTasks<T>>(backward_tasks());
   add_from<T, From::kLeft>(ctx, args.tokens, args.dq_acc.dim(2), args.dout.dim(2), args.state_in,
                            [&](const auto& task) { tasks.add_dq(args, task); });
 }
 
 template <class T>
 void add_dk_dv(const Context& ctx, const LinearAttentionAddDkDv& args) {
-  const BackwardTasks<T> tasks = backward_tasks<T>();
+  const auto tasks = std::get<BackwardTasks<T>>(backward_tasks());
   add_from<T, From::kRight>(ctx, args.tokens, args.k.dim(2), args.v.dim(2), args.dstate_out,
                             [&](const auto& task) { tasks.add_dk_dv(args, task); });
 }

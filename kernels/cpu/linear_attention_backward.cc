@@ -343,9 +343,9 @@ BackwardTasks<T> tasks() {
   return {.backward = backward<T>, .add_dq = add_dq<T>, .add_dk_dv = add_dk_dv<T>};
 }
 
-BackwardTasks<bf16> backward_tasks_bf16() { return tasks<bf16>(); }
-BackwardTasks<float> backward_tasks_f32() { return tasks<float>(); }
-BackwardTasks<double> backward_tasks_f64() { return tasks<double>(); }
+ByDType<BackwardTasks> backward_tasks_here() {
+  return {tasks<bf16>(), tasks<float>(), tasks<double>()};
+}
 
 }  // namespace
 }  // namespace longhaul::kernels::cpu::HWY_NAMESPACE
@@ -354,22 +354,9 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace longhaul::kernels::cpu {
 
-HWY_EXPORT(backward_tasks_bf16);
-HWY_EXPORT(backward_tasks_f32);
-HWY_EXPORT(backward_tasks_f64);
+HWY_EXPORT(backward_tasks_here);
 
-template <>
-BackwardTasks<bf16> backward_tasks() {
-  return HWY_DYNAMIC_DISPATCH(backward_tasks_bf16)();
-}
-template <>
-BackwardTasks<float> backward_tasks() {
-  return HWY_DYNAMIC_DISPATCH(backward_tasks_f32)();
-}
-template <>
-BackwardTasks<double> backward_tasks() {
-  return HWY_DYNAMIC_DISPATCH(backward_tasks_f64)();
-}
+ByDType<BackwardTasks> backward_tasks() { return HWY_DYNAMIC_DISPATCH(backward_tasks_here)(); }
 
 }  // namespace longhaul::kernels::cpu
 #endif  // HWY_ONCE

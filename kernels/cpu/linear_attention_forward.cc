@@ -172,9 +172,9 @@ ForwardTasks<T> tasks() {
   return {.forward = forward<T>, .add_out = add_out<T>};
 }
 
-ForwardTasks<bf16> forward_tasks_bf16() { return tasks<bf16>(); }
-ForwardTasks<float> forward_tasks_f32() { return tasks<float>(); }
-ForwardTasks<double> forward_tasks_f64() { return tasks<double>(); }
+ByDType<ForwardTasks> forward_tasks_here() {
+  return {tasks<bf16>(), tasks<float>(), tasks<double>()};
+}
 
 }  // namespace
 }  // namespace longhaul::kernels::cpu::HWY_NAMESPACE
@@ -183,22 +183,9 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace longhaul::kernels::cpu {
 
-HWY_EXPORT(forward_tasks_bf16);
-HWY_EXPORT(forward_tasks_f32);
-HWY_EXPORT(forward_tasks_f64);
+HWY_EXPORT(forward_tasks_here);
 
-template <>
-ForwardTasks<bf16> forward_tasks() {
-  return HWY_DYNAMIC_DISPATCH(forward_tasks_bf16)();
-}
-template <>
-ForwardTasks<float> forward_tasks() {
-  return HWY_DYNAMIC_DISPATCH(forward_tasks_f32)();
-}
-template <>
-ForwardTasks<double> forward_tasks() {
-  return HWY_DYNAMIC_DISPATCH(forward_tasks_f64)();
-}
+ByDType<ForwardTasks> forward_tasks() { return HWY_DYNAMIC_DISPATCH(forward_tasks_here)(); }
 
 }  // namespace longhaul::kernels::cpu
 #endif  // HWY_ONCE

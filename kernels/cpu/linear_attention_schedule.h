@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "kernels/cpu/attention_tiles.h"
+#include "kernels/cpu/by_dtype.h"
 #include "kernels/linear_attention.h"
 
 namespace longhaul::kernels::cpu {
@@ -186,11 +187,8 @@ struct SumTasks {
   void (*to_the_left)(ConstTensorView q, ConstTensorView dout, const LinearTask<Accumulator<T>>&);
 };
 
-template <class T>
-ForwardTasks<T> forward_tasks();
-template <class T>
-BackwardTasks<T> backward_tasks();
-template <class T>
-SumTasks<T> sum_tasks();
+ByDType<ForwardTasks> forward_tasks();
+ByDType<BackwardTasks> backward_tasks();
+ByDType<SumTasks> sum_tasks();
 
 }  // namespace longhaul::kernels::cpu

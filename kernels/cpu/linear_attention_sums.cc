@@ -101,9 +101,7 @@ SumTasks<T> tasks() {
   return {.to_the_right = to_the_right<T>, .to_the_left = to_the_left<T>};
 }
 
-SumTasks<bf16> sum_tasks_bf16() { return tasks<bf16>(); }
-SumTasks<float> sum_tasks_f32() { return tasks<float>(); }
-SumTasks<double> sum_tasks_f64() { return tasks<double>(); }
+ByDType<SumTasks> sum_tasks_here() { return {tasks<bf16>(), tasks<float>(), tasks<double>()}; }
 
 }  // namespace
 }  // namespace longhaul::kernels::cpu::HWY_NAMESPACE
@@ -112,22 +110,9 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace longhaul::kernels::cpu {
 
-HWY_EXPORT(sum_tasks_bf16);
-HWY_EXPORT(sum_tasks_f32);
-HWY_EXPORT(sum_tasks_f64);
+HWY_EXPORT(sum_tasks_here);
 
-template <>
-SumTasks<bf16> sum_tasks() {
-  return HWY_DYNAMIC_DISPATCH(sum_tasks_bf16)();
-}
-template <>
-SumTasks<float> sum_tasks() {
-  return HWY_DYNAMIC_DISPATCH(sum_tasks_f32)();
-}
-template <>
-SumTasks<double> sum_tasks() {
-  return HWY_DYNAMIC_DISPATCH(sum_tasks_f64)();
-}
+ByDType<SumTasks> sum_tasks() { return HWY_DYNAMIC_DISPATCH(sum_tasks_here)(); }
 
 }  // namespace longhaul::kernels::cpu
 #endif  // HWY_ONCE

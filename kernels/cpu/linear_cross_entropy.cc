@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 
+#include "kernels/cpu/by_dtype.h"
 #include "kernels/cpu/softmax_rows.h"
 #include "kernels/cpu/tables.h"
 #include "kernels/linear_cross_entropy_tiles.h"
@@ -72,9 +73,7 @@ template <class T>
 SoftmaxRows<T> rows() {
   return {log_sum_exp<Accumulator<T>>, softmax<T>};
 }
-SoftmaxRows<bf16> softmax_bf16() { return rows<bf16>(); }
-SoftmaxRows<float> softmax_f32() { return rows<float>(); }
-SoftmaxRows<double> softmax_f64() { return rows<double>(); }
+ByDType<SoftmaxRows> softmax_rows() { return {rows<bf16>(), rows<float>(), rows<double>()}; }
 
 }  // namespace
 }  // namespace longhaul::kernels::cpu::HWY_NAMESPACE
@@ -83,9 +82,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace longhaul::kernels::cpu {
 
-HWY_EXPORT(softmax_bf16);
-HWY_EXPORT(softmax_f32);
-HWY_EXPORT(softmax_f64);
+HWY_EXPORT(softmax_rows);
 
 namespace {
 
@@ -94,13 +91,7 @@ constexpr int64_t kElementsPerTask = 16384;
 
 template <class T>
 SoftmaxRows<T> rows() {
-  if constexpr (std::is_same_v<T, bf16>) {
-    return HWY_DYNAMIC_DISPATCH(softmax_bf16)();
-  } else if constexpr (std::is_same_v<T, float>) {
-    return HWY_DYNAMIC_DISPATCH(softmax_f32)();
-  } else {
-    return HWY_DYNAMIC_DISPATCH(softmax_f64)();
-  }
+  return std::get<SoftmaxRows<T>>(HWY_DYNAMIC_DISPATCH(softmax_rows)());
 }
 
 // Loss of one row, and its logits turned into d(loss)/d(logits) in the storage type, which takes

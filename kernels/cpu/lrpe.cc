@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "kernels/cpu/by_dtype.h"
 #include "kernels/cpu/lrpe_rows.h"
 #include "kernels/cpu/tables.h"
 
@@ -41,9 +42,7 @@ template <class T>
 LrpeRows<T> rows() {
   return {forward_row<T>, backward_row<T>};
 }
-LrpeRows<bf16> lrpe_bf16() { return rows<bf16>(); }
-LrpeRows<float> lrpe_f32() { return rows<float>(); }
-LrpeRows<double> lrpe_f64() { return rows<double>(); }
+ByDType<LrpeRows> lrpe_rows() { return {rows<bf16>(), rows<float>(), rows<double>()}; }
 
 }  // namespace
 }  // namespace longhaul::kernels::cpu::HWY_NAMESPACE
@@ -52,9 +51,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace longhaul::kernels::cpu {
 
-HWY_EXPORT(lrpe_bf16);
-HWY_EXPORT(lrpe_f32);
-HWY_EXPORT(lrpe_f64);
+HWY_EXPORT(lrpe_rows);
 
 namespace {
 
@@ -62,13 +59,7 @@ constexpr int64_t kElementsPerTask = 16384;
 
 template <class T>
 LrpeRows<T> rows() {
-  if constexpr (std::is_same_v<T, bf16>) {
-    return HWY_DYNAMIC_DISPATCH(lrpe_bf16)();
-  } else if constexpr (std::is_same_v<T, float>) {
-    return HWY_DYNAMIC_DISPATCH(lrpe_f32)();
-  } else {
-    return HWY_DYNAMIC_DISPATCH(lrpe_f64)();
-  }
+  return std::get<LrpeRows<T>>(HWY_DYNAMIC_DISPATCH(lrpe_rows)());
 }
 
 // row(from, cos, sin, n, to) for every head of every token.

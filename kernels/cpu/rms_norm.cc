@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/cpu/by_dtype.h"
 #include "kernels/cpu/rms_norm_rows.h"
 #include "kernels/cpu/tables.h"
 
@@ -79,9 +80,9 @@ RmsNormRows<T> rows(bool weight) {
   if (weight) return {forward_row<true, T>, backward_row<true, T>, add_row<Accumulator<T>>};
   return {forward_row<false, T>, backward_row<false, T>, add_row<Accumulator<T>>};
 }
-RmsNormRows<bf16> rms_norm_bf16(bool weight) { return rows<bf16>(weight); }
-RmsNormRows<float> rms_norm_f32(bool weight) { return rows<float>(weight); }
-RmsNormRows<double> rms_norm_f64(bool weight) { return rows<double>(weight); }
+ByDType<RmsNormRows> rms_norm_rows(bool weight) {
+  return {rows<bf16>(weight), rows<float>(weight), rows<double>(weight)};
+}
 
 }  // namespace
 }  // namespace longhaul::kernels::cpu::HWY_NAMESPACE
@@ -90,9 +91,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace longhaul::kernels::cpu {
 
-HWY_EXPORT(rms_norm_bf16);
-HWY_EXPORT(rms_norm_f32);
-HWY_EXPORT(rms_norm_f64);
+HWY_EXPORT(rms_norm_rows);
 
 namespace {
 
@@ -105,13 +104,7 @@ constexpr int64_t kColumnsPerTask = 1024;
 
 template <class T>
 RmsNormRows<T> rows(bool weight) {
-  if constexpr (std::is_same_v<T, bf16>) {
-    return HWY_DYNAMIC_DISPATCH(rms_norm_bf16)(weight);
-  } else if constexpr (std::is_same_v<T, float>) {
-    return HWY_DYNAMIC_DISPATCH(rms_norm_f32)(weight);
-  } else {
-    return HWY_DYNAMIC_DISPATCH(rms_norm_f64)(weight);
-  }
+  return std::get<RmsNormRows<T>>(HWY_DYNAMIC_DISPATCH(rms_norm_rows)(weight));
 }
 
 template <class T>

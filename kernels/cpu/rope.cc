@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "kernels/cpu/by_dtype.h"
 #include "kernels/cpu/rope_token.h"
 #include "kernels/cpu/tables.h"
 
@@ -31,9 +32,7 @@ void rotate(const RopeToken<T>& token) {
   }
 }
 
-void rotate_bf16(const RopeToken<bf16>& token) { rotate(token); }
-void rotate_f32(const RopeToken<float>& token) { rotate(token); }
-void rotate_f64(const RopeToken<double>& token) { rotate(token); }
+ByDType<RotateToken> rotate_token() { return {rotate<bf16>, rotate<float>, rotate<double>}; }
 
 }  // namespace
 }  // namespace longhaul::kernels::cpu::HWY_NAMESPACE
@@ -42,21 +41,20 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace longhaul::kernels::cpu {
 
-HWY_EXPORT(rotate_bf16);
-HWY_EXPORT(rotate_f32);
-HWY_EXPORT(rotate_f64);
+HWY_EXPORT(rotate_token);
 
 namespace {
 
 constexpr int64_t kElementsPerTask = 16384;
 
 template <class T>
-void run(const Context& ctx, const Rope& args, void (*rotate)(const RopeToken<T>&)) {
+void run(const Context& ctx, const Rope& args) {
   if (ctx.measuring() || args.x.empty()) return;
   using A = Accumulator<T>;
   const int64_t heads = args.x.dim(1), half = args.x.dim(2) / 2;
   const A *cos = args.cos.data<A>(), *sin = args.sin.data<A>();
   T* x = args.x.data<T>();
+  const auto rotate = std::get<RotateToken<T>>(HWY_DYNAMIC_DISPATCH(rotate_token)());
   const int64_t grain = std::max<int64_t>(1, kElementsPerTask / (heads * half * 2));
   ctx.parallel_for(args.x.dim(0), grain, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
@@ -71,18 +69,9 @@ void run(const Context& ctx, const Rope& args, void (*rotate)(const RopeToken<T>
   });
 }
 
-const RopeKernel kTable[] = {
-    {"vector", DType::kBF16, always_available,
-     [](const Context& ctx, const Rope& args) {
-       run<bf16>(ctx, args, HWY_DYNAMIC_DISPATCH(rotate_bf16));
-     }},
-    {"vector", DType::kF32, always_available,
-     [](const Context& ctx, const Rope& args) {
-       run<float>(ctx, args, HWY_DYNAMIC_DISPATCH(rotate_f32));
-     }},
-    {"vector", DType::kF64, always_available, [](const Context& ctx, const Rope& args) {
-       run<double>(ctx, args, HWY_DYNAMIC_DISPATCH(rotate_f64));
-     }}};
+constexpr RopeKernel kTable[] = {{"vector", DType::kBF16, always_available, run<bf16>},
+                                 {"vector", DType::kF32, always_available, run<float>},
+                                 {"vector", DType::kF64, always_available, run<double>}};
 
 }  // namespace
 

@@ -16,4 +16,7 @@ struct RopeToken {
   T* x;
 };
 
+template <class T>
+using RotateToken = void (*)(const RopeToken<T>&);
+
 }  // namespace longhaul::kernels::cpu
