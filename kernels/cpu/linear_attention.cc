@@ -12,7 +12,7 @@ template <class T>
 void forward(const Context& ctx, const LinearAttentionForward& args) {
   using A = Accumulator<T>;
   const Arena::Scope scope(*ctx.scratch);
-  Runner<T> runner(ctx, args.tokens, args.q.dim(2), args.v.dim(2), PieceUse::kFollow);
+  const Runner<T> runner(ctx, args.tokens, args.q.dim(2), args.v.dim(2), PieceUse::kFollow);
   const bool chained = runner.schedule().chained();
   const TensorView entering = chained ? runner.allocate_states() : TensorView();
   if (ctx.measuring()) return;
@@ -24,7 +24,7 @@ void forward(const Context& ctx, const LinearAttentionForward& args) {
           return !task.piece.last;
         },
         [&](const LinearTask<A>& task) { sums.to_the_right(args.k, args.v, task); });
-    runner.chain_right(args.state_in, entering);
+    runner.template chain<true>(args.state_in, entering);
   }
   const auto tasks = std::get<ForwardTasks<T>>(forward_tasks());
   runner.run(
@@ -41,7 +41,7 @@ template <class T>
 void backward(const Context& ctx, const LinearAttentionBackward& args) {
   using A = Accumulator<T>;
   const Arena::Scope scope(*ctx.scratch);
-  Runner<T> runner(ctx, args.tokens, args.q.dim(2), args.v.dim(2), PieceUse::kFollow);
+  const Runner<T> runner(ctx, args.tokens, args.q.dim(2), args.v.dim(2), PieceUse::kFollow);
   const bool chained = runner.schedule().chained();
   const TensorView entering = chained ? runner.allocate_states() : TensorView();
   const TensorView gradients = chained ? runner.allocate_states() : TensorView();
@@ -58,8 +58,8 @@ void backward(const Context& ctx, const LinearAttentionBackward& args) {
           if (!task.piece.last) sums.to_the_right(args.k, args.v, task);
           if (!task.piece.first) sums.to_the_left(args.q, args.dout, task);
         });
-    runner.chain_right(args.state_in, entering);
-    runner.chain_left(args.dstate_out, gradients);
+    runner.template chain<true>(args.state_in, entering);
+    runner.template chain<false>(args.dstate_out, gradients);
   }
   const auto tasks = std::get<BackwardTasks<T>>(backward_tasks());
   runner.run(
@@ -80,7 +80,7 @@ void write_maps(const Context& ctx, const LinearTokens& tokens, const ConstTenso
                 const ConstTensorView& right, const TensorView& sums, const TensorView& log_decay) {
   using A = Accumulator<T>;
   const Arena::Scope scope(*ctx.scratch);
-  Runner<T> runner(ctx, tokens, left.dim(2), right.dim(2), PieceUse::kFree);
+  const Runner<T> runner(ctx, tokens, left.dim(2), right.dim(2), PieceUse::kFree);
   const LinearSchedule& schedule = runner.schedule();
   const TensorView parts = schedule.chained() ? runner.allocate_states() : sums;
   if (ctx.measuring()) return;
@@ -107,21 +107,18 @@ void backward_maps(const Context& ctx, const LinearAttentionBackwardMaps& args) 
   write_maps<T, false>(ctx, args.tokens, args.q, args.dout, args.sums, args.log_decay);
 }
 
-enum class From { kLeft, kRight };
-
 // Adds what reaches the rows of a run from the state at its left or the gradient at its right.
-template <class T, From kFrom, class Add>
+template <class T, bool kFromLeft, class Add>
 void add_from(const Context& ctx, const LinearTokens& tokens, int64_t head_dim, int64_t value_dim,
               const ConstTensorView& states, const Add& add) {
   using A = Accumulator<T>;
   const Arena::Scope scope(*ctx.scratch);
-  Runner<T> runner(ctx, tokens, head_dim, value_dim, PieceUse::kFree);
+  const Runner<T> runner(ctx, tokens, head_dim, value_dim, PieceUse::kFree);
   if (ctx.measuring()) return;
   runner.run(
       [&](LinearTask<A>& task, int64_t) {
-        const bool left = kFrom == From::kLeft;
-        (left ? task.entering : task.right_entering) = runner.state(states, task.piece.run);
-        return !(left ? task.piece.after_reset : task.piece.before_reset);
+        (kFromLeft ? task.entering : task.right_entering) = runner.state(states, task.piece.run);
+        return !(kFromLeft ? task.piece.after_reset : task.piece.before_reset);
       },
       add);
 }
@@ -129,22 +126,22 @@ void add_from(const Context& ctx, const LinearTokens& tokens, int64_t head_dim, 
 template <class T>
 void add_out(const Context& ctx, const LinearAttentionAddOut& args) {
   const auto tasks = std::get<ForwardTasks<T>>(forward_tasks());
-  add_from<T, From::kLeft>(ctx, args.tokens, args.q.dim(2), args.out_acc.dim(2), args.state_in,
-                           [&](const auto& task) { tasks.add_out(args, task); });
+  add_from<T, true>(ctx, args.tokens, args.q.dim(2), args.out_acc.dim(2), args.state_in,
+                    [&](const auto& task) { tasks.add_out(args, task); });
 }
 
 template <class T>
 void add_dq(const Context& ctx, const LinearAttentionAddDq& args) {
   const auto tasks = std::get<BackwardTasks<T>>(backward_tasks());
-  add_from<T, From::kLeft>(ctx, args.tokens, args.dq_acc.dim(2), args.dout.dim(2), args.state_in,
-                           [&](const auto& task) { tasks.add_dq(args, task); });
+  add_from<T, true>(ctx, args.tokens, args.dq_acc.dim(2), args.dout.dim(2), args.state_in,
+                    [&](const auto& task) { tasks.add_dq(args, task); });
 }
 
 template <class T>
 void add_dk_dv(const Context& ctx, const LinearAttentionAddDkDv& args) {
   const auto tasks = std::get<BackwardTasks<T>>(backward_tasks());
-  add_from<T, From::kRight>(ctx, args.tokens, args.k.dim(2), args.v.dim(2), args.dstate_out,
-                            [&](const auto& task) { tasks.add_dk_dv(args, task); });
+  add_from<T, false>(ctx, args.tokens, args.k.dim(2), args.v.dim(2), args.dstate_out,
+                     [&](const auto& task) { tasks.add_dk_dv(args, task); });
 }
 
 bool any_dim(int64_t, int64_t) { return true; }

@@ -158,13 +158,13 @@ struct LinearTask {
   const LinearPiece& piece;
   std::span<const LinearBlock> blocks;
   Range heads;
-  std::span<const Powers<A>> powers;
   const LinearScratch<A>& scratch;
   Poller& poller;
-  const A* entering = nullptr;        // from the left
-  A* leaving = nullptr;               // to the right
-  const A* right_entering = nullptr;  // gradient, from the right
-  A* right_leaving = nullptr;         // gradient, to the left
+  std::span<const Powers<A>> powers = {};  // of all heads
+  const A* entering = nullptr;             // from the left
+  A* leaving = nullptr;                    // to the right
+  const A* right_entering = nullptr;       // gradient, from the right
+  A* right_leaving = nullptr;              // gradient, to the left
 };
 
 // The code of the instruction set in use.
