@@ -108,27 +108,6 @@ class GatedBackwardTask {
   }
 
  private:
-  A* state_of(int64_t h) const { return s_.states + (h - task_.heads.begin) * s_.state_elements; }
-
-  // The block after number `n` of head h, where block(n) is the n-th of this pass.
-  template <class Block, class Add>
-  Ahead ahead_of(size_t n, int64_t h, Block&& block, Add&& add) const {
-    Ahead ahead;
-    const bool next_head = h + 1 < task_.heads.end;
-    const size_t next = next_head ? n : n + 1;
-    if (next == task_.blocks.size()) return ahead;
-    add(ahead, block(next).begin, next_head ? h + 1 : task_.heads.begin);
-    ahead.set_rows(block(next).rows);
-    return ahead;
-  }
-  template <class Element>
-  static void add_to(Ahead& ahead, const ConstTensorView& x, int64_t row, int64_t h) {
-    ahead.add(rows_of<Element>(x, row, h), x.stride(0), x.dim(2));
-  }
-  static void add_result(Ahead& ahead, const TensorView& x, int64_t row, int64_t h) {
-    ahead.add(rows_of<A>(x, row, h), x.stride(0), x.dim(2), true);
-  }
-
   void load_block_gates(const LinearBlock& block, int64_t h) const {
     const ConstTensorView& log_gate = args_.tokens.log_gate;
     load_gates<A>(rows_of<A>(log_gate, block.begin, h), log_gate.stride(0), block.rows, head_dim_,
@@ -144,42 +123,33 @@ class GatedBackwardTask {
                  s_.value_width, to);
   }
 
-  void to_the_right() {
-    empty_ = task_.entering == nullptr;
-    for (int64_t h = task_.heads.begin; h < task_.heads.end && !empty_; ++h) {
-      load_transposed<A>(task_.entering + h * head_dim_ * value_dim_, value_dim_, head_dim_,
-                         value_dim_, s_.key_width, state_of(h));
-    }
-    const auto nth = [&](size_t n) -> const LinearBlock& { return task_.blocks[n]; };
-    for (size_t n = 0; n < task_.blocks.size(); ++n) {
-      const LinearBlock& block = nth(n);
-      const bool keep = !block.last_of_document && n + 1 < task_.blocks.size();
-      if (block.first_of_document) empty_ = true;
-      for (int64_t h = task_.heads.begin; h < task_.heads.end; ++h) {
-        add_dq(block, h, keep, ahead_of(n, h, nth, [&](Ahead& ahead, int64_t row, int64_t head) {
-                 add_to<T>(ahead, args_.k, row, head);
-                 add_to<A>(ahead, args_.tokens.log_gate, row, head);
-                 add_to<T>(ahead, args_.v, row, head);
-                 add_to<T>(ahead, args_.dout, row, head);
-                 add_result(ahead, args_.dq_acc, row, head);
-               }));
-        task_.poller.did(block.rows * 2 * head_dim_ * value_dim_);
-      }
-      empty_ = !keep;
-    }
+  void to_the_right() const {
+    const bool enters = read_transposed_states(task_, task_.entering, head_dim_, value_dim_);
+    const auto ahead = [&](int64_t row, int64_t h, Ahead& to) {
+      add_rows_of<T>(args_.k, row, h, to);
+      add_rows_of<A>(args_.tokens.log_gate, row, h, to);
+      add_rows_of<T>(args_.v, row, h, to);
+      add_rows_of<T>(args_.dout, row, h, to);
+      add_results_of<A>(args_.dq_acc, row, h, to);
+    };
+    walk<true>(task_, enters, false, ahead, [&](const Visit& at) {
+      add_dq(at);
+      task_.poller.did(at.block.rows * 2 * head_dim_ * value_dim_);
+    });
   }
 
-  void add_dq(const LinearBlock& block, int64_t h, bool keep, const Ahead& ahead) {
-    if (empty_ && !keep) return;
+  void add_dq(const Visit& at) const {
+    const auto& [block, h, empty, keep, ahead] = at;
+    if (empty && !keep) return;
     load_block_gates(block, h);
-    if (!empty_) {
+    if (!empty) {
       load_values(args_.dout, block, h, s_.dout);
       make_product(Product<A>{.rows = block.rows,
                               .columns = head_dim_,
                               .depth = value_dim_,
                               .x = s_.dout,
                               .x_row = s_.value_width,
-                              .y = state_of(h),
+                              .y = state_of(task_, h),
                               .width = s_.key_width,
                               .gates = s_.from_begin,
                               .add = true,
@@ -203,47 +173,33 @@ class GatedBackwardTask {
                                       .decay = s_.decay,
                                       .decay_rest = s_.decay_rest,
                                       .by_column = true,
-                                      .empty = empty_,
-                                      .state = state_of(h),
+                                      .empty = empty,
+                                      .state = state_of(task_, h),
                                       .ahead = ahead.part(3, 5)});
   }
 
-  void to_the_left() {
-    empty_ = task_.right_entering == nullptr;
-    for (int64_t h = task_.heads.begin; h < task_.heads.end && !empty_; ++h) {
-      read_state(task_.right_entering + h * head_dim_ * value_dim_, head_dim_, value_dim_,
-                 s_.value_width, state_of(h));
-    }
-    const size_t count = task_.blocks.size();
-    const auto nth = [&](size_t n) -> const LinearBlock& { return task_.blocks[count - 1 - n]; };
-    for (size_t n = 0; n < count; ++n) {
-      const LinearBlock& block = nth(n);
-      const bool first = n + 1 == count;
-      const bool keep = !block.first_of_document && (!first || task_.right_leaving != nullptr);
-      if (block.last_of_document) empty_ = true;
-      for (int64_t h = task_.heads.begin; h < task_.heads.end; ++h) {
-        add_dk_dv(block, h, keep, ahead_of(n, h, nth, [&](Ahead& ahead, int64_t row, int64_t head) {
-                    add_to<T>(ahead, args_.q, row, head);
-                    add_to<T>(ahead, args_.k, row, head);
-                    add_to<T>(ahead, args_.v, row, head);
-                    add_to<T>(ahead, args_.dout, row, head);
-                    add_result(ahead, args_.dq_acc, row, head);
-                    add_result(ahead, args_.dv_acc, row, head);
-                    add_result(ahead, args_.dk_acc, row, head);
-                  }));
-        task_.poller.did(block.rows *
-                         (3 * head_dim_ * value_dim_ + 2 * kBlock * (head_dim_ + value_dim_)));
-      }
-      empty_ = !keep;
-    }
-    for (int64_t h = task_.heads.begin; h < task_.heads.end && task_.right_leaving != nullptr;
-         ++h) {
-      write_state(state_of(h), head_dim_, value_dim_, s_.value_width, empty_,
-                  task_.right_leaving + h * head_dim_ * value_dim_);
-    }
+  void to_the_left() const {
+    const bool enters = read_states(task_, task_.right_entering, head_dim_, value_dim_);
+    const auto ahead = [&](int64_t row, int64_t h, Ahead& to) {
+      add_rows_of<T>(args_.q, row, h, to);
+      add_rows_of<T>(args_.k, row, h, to);
+      add_rows_of<T>(args_.v, row, h, to);
+      add_rows_of<T>(args_.dout, row, h, to);
+      add_results_of<A>(args_.dq_acc, row, h, to);
+      add_results_of<A>(args_.dv_acc, row, h, to);
+      add_results_of<A>(args_.dk_acc, row, h, to);
+    };
+    const bool empty =
+        walk<false>(task_, enters, task_.right_leaving != nullptr, ahead, [&](const Visit& at) {
+          add_dk_dv(at);
+          task_.poller.did(at.block.rows *
+                           (3 * head_dim_ * value_dim_ + 2 * kBlock * (head_dim_ + value_dim_)));
+        });
+    write_states(task_, head_dim_, value_dim_, empty, task_.right_leaving);
   }
 
-  void add_dk_dv(const LinearBlock& block, int64_t h, bool keep, const Ahead& ahead) {
+  void add_dk_dv(const Visit& at) const {
+    const auto& [block, h, empty, keep, ahead] = at;
     const int64_t rows = block.rows;
     load_block_gates(block, h);
     load_keys(args_.q, block, h, s_.q);
@@ -258,8 +214,8 @@ class GatedBackwardTask {
     add_intra_dq(rows, rows_of<A>(args_.dq_acc, block.begin, h), args_.dq_acc.stride(0));
     A* dk = rows_of<A>(args_.dk_acc, block.begin, h);
     add_intra_dk(rows, dk, args_.dk_acc.stride(0));
-    if (!empty_) {
-      load_transposed<A>(state_of(h), s_.value_width, head_dim_, value_dim_, s_.key_width,
+    if (!empty) {
+      load_transposed<A>(state_of(task_, h), s_.value_width, head_dim_, value_dim_, s_.key_width,
                          s_.turned);
       make_product(Product<A>{.rows = rows,
                               .columns = head_dim_,
@@ -280,7 +236,7 @@ class GatedBackwardTask {
                          .x = s_.k,
                          .x_width = s_.key_width,
                          .depth = head_dim_,
-                         .state = empty_ ? nullptr : state_of(h),
+                         .state = empty ? nullptr : state_of(task_, h),
                          .p = s_.p,
                          .transposed = true,
                          .y = s_.dout,
@@ -302,8 +258,8 @@ class GatedBackwardTask {
                                       .columns = value_dim_,
                                       .decay = s_.decay,
                                       .decay_rest = s_.decay_rest,
-                                      .empty = empty_,
-                                      .state = state_of(h),
+                                      .empty = empty,
+                                      .state = state_of(task_, h),
                                       .ahead = ahead.part(6, 7)});
   }
 
@@ -365,7 +321,6 @@ class GatedBackwardTask {
   const GatedTask<A>& task_;
   const GatedScratch<A>& s_;
   const int64_t head_dim_, value_dim_;
-  bool empty_ = true;  // the state or gradient that enters the block is all zeros
 };
 
 template <class T>

@@ -30,54 +30,28 @@ class GatedForwardTask {
         task_(task),
         s_(task.scratch),
         head_dim_(args.q.dim(2)),
-        value_dim_(args.v.dim(2)),
-        empty_(task.entering == nullptr) {}
+        value_dim_(args.v.dim(2)) {}
 
   void run() {
-    for (int64_t h = task_.heads.begin; h < task_.heads.end && !empty_; ++h) {
-      read_state(task_.entering + h * head_dim_ * value_dim_, head_dim_, value_dim_, s_.value_width,
-                 state_of(h));
-    }
-    for (size_t b = 0; b < task_.blocks.size(); ++b) {
-      const LinearBlock& block = task_.blocks[b];
-      const bool last = b + 1 == task_.blocks.size();
-      const bool keep = !block.last_of_document && (!last || task_.leaving != nullptr);
-      if (block.first_of_document) empty_ = true;
-      for (int64_t h = task_.heads.begin; h < task_.heads.end; ++h) {
-        run_block(block, h, keep, ahead_of(b, h));
-        task_.poller.did(block.rows * (2 * head_dim_ * value_dim_ + kBlock * head_dim_));
-      }
-      empty_ = !keep;
-    }
-    for (int64_t h = task_.heads.begin; h < task_.heads.end && task_.leaving != nullptr; ++h) {
-      write_state(state_of(h), head_dim_, value_dim_, s_.value_width, empty_,
-                  task_.leaving + h * head_dim_ * value_dim_);
-    }
+    const bool enters = read_states(task_, task_.entering, head_dim_, value_dim_);
+    const auto ahead = [&](int64_t row, int64_t h, Ahead& to) {
+      add_rows_of<T>(args_.q, row, h, to);
+      add_rows_of<T>(args_.k, row, h, to);
+      add_rows_of<T>(args_.v, row, h, to);
+      add_rows_of<A>(args_.tokens.log_gate, row, h, to);
+      add_results_of<A>(args_.out_acc, row, h, to);
+    };
+    const bool empty =
+        walk<true>(task_, enters, task_.leaving != nullptr, ahead, [&](const Visit& at) {
+          add_block(at);
+          task_.poller.did(at.block.rows * (2 * head_dim_ * value_dim_ + kBlock * head_dim_));
+        });
+    write_states(task_, head_dim_, value_dim_, empty, task_.leaving);
   }
 
  private:
-  A* state_of(int64_t h) const { return s_.states + (h - task_.heads.begin) * s_.state_elements; }
-
-  // What follows block b of head h in this task.
-  Ahead ahead_of(size_t b, int64_t h) const {
-    Ahead ahead;
-    const bool next_head = h + 1 < task_.heads.end;
-    const size_t next = next_head ? b : b + 1;
-    if (next == task_.blocks.size()) return ahead;
-    const LinearBlock& block = task_.blocks[next];
-    const int64_t head = next_head ? h + 1 : task_.heads.begin;
-    ahead.add(rows_of<T>(args_.q, block.begin, head), args_.q.stride(0), head_dim_);
-    ahead.add(rows_of<T>(args_.k, block.begin, head), args_.k.stride(0), head_dim_);
-    ahead.add(rows_of<T>(args_.v, block.begin, head), args_.v.stride(0), value_dim_);
-    const ConstTensorView& log_gate = args_.tokens.log_gate;
-    ahead.add(rows_of<A>(log_gate, block.begin, head), log_gate.stride(0), head_dim_);
-    ahead.add(rows_of<A>(args_.out_acc, block.begin, head), args_.out_acc.stride(0), value_dim_,
-              true);
-    ahead.set_rows(block.rows);
-    return ahead;
-  }
-
-  void run_block(const LinearBlock& block, int64_t h, bool keep, const Ahead& ahead) {
+  void add_block(const Visit& at) const {
+    const auto& [block, h, empty, keep, ahead] = at;
     const int64_t rows = block.rows;
     const ConstTensorView& log_gate = args_.tokens.log_gate;
     load_gates<A>(rows_of<A>(log_gate, block.begin, h), log_gate.stride(0), rows, head_dim_, s_);
@@ -90,13 +64,13 @@ class GatedForwardTask {
     pad_rows(rows, s_.key_width, s_.q);
     pad_rows(rows, s_.key_width, s_.k);
     gated_products(rows, head_dim_, s_, ahead.part(0, 1));
-    if (!empty_) multiply_rows(s_.q, s_.from_begin, rows, head_dim_, s_.key_width, s_.moved);
+    if (!empty) multiply_rows(s_.q, s_.from_begin, rows, head_dim_, s_.key_width, s_.moved);
     make_rows(RowSums<A>{.rows = rows,
                          .columns = value_dim_,
                          .x = s_.moved,
                          .x_width = s_.key_width,
                          .depth = head_dim_,
-                         .state = empty_ ? nullptr : state_of(h),
+                         .state = empty ? nullptr : state_of(task_, h),
                          .p = s_.p,
                          .y = s_.v,
                          .width = s_.value_width,
@@ -115,8 +89,8 @@ class GatedForwardTask {
                                       .columns = value_dim_,
                                       .decay = s_.decay,
                                       .decay_rest = s_.decay_rest,
-                                      .empty = empty_,
-                                      .state = state_of(h),
+                                      .empty = empty,
+                                      .state = state_of(task_, h),
                                       .ahead = ahead.part(3, 5)});
   }
 
@@ -124,7 +98,6 @@ class GatedForwardTask {
   const GatedTask<A>& task_;
   const GatedScratch<A>& s_;
   const int64_t head_dim_, value_dim_;
-  bool empty_;  // the state before the block is all zeros
 };
 
 template <class T>

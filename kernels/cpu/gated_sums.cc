@@ -44,27 +44,15 @@ void add_block(const ConstTensorView& log_gate, const ConstTensorView& left,
   task.poller.did(rows * head_dim * right.dim(2));
 }
 
-template <class A>
-void write_states(const GatedTask<A>& task, int64_t head_dim, int64_t value_dim, bool empty,
-                  A* to) {
-  const GatedScratch<A>& s = task.scratch;
-  for (int64_t h = task.heads.begin; h < task.heads.end; ++h) {
-    write_state(s.states + (h - task.heads.begin) * s.state_elements, head_dim, value_dim,
-                s.value_width, empty, to + h * head_dim * value_dim);
-  }
-}
-
 // From the last document that begins in the piece, or all of it.
 template <class T>
 void to_the_right(const ConstTensorView& log_gate, const ConstTensorView& k,
                   const ConstTensorView& v, const GatedTask<Accumulator<T>>& task) {
-  const GatedScratch<Accumulator<T>>& s = task.scratch;
   size_t first = task.blocks.size();
   while (first > 0 && !task.blocks[--first].first_of_document) continue;
   for (size_t b = first; b < task.blocks.size(); ++b) {
     for (int64_t h = task.heads.begin; h < task.heads.end; ++h) {
-      add_block<T, true>(log_gate, k, v, task.blocks[b], h, b == first,
-                         s.states + (h - task.heads.begin) * s.state_elements, task);
+      add_block<T, true>(log_gate, k, v, task.blocks[b], h, b == first, state_of(task, h), task);
     }
   }
   write_states(task, k.dim(2), v.dim(2), task.blocks.empty(), task.leaving);
@@ -74,13 +62,12 @@ void to_the_right(const ConstTensorView& log_gate, const ConstTensorView& k,
 template <class T>
 void to_the_left(const ConstTensorView& log_gate, const ConstTensorView& q,
                  const ConstTensorView& dout, const GatedTask<Accumulator<T>>& task) {
-  const GatedScratch<Accumulator<T>>& s = task.scratch;
   size_t end = 0;
   while (end < task.blocks.size() && !task.blocks[end].first_of_document) ++end;
   for (size_t b = end; b-- > 0;) {
     for (int64_t h = task.heads.begin; h < task.heads.end; ++h) {
-      add_block<T, false>(log_gate, q, dout, task.blocks[b], h, b + 1 == end,
-                          s.states + (h - task.heads.begin) * s.state_elements, task);
+      add_block<T, false>(log_gate, q, dout, task.blocks[b], h, b + 1 == end, state_of(task, h),
+                          task);
     }
   }
   write_states(task, q.dim(2), dout.dim(2), end == 0, task.right_leaving);

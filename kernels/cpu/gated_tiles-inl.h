@@ -12,15 +12,10 @@
 #include <utility>
 
 #include "kernels/cpu/gated_schedule.h"
-#include "kernels/cpu/linear_tiles-inl.h"
+#include "kernels/cpu/linear_walk-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace longhaul::kernels::cpu::HWY_NAMESPACE {
-
-template <class T, class View>
-auto* rows_of(const View& x, int64_t row, int64_t h) {
-  return x.template data<T>() + row * x.stride(0) + h * x.stride(1);
-}
 
 // Numbers too small to be normal become 0: they cost time and stand for nothing. NaN stays.
 template <class D, class V>

@@ -21,21 +21,11 @@
 #define HWY_TARGET_INCLUDE "kernels/cpu/linear_attention_backward.cc"
 #include "hwy/foreach_target.h"
 //
-#include "kernels/cpu/linear_tiles-inl.h"
+#include "kernels/cpu/linear_walk-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace longhaul::kernels::cpu::HWY_NAMESPACE {
 namespace {
-
-template <class T>
-const T* rows_of(const ConstTensorView& x, int64_t row, int64_t h) {
-  return x.data<T>() + row * x.stride(0) + h * x.stride(1);
-}
-// Sums: heads are dense in a row.
-template <class A>
-A* rows_of(const TensorView& x, int64_t row, int64_t h) {
-  return x.data<A>() + row * x.stride(0) + h * x.dim(2);
-}
 
 template <class T>
 class BackwardTask {
@@ -55,55 +45,27 @@ class BackwardTask {
   }
 
  private:
-  A* state_of(int64_t h) const { return s_.states + (h - task_.heads.begin) * s_.state_elements; }
   const Powers<A>& powers_of(int64_t h) const { return task_.powers[static_cast<size_t>(h)]; }
 
-  // The block after number `n` of head h, where block(n) is the n-th of this pass.
-  template <class Block, class Add>
-  Ahead ahead_of(size_t n, int64_t h, Block&& block, Add&& add) const {
-    Ahead ahead;
-    const bool next_head = h + 1 < task_.heads.end;
-    const size_t next = next_head ? n : n + 1;
-    if (next == task_.blocks.size()) return ahead;
-    add(ahead, block(next).begin, next_head ? h + 1 : task_.heads.begin);
-    ahead.set_rows(block(next).rows);
-    return ahead;
-  }
-  static void add_to(Ahead& ahead, const ConstTensorView& x, int64_t row, int64_t h) {
-    ahead.add(rows_of<T>(x, row, h), x.stride(0), x.dim(2));
-  }
-  static void add_to(Ahead& ahead, const TensorView& x, int64_t row, int64_t h) {
-    ahead.add(rows_of<A>(x, row, h), x.stride(0), x.dim(2), true);
+  void to_the_right() const {
+    const bool enters = read_transposed_states(task_, task_.entering, head_dim_, value_dim_);
+    const auto ahead = [&](int64_t row, int64_t h, Ahead& to) {
+      add_rows_of<T>(args_.k, row, h, to);
+      add_rows_of<T>(args_.v, row, h, to);
+      add_rows_of<T>(args_.dout, row, h, to);
+      add_results_of<A>(args_.dq_acc, row, h, to);
+    };
+    walk<true>(task_, enters, false, ahead, [&](const Visit& at) {
+      add_dq(at);
+      task_.poller.did(at.block.rows * 2 * head_dim_ * value_dim_);
+    });
   }
 
-  void to_the_right() {
-    empty_ = task_.entering == nullptr;
-    for (int64_t h = task_.heads.begin; h < task_.heads.end && !empty_; ++h) {
-      load_transposed<A>(task_.entering + h * head_dim_ * value_dim_, value_dim_, head_dim_,
-                         value_dim_, s_.key_width, state_of(h));
-    }
-    const auto nth = [&](size_t n) -> const LinearBlock& { return task_.blocks[n]; };
-    for (size_t n = 0; n < task_.blocks.size(); ++n) {
-      const LinearBlock& block = nth(n);
-      const bool keep = !block.last_of_document && n + 1 < task_.blocks.size();
-      if (block.first_of_document) empty_ = true;
-      for (int64_t h = task_.heads.begin; h < task_.heads.end; ++h) {
-        add_dq(block, h, keep, ahead_of(n, h, nth, [&](Ahead& ahead, int64_t row, int64_t head) {
-                 add_to(ahead, args_.k, row, head);
-                 add_to(ahead, args_.v, row, head);
-                 add_to(ahead, args_.dout, row, head);
-                 add_to(ahead, args_.dq_acc, row, head);
-               }));
-        task_.poller.did(block.rows * 2 * head_dim_ * value_dim_);
-      }
-      empty_ = !keep;
-    }
-  }
-
-  void add_dq(const LinearBlock& block, int64_t h, bool keep, const Ahead& ahead) {
+  void add_dq(const Visit& at) const {
+    const auto& [block, h, empty, keep, ahead] = at;
     const Powers<A>& powers = powers_of(h);
     const int64_t rows = block.rows;
-    if (!empty_) {
+    if (!empty) {
       load_rows<T>(rows_of<T>(args_.dout, block.begin, h), args_.dout.stride(0), rows, value_dim_,
                    nullptr, s_.value_width, s_.dout);
       make_rows(RowSums<A>{.rows = rows,
@@ -111,7 +73,7 @@ class BackwardTask {
                            .x = s_.dout,
                            .x_width = s_.value_width,
                            .depth = value_dim_,
-                           .state = state_of(h),
+                           .state = state_of(task_, h),
                            .factors = powers.rising(),
                            .width = s_.key_width,
                            .add = !args_.overwrite,
@@ -137,47 +99,33 @@ class BackwardTask {
                                 .width = s_.key_width,
                                 .columns = head_dim_,
                                 .decay = powers.over(rows),
-                                .empty = empty_,
-                                .state = state_of(h),
+                                .empty = empty,
+                                .state = state_of(task_, h),
                                 .ahead = ahead.part(2, 4)});
   }
 
-  void to_the_left() {
-    empty_ = task_.right_entering == nullptr;
-    for (int64_t h = task_.heads.begin; h < task_.heads.end && !empty_; ++h) {
-      read_state(task_.right_entering + h * head_dim_ * value_dim_, head_dim_, value_dim_,
-                 s_.value_width, state_of(h));
-    }
-    const size_t count = task_.blocks.size();
-    const auto nth = [&](size_t n) -> const LinearBlock& { return task_.blocks[count - 1 - n]; };
-    for (size_t n = 0; n < count; ++n) {
-      const LinearBlock& block = nth(n);
-      const bool first = n + 1 == count;
-      const bool keep = !block.first_of_document && (!first || task_.right_leaving != nullptr);
-      if (block.last_of_document) empty_ = true;
-      for (int64_t h = task_.heads.begin; h < task_.heads.end; ++h) {
-        add_dk_dv(block, h, keep, ahead_of(n, h, nth, [&](Ahead& ahead, int64_t row, int64_t head) {
-                    add_to(ahead, args_.q, row, head);
-                    add_to(ahead, args_.k, row, head);
-                    add_to(ahead, args_.v, row, head);
-                    add_to(ahead, args_.dout, row, head);
-                    add_to(ahead, args_.dq_acc, row, head);
-                    add_to(ahead, args_.dv_acc, row, head);
-                    add_to(ahead, args_.dk_acc, row, head);
-                  }));
-        task_.poller.did(block.rows *
-                         (3 * head_dim_ * value_dim_ + 2 * kBlock * (head_dim_ + value_dim_)));
-      }
-      empty_ = !keep;
-    }
-    for (int64_t h = task_.heads.begin; h < task_.heads.end && task_.right_leaving != nullptr;
-         ++h) {
-      write_state(state_of(h), head_dim_, value_dim_, s_.value_width, empty_,
-                  task_.right_leaving + h * head_dim_ * value_dim_);
-    }
+  void to_the_left() const {
+    const bool enters = read_states(task_, task_.right_entering, head_dim_, value_dim_);
+    const auto ahead = [&](int64_t row, int64_t h, Ahead& to) {
+      add_rows_of<T>(args_.q, row, h, to);
+      add_rows_of<T>(args_.k, row, h, to);
+      add_rows_of<T>(args_.v, row, h, to);
+      add_rows_of<T>(args_.dout, row, h, to);
+      add_results_of<A>(args_.dq_acc, row, h, to);
+      add_results_of<A>(args_.dv_acc, row, h, to);
+      add_results_of<A>(args_.dk_acc, row, h, to);
+    };
+    const bool empty =
+        walk<false>(task_, enters, task_.right_leaving != nullptr, ahead, [&](const Visit& at) {
+          add_dk_dv(at);
+          task_.poller.did(at.block.rows *
+                           (3 * head_dim_ * value_dim_ + 2 * kBlock * (head_dim_ + value_dim_)));
+        });
+    write_states(task_, head_dim_, value_dim_, empty, task_.right_leaving);
   }
 
-  void add_dk_dv(const LinearBlock& block, int64_t h, bool keep, const Ahead& ahead) {
+  void add_dk_dv(const Visit& at) const {
+    const auto& [block, h, empty, keep, ahead] = at;
     const Powers<A>& powers = powers_of(h);
     const int64_t rows = block.rows;
     const T* k = rows_of<T>(args_.k, block.begin, h);
@@ -202,9 +150,9 @@ class BackwardTask {
                          .out = rows_of<A>(args_.dq_acc, block.begin, h),
                          .out_stride = args_.dq_acc.stride(0),
                          .ahead = ahead.part(2, 3)});
-    if (!empty_) {
+    if (!empty) {
       load_rows<T>(v, args_.v.stride(0), rows, value_dim_, nullptr, s_.value_width, s_.v);
-      load_transposed<A>(state_of(h), s_.value_width, head_dim_, value_dim_, s_.key_width,
+      load_transposed<A>(state_of(task_, h), s_.value_width, head_dim_, value_dim_, s_.key_width,
                          s_.turned);
     }
     make_rows(RowSums<A>{.rows = rows,
@@ -212,7 +160,7 @@ class BackwardTask {
                          .x = s_.k,
                          .x_width = s_.key_width,
                          .depth = head_dim_,
-                         .state = empty_ ? nullptr : state_of(h),
+                         .state = empty ? nullptr : state_of(task_, h),
                          .factors = powers.falling(rows),
                          .p = s_.p,
                          .transposed = true,
@@ -228,7 +176,7 @@ class BackwardTask {
                          .x = s_.v,
                          .x_width = s_.value_width,
                          .depth = value_dim_,
-                         .state = empty_ ? nullptr : s_.turned,
+                         .state = empty ? nullptr : s_.turned,
                          .factors = powers.falling(rows),
                          .p = s_.dp,
                          .transposed = true,
@@ -248,8 +196,8 @@ class BackwardTask {
                                 .width = s_.value_width,
                                 .columns = value_dim_,
                                 .decay = powers.over(rows),
-                                .empty = empty_,
-                                .state = state_of(h),
+                                .empty = empty,
+                                .state = state_of(task_, h),
                                 .ahead = ahead.part(6, 7)});
   }
 
@@ -257,7 +205,6 @@ class BackwardTask {
   const LinearTask<A>& task_;
   const LinearScratch<A>& s_;
   const int64_t head_dim_, value_dim_;
-  bool empty_ = true;  // the state or gradient that enters the block is all zeros
 };
 
 template <class T>

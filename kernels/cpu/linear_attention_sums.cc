@@ -8,7 +8,7 @@
 #define HWY_TARGET_INCLUDE "kernels/cpu/linear_attention_sums.cc"
 #include "hwy/foreach_target.h"
 //
-#include "kernels/cpu/linear_tiles-inl.h"
+#include "kernels/cpu/linear_walk-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace longhaul::kernels::cpu::HWY_NAMESPACE {
@@ -38,23 +38,12 @@ void add_block(const ConstTensorView& left, const ConstTensorView& right, const 
   task.poller.did(block.rows * left.dim(2) * right.dim(2));
 }
 
-template <class A>
-void write_states(const LinearTask<A>& task, int64_t head_dim, int64_t value_dim, bool empty,
-                  A* to) {
-  const LinearScratch<A>& s = task.scratch;
-  for (int64_t h = task.heads.begin; h < task.heads.end; ++h) {
-    write_state(s.states + (h - task.heads.begin) * s.state_elements, head_dim, value_dim,
-                s.value_width, empty, to + h * head_dim * value_dim);
-  }
-}
-
 // What decays to nothing before it leaves the piece is not added up at all: with many heads, whose
 // slopes reach from steep to flat, that is most of a long piece.
 
 // From the last document that begins in the piece, or all of it.
 template <class T>
 void to_the_right(ConstTensorView k, ConstTensorView v, const LinearTask<Accumulator<T>>& task) {
-  const LinearScratch<Accumulator<T>>& s = task.scratch;
   size_t first = task.blocks.size();
   while (first > 0 && !task.blocks[--first].first_of_document) continue;
   const int64_t piece_end =
@@ -68,8 +57,7 @@ void to_the_right(ConstTensorView k, ConstTensorView v, const LinearTask<Accumul
       };
       if (fades(block)) continue;
       add_block<T>(k, v, block, h, powers.falling(block.rows),
-                   b == first || fades(task.blocks[b - 1]),
-                   s.states + (h - task.heads.begin) * s.state_elements, task);
+                   b == first || fades(task.blocks[b - 1]), state_of(task, h), task);
     }
   }
   write_states(task, k.dim(2), v.dim(2), task.blocks.empty(), task.leaving);
@@ -78,7 +66,6 @@ void to_the_right(ConstTensorView k, ConstTensorView v, const LinearTask<Accumul
 // Up to the first document that begins in the piece, or all of it.
 template <class T>
 void to_the_left(ConstTensorView q, ConstTensorView dout, const LinearTask<Accumulator<T>>& task) {
-  const LinearScratch<Accumulator<T>>& s = task.scratch;
   size_t end = 0;
   while (end < task.blocks.size() && !task.blocks[end].first_of_document) ++end;
   for (size_t b = end; b-- > 0;) {
@@ -90,7 +77,7 @@ void to_the_left(ConstTensorView q, ConstTensorView dout, const LinearTask<Accum
       };
       if (fades(block)) continue;
       add_block<T>(q, dout, block, h, powers.rising(), b + 1 == end || fades(task.blocks[b + 1]),
-                   s.states + (h - task.heads.begin) * s.state_elements, task);
+                   state_of(task, h), task);
     }
   }
   write_states(task, q.dim(2), dout.dim(2), end == 0, task.right_leaving);
