@@ -240,16 +240,15 @@ __device__ __forceinline__ float row_max(float x) {
 
 // to = to * keep + (a, b) for columns c and c + 1 of a row of `dim` f32.
 __device__ __forceinline__ void mix_pair(float* row, int c, int dim, float keep, float a, float b) {
-  if (c >= dim) return;
-  // Rows of even length start at even places.
-  if (dim % 2 == 0) {
-    auto& pair = *reinterpret_cast<float2*>(row + c);
+  float* const to = row + c;
+  if (c + 1 < dim && aligned_pair(to)) {
+    auto& pair = *reinterpret_cast<float2*>(to);
     const float2 before = pair;
     pair = make_float2(before.x * keep + a, before.y * keep + b);
     return;
   }
-  row[c] = row[c] * keep + a;
-  if (c + 1 < dim) row[c + 1] = row[c + 1] * keep + b;
+  if (c < dim) to[0] = to[0] * keep + a;
+  if (c + 1 < dim) to[1] = to[1] * keep + b;
 }
 
 // A warp's rows [first, first + 16 kTiles) of the block's tile += factor * sums, for rows below

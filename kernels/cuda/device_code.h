@@ -19,6 +19,11 @@ __device__ __forceinline__ int64_t grid_first() {
 }
 __device__ __forceinline__ int64_t grid_stride() { return int64_t{gridDim.x} * blockDim.x; }
 
+// Whether two f32 may be read or written there at once: results may begin at any element.
+__device__ __forceinline__ bool aligned_pair(const float* p) {
+  return reinterpret_cast<uintptr_t>(p) % sizeof(float2) == 0;
+}
+
 template <class T>
 __device__ __forceinline__ T warp_sum(T x) {
   for (int mask = kWarp / 2; mask > 0; mask /= 2) x += __shfl_xor_sync(kAllLanes, x, mask);

@@ -32,13 +32,15 @@ struct Gather {
   }
 };
 
-// Backward: a block owns columns of a range of the vocabulary. It goes through all tokens in order,
-// notes those of its range, and adds up their rows. All blocks read all tokens, which are few bytes
-// beside the rows, and mostly in the cache.
+// Backward: a block owns columns of every n-th row of the table, as frequent tokens often have
+// neighbouring numbers. It goes through all tokens in order, notes its own, and adds up their rows.
+// All blocks read all tokens, which are few bytes beside the rows, and mostly in the cache.
 constexpr int kThreads = 128;
-constexpr int64_t kRanges = 256;      // of the vocabulary, at most
-constexpr int kNotes = 4 * kThreads;  // tokens that are noted at a time
-constexpr int kAhead = 8;             // rows that are under way at a time
+constexpr int64_t kOwners = 256;              // of the table's rows, at most
+constexpr int kLooks = 4;                     // tokens that a thread looks at, at a time
+constexpr int kLookedAt = kLooks * kThreads;  // by the block
+constexpr int kNotes = 2 * kLookedAt;         // tokens that are noted at a time
+constexpr int kAhead = 8;                     // rows that are under way at a time
 
 template <class T, int kN>
 __device__ void add_rows(const int64_t* notes, int count, const int32_t* tokens, Rows<const T> dout,
@@ -77,27 +79,40 @@ __global__ void __launch_bounds__(kThreads)
                     Rows<const T> dout, Rows<Accumulator<T>> dtable) {
   __shared__ int64_t notes[kNotes];
   __shared__ int of_warps[kThreads / kWarp];
-  const int64_t range_begin = vocabulary * blockIdx.x / gridDim.x;
-  const int64_t range_end = vocabulary * (blockIdx.x + 1) / gridDim.x;
   const int64_t column = (int64_t{blockIdx.y} * kThreads + threadIdx.x) * kN;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   int noted = 0;  // the same in all threads
-  for (int64_t begin = 0; begin < count; begin += kThreads) {
-    const int64_t t = begin + threadIdx.x;
-    const int64_t token = t < count ? tokens[t] : -1;
-    const bool mine = token >= range_begin && token < range_end;
-    const unsigned lanes = __ballot_sync(kAllLanes, mine);
-    if (lane == 0) of_warps[warp] = __popc(lanes);
+  for (int64_t begin = 0; begin < count; begin += kLookedAt) {
+    const int64_t first = begin + int64_t{threadIdx.x} * kLooks;
+    bool own[kLooks];
+    int owned = 0;
+#pragma unroll
+    for (int i = 0; i < kLooks; ++i) {
+      const int token = first + i < count ? tokens[first + i] : -1;
+      own[i] = token >= 0 && token < vocabulary &&
+               static_cast<unsigned>(token) % gridDim.x == blockIdx.x;
+      owned += own[i];
+    }
+    int up_to_here = owned;  // of the warp's
+#pragma unroll
+    for (int distance = 1; distance < kWarp; distance *= 2) {
+      const int before = __shfl_up_sync(kAllLanes, up_to_here, distance);
+      if (lane >= distance) up_to_here += before;
+    }
+    if (lane == kWarp - 1) of_warps[warp] = up_to_here;
     __syncthreads();
-    int at = noted;
+    int at = noted + up_to_here - owned;
     for (int w = 0; w < kThreads / kWarp; ++w) {
       if (w < warp) at += of_warps[w];
       noted += of_warps[w];
     }
-    if (mine) notes[at + __popc(lanes & ((1u << lane) - 1))] = t;
+#pragma unroll
+    for (int i = 0; i < kLooks; ++i) {
+      if (own[i]) notes[at++] = first + i;
+    }
     __syncthreads();
-    if (noted + kThreads <= kNotes && begin + kThreads < count) continue;
+    if (noted + kLookedAt <= kNotes && begin + kLookedAt < count) continue;
     if (column < channels) {
       add_rows<T, kN>(notes, noted, tokens, dout, dtable, column,
                       std::min<int64_t>(kN, channels - column));
@@ -123,7 +138,7 @@ void run_backward(const Context& ctx, const EmbeddingBackward& args) {
   const int64_t channels = args.dout.dim(1), vocabulary = args.dtable.dim(0);
   const int64_t columns = (channels + kThreads * kN - 1) / (kThreads * kN);
   launch(ctx, "embedding backward", backward_kernel<T, kN>,
-         {.blocks = dim3(static_cast<unsigned>(std::min(kRanges, vocabulary)),
+         {.blocks = dim3(static_cast<unsigned>(std::min(kOwners, vocabulary)),
                          static_cast<unsigned>(columns)),
           .threads = dim3(kThreads)},
          args.dout.dim(0), channels, vocabulary, args.tokens.data<int32_t>(), rows_of<T>(args.dout),

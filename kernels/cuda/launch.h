@@ -27,17 +27,18 @@ inline Grid grid_for(int64_t n, int threads = 256, int64_t most = int64_t{1} << 
           .threads = dim3(static_cast<unsigned>(threads))};
 }
 
+// Lets a kernel have `bytes` of dynamic shared memory on the current device: unasked, it may have 48
+// KiB less its static memory. (It gets all there is at once, since ranks that are threads would
+// change each other's sizes.) Throws Error(kEnvironment) if that is less.
+void allow_shared_memory(const char* name, const void* kernel, size_t bytes);
+
 // `name` is for errors. Does nothing on an empty grid.
 template <class... Parameters, class... Arguments>
 void launch(const Context& ctx, const char* name, void (*kernel)(Parameters...), const Grid& grid,
             const Arguments&... arguments) {
   if (grid.blocks.x == 0 || grid.blocks.y == 0 || grid.blocks.z == 0) return;
-  // Above this a kernel must ask for it.
-  constexpr size_t kSharedWithoutAsking = size_t{48} << 10;
-  if (grid.shared_bytes > kSharedWithoutAsking) {
-    longhaul::cuda::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                               static_cast<int>(grid.shared_bytes)),
-                          name);
+  if (grid.shared_bytes > 0) {
+    allow_shared_memory(name, reinterpret_cast<const void*>(kernel), grid.shared_bytes);
   }
   cudaLaunchConfig_t config{};
   config.gridDim = grid.blocks;

@@ -290,8 +290,7 @@ __device__ __forceinline__ void write_results(const MmaTiles<1, kColumnTiles>& s
     for (int n = 0; n < kColumnTiles; ++n) {
       const int column = at.column + 8 * n + mma_column();
       const float a = sums[0][n][2 * half], b = sums[0][n][2 * half + 1];
-      if (columns % 2 == 0) {  // pairs begin at even places
-        if (column >= columns) continue;
+      if (column + 1 < columns && aligned_pair(row + column)) {
         auto& pair = *reinterpret_cast<float2*>(row + column);
         pair = add ? make_float2(pair.x + a, pair.y + b) : make_float2(a, b);
         continue;

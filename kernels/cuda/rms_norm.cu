@@ -1,10 +1,11 @@
 // A block per row, or per run of rows where dweight is summed: every block has the sums of its rows
-// in memory of its own, which a second kernel adds up in order.
+// in memory of its own, which a second kernel adds up in order. Narrow rows: rms_norm_narrow.h.
 #include "kernels/rms_norm.h"
 
 #include "kernels/cuda/column_sums.h"
 #include "kernels/cuda/hardware.h"
 #include "kernels/cuda/pieces.h"
+#include "kernels/cuda/rms_norm_narrow.h"
 #include "kernels/cuda/tables.h"
 
 namespace longhaul::kernels::cuda {
@@ -12,8 +13,9 @@ namespace longhaul::kernels::cuda {
 namespace {
 
 constexpr int kMostThreads = 256;
-// Sums of dweight: constants, so that their order depends on the shape alone.
-constexpr int64_t kRowsPerPart = 8;   // at least
+// Sums of dweight: constants, so that their order depends on the shape alone. A part has at least
+// so many rows, or so many times the narrow rows that a block has at once.
+constexpr int64_t kRowsPerPart = 8;
 constexpr int64_t kParts = 512;       // at most
 constexpr int64_t kBlocks = 1 << 16;  // at most, where nothing is summed
 // What a block may keep its sums of dweight in; beyond, they lie in global memory.
@@ -31,23 +33,6 @@ __device__ __forceinline__ void for_columns(int64_t channels, F&& f) {
   for (int64_t c = int64_t{threadIdx.x} * kN; c < channels; c += int64_t{blockDim.x} * kN) {
     f(c, std::min<int64_t>(kN, channels - c));
   }
-}
-
-// The weights of a piece: ones where there is no weight.
-template <int kN, bool kWeight, class T>
-__device__ __forceinline__ Pack<Accumulator<T>, kN> weights(const T* weight, int64_t c,
-                                                            int64_t count) {
-  using A = Accumulator<T>;
-  Pack<A, kN> result;
-  if constexpr (kWeight) {
-    const Pack<T, kN> w = load<kN>(weight + c, count);
-#pragma unroll
-    for (int i = 0; i < kN; ++i) result.e[i] = static_cast<A>(w.e[i]);
-  } else {
-#pragma unroll
-    for (int i = 0; i < kN; ++i) result.e[i] = A(1);
-  }
-  return result;
 }
 
 template <class T, int kN, bool kWeight>
@@ -166,6 +151,13 @@ void forward(const Context& ctx, const RmsNormForward& args) {
   const T* weight = weight_of<T>(args.weight);
   const bool vectors = vectors_allowed({args.x, args.weight, args.y});
   visit<T>(vectors, weight != nullptr, [&]<int kN, bool kWeight>() {
+    if (const int lanes = lanes_of_row<kN>(channels); lanes > 0) {
+      launch(ctx, "rms_norm forward", narrow_forward_kernel<T, kN, kWeight>,
+             grid_for(rows * lanes, kNarrowThreads), rows, channels, lanes, rows_of<T>(args.x),
+             weight, static_cast<A>(args.eps), static_cast<A>(args.scale), rows_to<T>(args.y),
+             args.rstd.data<A>());
+      return;
+    }
     launch(ctx, "rms_norm forward", forward_kernel<T, kN, kWeight>,
            grid_for(rows * threads_for<kN>(channels), threads_for<kN>(channels)), rows, channels,
            rows_of<T>(args.x), weight, static_cast<A>(args.eps), static_cast<A>(args.scale),
@@ -173,14 +165,22 @@ void forward(const Context& ctx, const RmsNormForward& args) {
   });
 }
 
+// By the shape alone, as scratch is.
+template <class T>
+int64_t blocks_of_backward(int64_t rows, int64_t channels, bool weighted) {
+  const int lanes = lanes_of_row<kPiece<T>>(channels);
+  const int64_t at_once = lanes > 0 ? kNarrowThreads / lanes : 1;
+  // Without sums, a block needs no more rows than it has at once.
+  if (!weighted) return std::min((rows + at_once - 1) / at_once, kBlocks);
+  return std::clamp<int64_t>(rows / (kRowsPerPart * at_once), 1, kParts);
+}
+
 template <class T>
 void backward(const Context& ctx, const RmsNormBackward& args) {
   using A = Accumulator<T>;
   const int64_t rows = args.x.dim(0), channels = args.x.dim(1);
   const bool weighted = args.weight.rank() > 0;
-  // Without sums, a block needs no more than one row.
-  const int64_t count =
-      weighted ? std::clamp<int64_t>(rows / kRowsPerPart, 1, kParts) : std::min(rows, kBlocks);
+  const int64_t count = blocks_of_backward<T>(rows, channels, weighted);
   // Padded, so that vectors may be used in every part.
   const int64_t stride = (channels + kPiece<T> - 1) / kPiece<T> * kPiece<T>;
   const Arena::Scope scope(*ctx.scratch);
@@ -193,6 +193,16 @@ void backward(const Context& ctx, const RmsNormBackward& args) {
   const bool in_shared = weighted && bytes <= kMostSharedBytes;
   const bool vectors = vectors_allowed({args.dy, args.x, args.weight, args.dx});
   visit<T>(vectors, weighted, [&]<int kN, bool kWeight>() {
+    if (const int lanes = lanes_of_row<kN>(channels); lanes > 0) {
+      const auto at_once = static_cast<size_t>(kNarrowThreads / lanes);
+      launch(ctx, "rms_norm backward", narrow_backward_kernel<T, kN, kWeight>,
+             {.blocks = dim3(static_cast<unsigned>(count)),
+              .threads = dim3(kNarrowThreads),
+              .shared_bytes = kWeight ? at_once * bytes : 0},
+             rows, channels, lanes, rows_of<T>(args.dy), rows_of<T>(args.x), weight,
+             args.rstd.data<A>(), static_cast<A>(args.scale), rows_to<T>(args.dx), sums, stride);
+      return;
+    }
     launch(ctx, "rms_norm backward", backward_kernel<T, kN, kWeight>,
            {.blocks = dim3(static_cast<unsigned>(count)),
             .threads = dim3(static_cast<unsigned>(threads_for<kN>(channels))),

@@ -6,7 +6,9 @@
 #include <cstdio>
 #include <cstdlib>
 #include <deque>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "tests/cuda_emulator/device_memory.h"
@@ -16,7 +18,6 @@ namespace {
 
 constexpr size_t kStackBytes = size_t{256} << 10;
 constexpr unsigned kMostThreads = 1024;
-constexpr size_t kMostSharedBytes = size_t{227} << 10;  // of an H100's block
 constexpr int kWarp = 32;
 
 struct Copy {
@@ -141,7 +142,21 @@ void run_block(size_t threads, size_t shared_bytes) {
   }
 }
 
+std::mutex allowed_mutex;
+std::map<const void*, size_t> allowed;
+
 }  // namespace
+
+void allow_shared_memory(const void* kernel, size_t bytes) {
+  const std::lock_guard lock(allowed_mutex);
+  allowed[kernel] = bytes;
+}
+
+size_t allowed_shared_memory(const void* kernel) {
+  const std::lock_guard lock(allowed_mutex);
+  const auto found = allowed.find(kernel);
+  return found == allowed.end() ? 0 : found->second;
+}
 
 cudaError_t run_grid(Dim3 grid, Dim3 size, size_t shared_bytes, const std::function<void()>& body) {
   const size_t threads = size_t{size.x} * size.y * size.z;

@@ -23,6 +23,14 @@ inline thread_local Dim3 threadIdx{0, 0, 0}, blockIdx{0, 0, 0}, blockDim, gridDi
 // Does the work, or takes it down if the stream is being captured.
 cudaError_t submit(cudaStream_t stream, std::function<cudaError_t()> work);
 
+// Of a block of compute capability 8.0, static and dynamic together.
+inline constexpr size_t kMostSharedBytes = size_t{163} << 10;
+
+// The dynamic shared memory that a kernel has been allowed. A GPU allows what its static memory
+// leaves of 48 KiB unasked; here nothing is known of static memory, and nothing allowed unasked.
+void allow_shared_memory(const void* kernel, size_t bytes);
+size_t allowed_shared_memory(const void* kernel);
+
 // Calls `body` once per thread of the grid.
 cudaError_t run_grid(Dim3 grid, Dim3 block, size_t shared_bytes, const std::function<void()>& body);
 

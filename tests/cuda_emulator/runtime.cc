@@ -113,6 +113,9 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
     case cudaDevAttrComputeCapabilityMinor:
       *value = 0;
       break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+      *value = static_cast<int>(longhaul::cuda_emulator::kMostSharedBytes);
+      break;
   }
   return cudaSuccess;
 }

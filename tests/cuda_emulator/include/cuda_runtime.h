@@ -133,6 +133,10 @@ struct cudaLaunchConfig_t {
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
+  if (config->dynamicSmemBytes >
+      longhaul::cuda_emulator::allowed_shared_memory(reinterpret_cast<const void*>(kernel))) {
+    return cudaErrorInvalidValue;
+  }
   std::tuple<std::remove_cv_t<Parameters>...> copies(std::forward<Arguments>(arguments)...);
   return longhaul::cuda_emulator::submit(config->stream, [config = *config, kernel, copies] {
     return longhaul::cuda_emulator::run_grid(
@@ -141,7 +145,17 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   });
 }
 
-template <class Function>
-cudaError_t cudaFuncSetAttribute(Function*, cudaFuncAttribute, int) {
+struct cudaFuncAttributes {
+  size_t sharedSizeBytes;  // static
+};
+inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
+  *attributes = {};
+  return cudaSuccess;
+}
+inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int value) {
+  if (value < 0 || static_cast<size_t>(value) > longhaul::cuda_emulator::kMostSharedBytes) {
+    return cudaErrorInvalidValue;
+  }
+  longhaul::cuda_emulator::allow_shared_memory(kernel, static_cast<size_t>(value));
   return cudaSuccess;
 }
