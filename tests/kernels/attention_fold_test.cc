@@ -212,20 +212,7 @@ TEST(AttentionFold, RerunsAreBitIdentical) {
   });
 }
 
-// Results are views into buffers of many parts, which may begin at any element.
-class AtOddElement {
- public:
-  AtOddElement(DType dtype, const Shape& shape) : memory_(dtype, {shape.elements() + 1}) {
-    view_ = memory_.view().rows(1, shape.elements()).reshape(shape);
-  }
-  operator TensorView() const { return view_; }
-  operator ConstTensorView() const { return view_; }
-
- private:
-  DeviceTensor memory_;  // zeros
-  TensorView view_;
-};
-
+// Results are views into buffers of many parts.
 TEST(AttentionFold, ResultsBeginAnywhere) {
   for_each_row(&Backend::attention, [](const AttentionKernel& row) {
     Rig rig(2);

@@ -183,6 +183,42 @@ bool has_nan(const DeviceTensor& x, int64_t row) {
   return std::any_of(of_row.begin(), of_row.end(), [](double v) { return std::isnan(v); });
 }
 
+// Results are views into buffers of many parts.
+TEST(LinearAttention, ResultsBeginAnywhere) {
+  for_each_row(&Backend::linear_attention, [](const LinearAttentionKernel& row) {
+    LinearCase c = plain_case(150, 32, 48);
+    const LinearProblem p(row.dtype, c);
+    Rig rig(2);
+    const LinearResults expected = run_linear(rig, row, p);
+    const AtOddElement out(p.acc, p.v.view().shape()), dv(p.acc, p.v.view().shape());
+    const AtOddElement dq(p.acc, p.q.view().shape()), dk(p.acc, p.q.view().shape());
+    rig.run([&](const Context& ctx) {
+      row.forward(ctx, {.tokens = c.tokens(),
+                        .q = p.q,
+                        .k = p.k,
+                        .v = p.v,
+                        .state_in = p.state_in,
+                        .out_acc = out});
+    });
+    rig.run([&](const Context& ctx) {
+      row.backward(ctx, {.tokens = c.tokens(),
+                         .q = p.q,
+                         .k = p.k,
+                         .v = p.v,
+                         .dout = p.dout,
+                         .state_in = p.state_in,
+                         .dstate_out = p.dstate_out,
+                         .dq_acc = dq,
+                         .dk_acc = dk,
+                         .dv_acc = dv});
+    });
+    EXPECT_TRUE(same_bits(expected.out, out));
+    EXPECT_TRUE(same_bits(expected.dq, dq));
+    EXPECT_TRUE(same_bits(expected.dk, dk));
+    EXPECT_TRUE(same_bits(expected.dv, dv));
+  });
+}
+
 // NaN stays in its document, and a state of NaN does not matter to a run that begins with one.
 TEST(LinearAttention, NanStaysInItsDocument) {
   for_each_row(&Backend::linear_attention, [](const LinearAttentionKernel& row) {

@@ -168,6 +168,20 @@ inline DeviceTensor integers(const std::vector<int32_t>& list) {
   return x;
 }
 
+// Zeros that begin at an odd element: nothing may be read or written but one by one.
+class AtOddElement {
+ public:
+  AtOddElement(DType dtype, const Shape& shape) : memory_(dtype, {shape.elements() + 1}) {
+    view_ = memory_.view().rows(1, shape.elements()).reshape(shape);
+  }
+  operator TensorView() const { return view_; }
+  operator ConstTensorView() const { return view_; }
+
+ private:
+  DeviceTensor memory_;
+  TensorView view_;
+};
+
 // A view with gaps between its rows (first dimension), filled with NaN. Rows begin at multiples of
 // `gap` elements.
 class Gapped {
