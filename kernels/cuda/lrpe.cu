@@ -12,8 +12,10 @@ template <class P>
 struct Heads {
   P* p;
   int64_t heads, token_stride, head_stride;
+  Divisor by_heads;
   __device__ P* at(int64_t row, int64_t column) const {
-    return p + row / heads * token_stride + row % heads * head_stride + column;
+    const int64_t token = by_heads.quotient(row), head = row - token * heads;
+    return p + token * token_stride + head * head_stride + column;
   }
 };
 
@@ -66,11 +68,11 @@ struct Backward {
 
 template <class T>
 Heads<const T> heads_of(const ConstTensorView& x) {
-  return {x.data<T>(), x.dim(1), x.stride(0), x.stride(1)};
+  return {x.data<T>(), x.dim(1), x.stride(0), x.stride(1), Divisor(x.dim(1))};
 }
 template <class T>
 Heads<T> heads_to(const TensorView& x) {
-  return {x.data<T>(), x.dim(1), x.stride(0), x.stride(1)};
+  return {x.data<T>(), x.dim(1), x.stride(0), x.stride(1), Divisor(x.dim(1))};
 }
 
 // Whether the heads, and their halves, begin where vectors may.

@@ -10,6 +10,7 @@
 
 #include "kernels/core/tensor.h"
 #include "kernels/cuda/device_code.h"
+#include "kernels/cuda/divisor.h"
 #include "kernels/cuda/launch.h"
 
 namespace longhaul::kernels::cuda {
@@ -73,10 +74,9 @@ inline bool vectors_allowed(std::initializer_list<ConstTensorView> views) {
 }
 
 template <int kN, class F>
-__global__ void pieces_kernel(int64_t rows, int64_t width, F f) {
-  const int64_t pieces = (width + kN - 1) / kN;
+__global__ void pieces_kernel(int64_t rows, int64_t width, int64_t pieces, Divisor by_pieces, F f) {
   for (int64_t i = grid_first(); i < rows * pieces; i += grid_stride()) {
-    const int64_t row = i / pieces, column = (i - row * pieces) * kN;
+    const int64_t row = by_pieces.quotient(i), column = (i - row * pieces) * kN;
     f.template run<kN>(row, column, std::min<int64_t>(kN, width - column));
   }
 }
@@ -87,12 +87,15 @@ template <class T, class F>
 void for_pieces(const Context& ctx, const char* name, int64_t rows, int64_t width, bool vectors,
                 const F& f) {
   if (rows == 0 || width == 0) return;
+  const auto launch_pieces = [&]<int kN>() {
+    const int64_t pieces = (width + kN - 1) / kN;  // of a row
+    launch(ctx, name, pieces_kernel<kN, F>, grid_for(rows * pieces), rows, width, pieces,
+           Divisor(pieces), f);
+  };
   if (vectors) {
-    constexpr int kN = kPiece<T>;
-    launch(ctx, name, pieces_kernel<kN, F>, grid_for(rows * ((width + kN - 1) / kN)), rows, width,
-           f);
+    launch_pieces.template operator()<kPiece<T>>();
   } else {
-    launch(ctx, name, pieces_kernel<1, F>, grid_for(rows * width), rows, width, f);
+    launch_pieces.template operator()<1>();
   }
 }
 

@@ -16,13 +16,14 @@ struct Rotate {
   const A *cos, *sin;  // [T, half]
   A sign;              // of sin
   int64_t half, heads, groups;
+  Divisor by_groups;
   T* x;
   int64_t token_stride, head_stride;
 
   // A row is a group of heads of one token, its columns are the first halves'.
   template <int kN>
   __device__ void run(int64_t row, int64_t column, int64_t count) const {
-    const int64_t token = row / groups, head = row % groups * kHeads;
+    const int64_t token = by_groups.quotient(row), head = (row - token * groups) * kHeads;
     const Pack<A, kN> c = load<kN>(cos + token * half + column, count);
     const Pack<A, kN> s = load<kN>(sin + token * half + column, count);
     const int64_t end = std::min(head + kHeads, heads);
@@ -59,6 +60,7 @@ void run(const Context& ctx, const Rope& args) {
                           .half = half,
                           .heads = heads,
                           .groups = groups,
+                          .by_groups = Divisor(groups),
                           .x = args.x.data<T>(),
                           .token_stride = args.x.stride(0),
                           .head_stride = args.x.stride(1)});
