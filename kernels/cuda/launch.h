@@ -27,8 +27,8 @@ inline Grid grid_for(int64_t n, int threads = 256, int64_t most = int64_t{1} << 
           .threads = dim3(static_cast<unsigned>(threads))};
 }
 
-// Lets a kernel have `bytes` of dynamic shared memory on the current device: unasked, it may have 48
-// KiB less its static memory. (It gets all there is at once, since ranks that are threads would
+// Lets a kernel have `bytes` of dynamic shared memory on the current device: unasked, it may have
+// 48 KiB less its static memory. (It gets all there is at once, since ranks that are threads would
 // change each other's sizes.) Throws Error(kEnvironment) if that is less.
 void allow_shared_memory(const char* name, const void* kernel, size_t bytes);
 
