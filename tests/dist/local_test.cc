@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "tests/dist/suite.h"
+#include "tests/slow_build.h"
 
 namespace longhaul::dist {
 namespace {
@@ -28,13 +29,13 @@ TEST_P(LocalSuite, Passes) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Ranks, LocalSuite,
-                         ::testing::Combine(::testing::Range(1, 10),
-                                            ::testing::ValuesIn(testing::all_cases())),
-                         [](const auto& param_info) {
-                           return absl::StrCat(std::get<1>(param_info.param).name, "_",
-                                               std::get<0>(param_info.param));
-                         });
+INSTANTIATE_TEST_SUITE_P(
+    Ranks, LocalSuite,
+    ::testing::Combine(::testing::ValuesIn(test::some_of<int>({3, 1, 2, 5, 4, 6, 8, 7, 9}, 3)),
+                       ::testing::ValuesIn(testing::all_cases())),
+    [](const auto& param_info) {
+      return absl::StrCat(std::get<1>(param_info.param).name, "_", std::get<0>(param_info.param));
+    });
 
 // The error that run_local ends with. The deadline is beyond ctest's own, so a hang is noticed.
 Error error_of(int ranks, const std::function<void(Group& world)>& body) {

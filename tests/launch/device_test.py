@@ -18,6 +18,7 @@ import unittest
 PROGRAM = sys.argv[1]
 MPIRUN = sys.argv[2:]
 SKIPPED = 77
+SLOW = "LONGHAUL_TEST_SLOW_BUILD" in os.environ
 STEPS = 6
 CONFIG = """
 model { vocabulary: 16 layers: 2 width: 32 heads: 4 kv_heads: 2 head_dim: 8 mlp_width: 48
@@ -96,10 +97,10 @@ class Device(unittest.TestCase):
                                self.train("alibi-cpu", 1, *alibi)[STEPS], delta=1e-10)
 
     def test_ranks_as_threads(self):
-        for strategy, layout in [("ring", "zigzag"), ("double_ring", "striped"),
-                                 ("ulysses", "zigzag"), ("usp", "contiguous"),
-                                 ("all_gather", "zigzag"), ("query_ring", "zigzag"),
-                                 ("group_cast", "balanced"), ("lightseq", "contiguous")]:
+        cases = [("ring", "zigzag"), ("double_ring", "striped"), ("usp", "contiguous"),
+                 ("ulysses", "zigzag"), ("group_cast", "balanced"), ("all_gather", "zigzag"),
+                 ("lightseq", "contiguous"), ("query_ring", "zigzag")]
+        for strategy, layout in cases[::2] if SLOW else cases:
             with self.subTest(strategy=strategy):
                 losses = self.train("two-" + strategy, 2, "device=CUDA", "train.dtype=F64",
                                     "parallel.strategy=" + strategy, "parallel.layout=" + layout)

@@ -12,6 +12,7 @@
 #include "parallel/server/schedule.h"
 #include "tests/parallel/core_attention_cases.h"
 #include "tests/parallel/covering.h"
+#include "tests/slow_build.h"
 
 namespace longhaul::test {
 namespace {
@@ -114,7 +115,7 @@ TEST(CoreAttention, EveryStrategyEqualsNaiveAttention) {
   std::map<std::string, int> runs;
   AttentionTruth truth;
   std::vector<int64_t> truth_is_of;
-  for (Case pick : cases_of(sizes)) {
+  for (Case pick : some_of(cases_of(sizes), 2)) {
     if (full_coverage()) {
       pick.push_back(static_cast<int>(random() % layouts.size()));
       pick.push_back(static_cast<int>(random() % 2));
@@ -147,7 +148,7 @@ TEST(CoreAttention, EveryStrategyEqualsNaiveAttention) {
     ++runs[c.strategy];
   }
   for (const parallel::Strategy& strategy : strategies) {
-    EXPECT_GE(runs[std::string(strategy.name)], 3) << strategy.name;
+    EXPECT_GE(runs[std::string(strategy.name)], slow_build() ? 1 : 3) << strategy.name;
   }
 }
 

@@ -14,6 +14,7 @@
 #include "parallel/plan/planners.h"
 #include "tests/parallel/attention_world.h"
 #include "tests/parallel/plan_order.h"
+#include "tests/slow_build.h"
 
 namespace longhaul::test {
 namespace {
@@ -43,7 +44,7 @@ std::vector<Plan> plans_of(const parallel::Strategy& strategy, const Problem& pr
 TEST(PlanOrder, ExchangesInTheOrderOfTheirStartCannotDeadlock) {
   std::map<std::string_view, int> proved;
   for (int ranks = 1; ranks <= 9; ++ranks) {
-    for (const int64_t tokens : {int64_t{ranks} - 1, int64_t{61}, int64_t{130}}) {
+    for (const int64_t tokens : some_of<int64_t>({61, ranks - 1, 130}, 3)) {
       for (const parallel::LayoutKind& kind : parallel::layout_kinds()) {
         const TokenLayout layout = kind.make(tokens, ranks);
         for (const Documents& documents : {Documents::whole(tokens), random_documents(tokens, 4, 3),
